@@ -1,0 +1,206 @@
+//! The keys and values of margay's pinned maps: the one definition that the kernel half
+//! (`ebpf`) and the userspace half (`datapath`) share.
+//!
+//! Invariant: every type is `#[repr(C)]`, free of padding and of a fixed size, so that its bytes
+//! are the same on both sides and in `bpftool map dump`. A change to any of them, or to the
+//! meaning of a number, bumps [`ABI_VERSION`], which is part of every pin's path: pins of another
+//! version are left alone, never reused.
+//!
+//! Addresses and ports are byte arrays in network byte order; everything else is native-endian.
+#![no_std]
+
+mod counter;
+
+use bytemuck::{Pod, Zeroable};
+
+pub use counter::Counter;
+
+/// Version of everything in this crate. Part of the pin path.
+pub const ABI_VERSION: u32 = 1;
+
+/// Map names, at most 15 bytes (`BPF_OBJ_NAME_LEN` − 1): the same in the ELF, in bpftool and in the
+/// BPF file system.
+pub mod map_name {
+    /// [`PodInfo`](crate::PodInfo) by IPv4 address (`[u8; 4]`), hash.
+    pub const PODS_V4: &str = "pods_v4";
+    /// [`PodInfo`](crate::PodInfo) by IPv6 address (`[u8; 16]`), hash.
+    pub const PODS_V6: &str = "pods_v6";
+    /// [`Flow`](crate::Flow) by [`FlowKeyV4`](crate::FlowKeyV4), LRU hash.
+    pub const FLOWS_V4: &str = "flows_v4";
+    /// [`Flow`](crate::Flow) by [`FlowKeyV6`](crate::FlowKeyV6), LRU hash.
+    pub const FLOWS_V6: &str = "flows_v6";
+    /// [`Traffic`](crate::Traffic) by [`Counter`](crate::Counter), per-CPU array.
+    pub const STATS: &str = "stats";
+    /// [`Settings`](crate::Settings), array of one.
+    pub const SETTINGS: &str = "settings";
+    /// All of the above.
+    pub const ALL: [&str; 6] = [PODS_V4, PODS_V6, FLOWS_V4, FLOWS_V6, STATS, SETTINGS];
+}
+
+/// Program names, the same in the ELF, in bpftool and in the BPF file system. Named from the host's
+/// view of the veth.
+pub mod program_name {
+    /// TC ingress of the host veth: what the pod sends.
+    pub const FROM_POD: &str = "from_pod";
+    /// TC egress of the host veth: what the host's stack sends to the pod.
+    pub const TO_POD: &str = "to_pod";
+    /// All of the above.
+    pub const ALL: [&str; 2] = [FROM_POD, TO_POD];
+}
+
+/// Entries of `pods_v4` and of `pods_v6` unless the loader is told otherwise. Not preallocated.
+pub const DEFAULT_MAX_PODS: u32 = 65_536;
+/// Entries of `flows_v4` and of `flows_v6` unless the loader is told otherwise.
+pub const DEFAULT_MAX_FLOWS: u32 = 131_072;
+
+/// The gateway that an IPv4 pod sees. It exists on no interface; `from_pod` answers for it.
+pub const GATEWAY_V4: [u8; 4] = [169, 254, 1, 1];
+/// The gateway that an IPv6 pod sees, `fe80::ecee:eeff:feee:eeee`: the link-local address that
+/// [`HOST_VETH_MAC`] gives.
+pub const GATEWAY_V6: [u8; 16] =
+    [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0xec, 0xee, 0xee, 0xff, 0xfe, 0xee, 0xee, 0xee];
+/// MAC address of every host veth, as the standard Calico plugin sets it.
+pub const HOST_VETH_MAC: [u8; 6] = [0xee; 6];
+
+/// Value of `pods_v4` and `pods_v6`: where a pod's address is. Written by the CNI plugin as the
+/// last step of an ADD and removed first on DEL.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct PodInfo {
+    /// Interface index of the host veth, in the host's network namespace.
+    pub ifindex: u32,
+    /// MTU of the veth pair in bytes, network layer.
+    pub mtu: u32,
+    /// Bits of [`pod_flags`].
+    pub flags: u32,
+    /// MAC address of the pod's end: the only source the pod may use, and the destination of what
+    /// is delivered to it.
+    pub pod_mac: [u8; 6],
+    /// MAC address of the host veth: what ARP and NDP answers carry.
+    pub host_mac: [u8; 6],
+}
+
+/// Bits of [`PodInfo::flags`].
+pub mod pod_flags {
+    /// Answer ARP requests and neighbour solicitations for any address, not for the gateway alone.
+    pub const ANSWER_ANY: u32 = 1 << 0;
+}
+
+/// Key of `flows_v4`: the five-tuple in the direction the packet goes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FlowKeyV4 {
+    /// Source address.
+    pub src: [u8; 4],
+    /// Destination address.
+    pub dst: [u8; 4],
+    /// Source port, network byte order. For ICMP echo the identifier, in both port fields.
+    pub src_port: [u8; 2],
+    /// Destination port, network byte order. For ICMP echo the identifier, in both port fields.
+    pub dst_port: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// Key of `flows_v6`; the fields are those of [`FlowKeyV4`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FlowKeyV6 {
+    /// Source address.
+    pub src: [u8; 16],
+    /// Destination address.
+    pub dst: [u8; 16],
+    /// Source port, network byte order. For ICMPv6 echo the identifier, in both port fields.
+    pub src_port: [u8; 2],
+    /// Destination port, network byte order. For ICMPv6 echo the identifier, in both port fields.
+    pub dst_port: [u8; 2],
+    /// IP protocol number (the last next-header).
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// Value of `flows_v4` and `flows_v6`. Written by the programs alone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Flow {
+    /// One of [`flow_verdict`].
+    pub verdict: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// Values of [`Flow::verdict`].
+pub mod flow_verdict {
+    /// The host's stack has seen the flow (it may be under NAT there): all of it goes to the stack.
+    pub const VIA_STACK: u8 = 1;
+    /// The flow began between two local pods: it is delivered without the host's stack.
+    pub const DIRECT: u8 = 2;
+}
+
+/// Value of `stats`, one per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Traffic {
+    /// Packets as the program sees them (a GSO packet counts once).
+    pub packets: u64,
+    /// Bytes from the Ethernet header on.
+    pub bytes: u64,
+}
+
+/// Value of `settings`: what an operator can switch while the programs run. All zero by default.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Settings {
+    /// Bits of [`settings_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`Settings::flags`].
+pub mod settings_flags {
+    /// Send an aya-log event for every dropped packet.
+    pub const LOG_DROPS: u32 = 1 << 0;
+}
+
+const _: () = {
+    assert!(size_of::<PodInfo>() == 24);
+    assert!(size_of::<FlowKeyV4>() == 16);
+    assert!(size_of::<FlowKeyV6>() == 40);
+    assert!(size_of::<Flow>() == 4);
+    assert!(size_of::<Traffic>() == 16);
+    assert!(size_of::<Settings>() == 4);
+};
+
+impl FlowKeyV4 {
+    /// The key of the packets that go the other way.
+    #[must_use]
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol: self.protocol,
+            reserved: [0; 3],
+        }
+    }
+}
+
+impl FlowKeyV6 {
+    /// The key of the packets that go the other way.
+    #[must_use]
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol: self.protocol,
+            reserved: [0; 3],
+        }
+    }
+}
