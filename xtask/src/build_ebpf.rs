@@ -1,0 +1,1 @@
+//! `cargo xtask build-ebpf`: the one builder of the kernel half.
