@@ -1,1 +1,46 @@
-fn main() {}
+//! `cargo xtask`: set-up, build, test and demo of margay, one file per command.
+//!
+//! What a command needs, it has `setup` bring first, so that every command works on a machine that
+//! has only Rust and a C compiler.
+#![deny(unsafe_code)]
+
+mod build;
+mod build_ebpf;
+mod check;
+mod demo;
+mod setup;
+mod test;
+mod toolchain;
+mod workspace;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Set-up, build, test and demo of margay.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Setup(setup::Arguments),
+    BuildEbpf(build_ebpf::Arguments),
+    Build(build::Arguments),
+    Check,
+    Test(test::Arguments),
+    Demo(demo::Arguments),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Setup(arguments) => setup::run(&arguments),
+        Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
+        Command::Build(arguments) => build::run(&arguments),
+        Command::Check => check::run(),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+    }
+}

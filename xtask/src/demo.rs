@@ -1,0 +1,31 @@
+//! `cargo xtask demo`: builds everything and runs the demo of the test package.
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+
+use crate::build_ebpf;
+use crate::setup::{self, Use};
+use crate::workspace::{self, run as run_command};
+
+/// Show two pods that talk to each other through the TC programs.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Arguments of the demo itself
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    setup::ensure(&[Use::Build, Use::Demo])?;
+    build_ebpf::run(&build_ebpf::Arguments::default())?;
+    run_command(workspace::cargo_command("build").args([
+        "--quiet",
+        "--package",
+        "margay",
+        "--bins",
+    ]))?;
+    let mut demo = workspace::cargo_command("run");
+    demo.args(["--quiet", "--package", "margay-tests", "--bin", "demo", "--"]);
+    run_command(demo.args(&arguments.arguments))
+}

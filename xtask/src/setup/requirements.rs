@@ -1,0 +1,179 @@
+//! The one table of programs that margay's commands run, and of the packages that have them.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::Use;
+use crate::workspace;
+
+/// Something to have on the machine.
+pub(super) struct Requirement {
+    pub name: &'static str,
+    look: Look,
+    pub uses: &'static [Use],
+    pub why: &'static str,
+    /// Sets of packages, each of which will do; the first that the machine's apt knows is taken.
+    pub apt: &'static [&'static [&'static str]],
+    dnf: &'static str,
+    pacman: &'static str,
+}
+
+/// How to tell that it is there.
+enum Look {
+    Program(&'static str),
+    /// Ubuntu has a `bpftool` that only says which package to install.
+    Works(&'static str, &'static str),
+    /// One of these files.
+    File(&'static [&'static str]),
+}
+
+/// To need one more program, add it here.
+pub(super) const REQUIREMENTS: &[Requirement] = &[
+    Requirement {
+        name: "cc",
+        look: Look::Program("cc"),
+        uses: &[Use::Build, Use::Check, Use::Test, Use::Demo],
+        why: "links every binary and compiles SQLite",
+        apt: &[&["gcc", "libc6-dev"]],
+        dnf: "gcc",
+        pacman: "gcc",
+    },
+    Requirement {
+        name: "ip",
+        look: Look::Program("ip"),
+        uses: &[Use::Test, Use::Demo],
+        why: "shows and makes links, addresses and routes",
+        apt: &[&["iproute2"]],
+        dnf: "iproute",
+        pacman: "iproute2",
+    },
+    Requirement {
+        name: "tc",
+        look: Look::Program("tc"),
+        uses: &[Use::Test, Use::Demo],
+        why: "shows filters",
+        apt: &[&["iproute2"]],
+        dnf: "iproute-tc",
+        pacman: "iproute2",
+    },
+    Requirement {
+        name: "bpftool",
+        look: Look::Works("bpftool", "version"),
+        uses: &[Use::Test, Use::Demo],
+        why: "shows pinned maps and programs",
+        apt: &[&["bpftool"], &["linux-tools-common", "linux-tools-generic"]],
+        dnf: "bpftool",
+        pacman: "bpf",
+    },
+    Requirement {
+        name: "ping",
+        look: Look::Program("ping"),
+        uses: &[Use::Test, Use::Demo],
+        why: "sends echo requests",
+        apt: &[&["iputils-ping"]],
+        dnf: "iputils",
+        pacman: "iputils",
+    },
+    Requirement {
+        name: "iperf3",
+        look: Look::Program("iperf3"),
+        uses: &[Use::Demo],
+        why: "measures TCP between pods",
+        apt: &[&["iperf3"]],
+        dnf: "iperf3",
+        pacman: "iperf3",
+    },
+    Requirement {
+        name: "iptables",
+        look: Look::Program("iptables"),
+        uses: &[Use::Test],
+        why: "translates Service addresses, as kube-proxy does",
+        apt: &[&["iptables"]],
+        dnf: "iptables-nft",
+        pacman: "iptables",
+    },
+    Requirement {
+        name: "nft",
+        look: Look::Program("nft"),
+        uses: &[Use::Test],
+        why: "translates Service addresses, as kube-proxy does",
+        apt: &[&["nftables"]],
+        dnf: "nftables",
+        pacman: "nftables",
+    },
+    Requirement {
+        name: "host-local",
+        look: Look::File(&[
+            "/usr/lib/cni/host-local",
+            "/opt/cni/bin/host-local",
+            "/usr/libexec/cni/host-local",
+        ]),
+        uses: &[Use::Test],
+        why: "the standard CNI plugins, to work together with",
+        apt: &[&["containernetworking-plugins"]],
+        dnf: "containernetworking-plugins",
+        pacman: "cni-plugins",
+    },
+];
+
+impl Requirement {
+    pub(super) fn is_present(&self) -> bool {
+        match self.look {
+            Look::Program(name) => workspace::find_program(name).is_some(),
+            Look::Works(name, argument) => workspace::find_program(name).is_some_and(|program| {
+                let mut command = Command::new(program);
+                command.arg(argument).stdout(Stdio::null()).stderr(Stdio::null());
+                command.status().is_ok_and(|status| status.success())
+            }),
+            Look::File(paths) => paths.iter().any(|path| Path::new(path).is_file()),
+        }
+    }
+}
+
+/// The command that installs all of these with this machine's package manager, as far as known.
+pub(super) fn command(tools: &[&Requirement]) -> String {
+    let has = |program: &str| workspace::find_program(program).is_some();
+    let names = |package: &dyn Fn(&Requirement) -> String| {
+        let mut names: Vec<_> = tools.iter().map(|tool| package(tool)).collect();
+        names.sort();
+        names.dedup();
+        names.join(" ")
+    };
+    if has("apt-get") {
+        format!("sudo apt-get install {}", names(&|tool| tool.apt[0].join(" ")))
+    } else if has("dnf") {
+        format!("sudo dnf install {}", names(&|tool| tool.dnf.to_owned()))
+    } else if has("pacman") {
+        format!("sudo pacman -S {}", names(&|tool| tool.pacman.to_owned()))
+    } else {
+        format!("install with your package manager: {}", names(&|tool| tool.name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_requirement_can_be_installed_everywhere() {
+        for tool in REQUIREMENTS {
+            assert!(!tool.apt.is_empty() && tool.apt.iter().all(|set| !set.is_empty()));
+            assert!(!tool.dnf.is_empty() && !tool.pacman.is_empty(), "{}", tool.name);
+            assert!(!tool.uses.is_empty(), "{} is needed for nothing", tool.name);
+        }
+    }
+
+    #[test]
+    fn a_program_that_only_fails_is_not_present() {
+        let works = |name| Requirement { look: Look::Works(name, "-"), ..REQUIREMENTS[0] };
+        assert!(works("true").is_present());
+        assert!(!works("false").is_present());
+    }
+
+    #[test]
+    fn a_file_in_any_of_its_places_is_present() {
+        let file = |paths| Requirement { look: Look::File(paths), ..REQUIREMENTS[0] };
+        assert!(file(&["/nonexistent", "/proc/self/status"]).is_present());
+        assert!(!file(&["/nonexistent"]).is_present());
+    }
+}

@@ -1,0 +1,7 @@
+//! `cargo xtask test`
+/// x
+#[derive(clap::Args)]
+pub(crate) struct Arguments {}
+pub(crate) fn run(_: &Arguments) -> anyhow::Result<()> {
+    Ok(())
+}
