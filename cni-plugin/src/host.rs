@@ -1,0 +1,132 @@
+//! The host's end of an attachment: sysctls of the host veth, its state, the neighbour entries and
+//! routes to the pod.
+//!
+//! Everything here goes with the host veth when that is deleted, but for the two switches that let
+//! the host forward at all; those belong to the host and stay.
+
+use std::net::IpAddr;
+
+use rustix::io::Errno;
+
+use crate::netlink::{Netlink, NetlinkError, NewRoute};
+use crate::sysctl::{self, SysctlError};
+
+/// Why the host's end could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// A netlink request failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A sysctl could not be set.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The pod's address is routed to another interface.
+    #[error("address {address} is routed over interface {interface} already")]
+    RouteTaken {
+        /// The pod's address.
+        address: IpAddr,
+        /// Name of the interface that has the route.
+        interface: String,
+    },
+}
+
+/// The host veth, once it exists.
+#[derive(Clone, Debug)]
+pub struct HostSide {
+    /// Name of the host veth.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// MAC address of the pod's end.
+    pub pod_mac: [u8; 6],
+}
+
+impl HostSide {
+    /// Sets the sysctls of the host veth, which is still down. `proxy` lets the host's stack answer
+    /// ARP and NDP for the gateway, as the standard plugin has it; without, a program answers.
+    ///
+    /// # Errors
+    /// When one cannot be set.
+    pub fn set_sysctls(&self, proxy: bool) -> Result<(), SysctlError> {
+        for (key, value) in self.sysctls(proxy) {
+            sysctl::ensure(&key, value)?;
+        }
+        // Without these the host drops what it should forward, whatever the interface says.
+        if self.has(IpAddr::is_ipv4) {
+            sysctl::ensure("ipv4/ip_forward", "1")?;
+        }
+        if self.has(IpAddr::is_ipv6) {
+            sysctl::ensure("ipv6/conf/all/forwarding", "1")?;
+        }
+        Ok(())
+    }
+
+    /// The sysctls of the host veth and the values that they must have.
+    #[must_use]
+    pub fn sysctls(&self, proxy: bool) -> Vec<(String, &'static str)> {
+        let on_if = |condition| if condition { "1" } else { "0" };
+        let name = &self.name;
+        let mut sysctls = vec![
+            (format!("ipv4/conf/{name}/forwarding"), "1"),
+            (format!("ipv4/conf/{name}/proxy_arp"), on_if(proxy)),
+        ];
+        if proxy {
+            sysctls.push((format!("ipv4/neigh/{name}/proxy_delay"), "0"));
+        }
+        if self.has(IpAddr::is_ipv6) {
+            let conf = format!("ipv6/conf/{name}");
+            sysctls.extend([
+                (format!("{conf}/disable_ipv6"), "0"),
+                // The link-local address must be the one that the MAC address gives: the gateway.
+                (format!("{conf}/addr_gen_mode"), "0"),
+                (format!("{conf}/accept_dad"), "0"),
+                (format!("{conf}/accept_ra"), "0"),
+                (format!("{conf}/forwarding"), "1"),
+                (format!("{conf}/proxy_ndp"), on_if(proxy)),
+            ]);
+        }
+        sysctls
+    }
+
+    /// Adds neighbour entries and routes to the pod. The host veth is up: the kernel refuses IPv4
+    /// routes over one that is down.
+    ///
+    /// # Errors
+    /// [`HostError::RouteTaken`] when another interface has one of the routes.
+    pub async fn route_to_pod(&self, netlink: &Netlink) -> Result<(), HostError> {
+        for &address in &self.addresses {
+            netlink.set_permanent_neighbour(self.ifindex, address, self.pod_mac).await?;
+            let route = NewRoute::on_link(address, self.ifindex);
+            match netlink.add_route(&route).await {
+                Err(error) if error.is(Errno::EXIST) => {
+                    return Err(self.route_taken(netlink, address).await);
+                }
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A route goes with its link, so there is a live interface behind one that exists: another
+    /// pod's, whatever the datastore says. Taking the route over would cut that pod off.
+    async fn route_taken(&self, netlink: &Netlink, address: IpAddr) -> HostError {
+        let owner = async {
+            let Some(ifindex) = netlink.route_to(address).await?.and_then(|route| route.ifindex)
+            else {
+                return Ok(None);
+            };
+            netlink.link_by_index(ifindex).await
+        };
+        match owner.await {
+            Ok(Some(link)) => HostError::RouteTaken { address, interface: link.name },
+            Ok(None) => HostError::RouteTaken { address, interface: "none".to_owned() },
+            Err(error) => HostError::Netlink(error),
+        }
+    }
+
+    fn has(&self, family: impl Fn(&IpAddr) -> bool) -> bool {
+        self.addresses.iter().any(family)
+    }
+}

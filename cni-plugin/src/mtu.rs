@@ -1,0 +1,66 @@
+//! The MTU of a pod's veth pair: the configured one, else that of the host's way out.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::netlink::{Netlink, NetlinkError};
+
+/// MTU where nothing says otherwise, in bytes: that of Ethernet.
+const DEFAULT_MTU: u32 = 1500;
+
+/// Destinations that only a default route leads to (TEST-NET-1 of RFC 5737, the documentation
+/// prefix of RFC 3849). They are looked up, never sent to.
+const ELSEWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
+
+/// An MTU and where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mtu {
+    /// Network layer, in bytes.
+    pub bytes: u32,
+    /// Where it comes from.
+    pub source: MtuSource,
+}
+
+/// Where an MTU comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MtuSource {
+    /// The `mtu` key of the network configuration.
+    Configured,
+    /// The interface of the default route.
+    Interface(String),
+    /// There is no default route.
+    Default,
+}
+
+impl fmt::Display for MtuSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configured => f.write_str("configured"),
+            Self::Interface(name) => write!(f, "interface {name} of the default route"),
+            Self::Default => f.write_str("default, for want of a default route"),
+        }
+    }
+}
+
+impl Mtu {
+    /// Finds the MTU: two look-ups at the most, no dump of the routing table.
+    ///
+    /// # Errors
+    /// When a netlink request fails.
+    pub async fn find(netlink: &Netlink, configured: Option<u32>) -> Result<Self, NetlinkError> {
+        if let Some(bytes) = configured {
+            return Ok(Self { bytes, source: MtuSource::Configured });
+        }
+        for destination in ELSEWHERE {
+            let Some(route) = netlink.route_to(destination).await? else { continue };
+            let Some(ifindex) = route.ifindex else { continue };
+            if let Some(link) = netlink.link_by_index(ifindex).await? {
+                return Ok(Self { bytes: link.mtu, source: MtuSource::Interface(link.name) });
+            }
+        }
+        Ok(Self { bytes: DEFAULT_MTU, source: MtuSource::Default })
+    }
+}

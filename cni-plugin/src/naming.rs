@@ -1,0 +1,75 @@
+//! Names and addresses that follow from an attachment alone, so that DEL, GC and a repeated ADD
+//! find what an earlier process made without anything that it left behind.
+
+use margay_datastore::Attachment;
+use sha1::{Digest, Sha1};
+
+/// Prefix of every host veth's name.
+pub const HOST_VETH_PREFIX: &str = "mgy";
+/// Prefix of every host veth's alias.
+const ALIAS_PREFIX: &str = "margay:";
+
+/// Name of the attachment's host veth: `mgy` and the first 12 hex digits of the SHA-1 of
+/// `network/container-id/ifname`; 15 characters, all that an interface name can hold.
+#[must_use]
+pub fn host_veth(attachment: &Attachment) -> String {
+    let digest = digest(attachment);
+    let hex: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{HOST_VETH_PREFIX}{hex}")
+}
+
+/// MAC address of the pod's end where none is asked for: locally administered, from the same
+/// digest.
+#[must_use]
+pub fn pod_mac(attachment: &Attachment) -> [u8; 6] {
+    let digest = digest(attachment);
+    let mut mac = [0; 6];
+    mac.copy_from_slice(&digest[6..12]);
+    mac[0] = mac[0] & 0b1111_1100 | 0b0000_0010;
+    mac
+}
+
+/// Alias of the attachment's host veth: the token that says whose it is. A link that bears the
+/// name and not the alias is somebody else's and is never touched.
+#[must_use]
+pub fn alias(attachment: &Attachment) -> String {
+    format!("{ALIAS_PREFIX}{attachment}")
+}
+
+/// The attachment that an alias names, if it is one of margay's.
+#[must_use]
+pub fn attachment_of_alias(alias: &str) -> Option<Attachment> {
+    alias.strip_prefix(ALIAS_PREFIX)?.parse().ok()
+}
+
+fn digest(attachment: &Attachment) -> [u8; 20] {
+    Sha1::digest(attachment.to_string()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment() -> Attachment {
+        Attachment::new("net", "4f1d", "eth0").unwrap()
+    }
+
+    #[test]
+    fn the_host_veth_is_named_by_the_sha1_of_the_attachment() {
+        // printf net/4f1d/eth0 | sha1sum
+        assert_eq!(host_veth(&attachment()), "mgyce47502ad5ac");
+    }
+
+    #[test]
+    fn the_pod_mac_is_unicast_and_locally_administered() {
+        let mac = pod_mac(&attachment());
+        assert_eq!(mac[0] & 0b11, 0b10);
+    }
+
+    #[test]
+    fn an_alias_names_its_attachment() {
+        assert_eq!(attachment_of_alias(&alias(&attachment())), Some(attachment()));
+        assert_eq!(attachment_of_alias("uplink of the rack"), None);
+        assert_eq!(attachment_of_alias("margay:not-an-attachment"), None);
+    }
+}

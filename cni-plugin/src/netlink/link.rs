@@ -1,0 +1,199 @@
+//! Links: the veth pair, its state, its alias.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo as Info,
+    LinkMessage,
+};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
+
+use super::{Netlink, NetlinkError};
+
+/// A veth pair to be made: everything that can be set at creation is, so that no other process
+/// (udev above all) ever sees an end with another name or MAC address.
+#[derive(Debug)]
+pub struct VethPair<'a> {
+    /// Name of the end that stays in the socket's namespace.
+    pub host_name: &'a str,
+    /// MAC address of that end.
+    pub host_mac: [u8; 6],
+    /// Name of the end in the pod.
+    pub pod_name: &'a str,
+    /// MAC address of the end in the pod.
+    pub pod_mac: [u8; 6],
+    /// Network namespace of the pod.
+    pub pod_netns: BorrowedFd<'a>,
+    /// MTU of both ends, in bytes.
+    pub mtu: u32,
+    /// Transmit and receive queues of each end.
+    pub queues: u32,
+}
+
+/// What the kernel says of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Interface index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Alias: on a host veth the token that names its attachment.
+    pub alias: Option<String>,
+    /// MAC address.
+    pub mac: [u8; 6],
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Kind, such as `veth`; empty for a physical device.
+    pub kind: String,
+}
+
+impl Netlink {
+    /// Makes both ends of a veth pair, down, in one request.
+    ///
+    /// # Errors
+    /// `EEXIST` when one of the names is taken in its namespace.
+    pub async fn create_veth(&self, pair: &VethPair<'_>) -> Result<(), NetlinkError> {
+        let peer =
+            end(pair.pod_name, pair.pod_mac, pair).setns_by_fd(pair.pod_netns.as_raw_fd()).build();
+        let mut message = end(pair.host_name, pair.host_mac, pair).build();
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            Info::Kind(InfoKind::Veth),
+            Info::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
+        let object = format!("{} with peer {}", pair.host_name, pair.pod_name);
+        let message = RouteNetlinkMessage::NewLink(message);
+        self.execute("create veth", &object, message, NLM_F_CREATE | NLM_F_EXCL).await
+    }
+
+    /// The link of this name, if there is one.
+    ///
+    /// # Errors
+    /// Any errno but `ENODEV`.
+    pub async fn link_by_name(&self, name: &str) -> Result<Option<LinkInfo>, NetlinkError> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().name(name).build();
+        self.one_link(name, message).await
+    }
+
+    /// The link of this index, if there is one.
+    ///
+    /// # Errors
+    /// Any errno but `ENODEV`.
+    pub async fn link_by_index(&self, index: u32) -> Result<Option<LinkInfo>, NetlinkError> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).build();
+        self.one_link(&format!("with index {index}"), message).await
+    }
+
+    /// Every link. For garbage collection and inspection, never for an ADD or a DEL.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub async fn links(&self) -> Result<Vec<LinkInfo>, NetlinkError> {
+        let message = RouteNetlinkMessage::GetLink(without_statistics(LinkMessage::default()));
+        let answers = self.query("list", "links", message, NLM_F_DUMP).await?;
+        Ok(answers.into_iter().filter_map(link_info).collect())
+    }
+
+    /// Sets the alias.
+    ///
+    /// # Errors
+    /// Any errno.
+    pub async fn set_link_alias(&self, index: u32, alias: &str) -> Result<(), NetlinkError> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).alias(alias).build();
+        self.change_link("set alias of link", index, message).await
+    }
+
+    /// Sets the link up.
+    ///
+    /// # Errors
+    /// Any errno.
+    pub async fn set_link_up(&self, index: u32) -> Result<(), NetlinkError> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
+        self.change_link("set up link", index, message).await
+    }
+
+    /// Deletes a link, and the other end with it; returns whether it was there.
+    ///
+    /// # Errors
+    /// Any errno but `ENODEV`.
+    pub async fn delete_link(&self, index: u32) -> Result<bool, NetlinkError> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).build();
+        let object = format!("with index {index}");
+        match self.execute("delete link", &object, RouteNetlinkMessage::DelLink(message), 0).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_absent() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn change_link(
+        &self,
+        operation: &'static str,
+        index: u32,
+        message: LinkMessage,
+    ) -> Result<(), NetlinkError> {
+        let object = format!("with index {index}");
+        self.execute(operation, &object, RouteNetlinkMessage::NewLink(message), 0).await
+    }
+
+    async fn one_link(
+        &self,
+        object: &str,
+        message: LinkMessage,
+    ) -> Result<Option<LinkInfo>, NetlinkError> {
+        let message = RouteNetlinkMessage::GetLink(without_statistics(message));
+        match self.query("look up link", object, message, 0).await {
+            Ok(answers) => Ok(answers.into_iter().find_map(link_info)),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn end(name: &str, mac: [u8; 6], pair: &VethPair<'_>) -> LinkMessageBuilder<LinkUnspec> {
+    LinkMessageBuilder::<LinkUnspec>::new()
+        .name(name)
+        .address(mac.to_vec())
+        .mtu(pair.mtu)
+        .append_extra_attribute(LinkAttribute::NumTxQueues(pair.queues))
+        .append_extra_attribute(LinkAttribute::NumRxQueues(pair.queues))
+}
+
+/// Asks the kernel to leave the statistics out of the answer: they are most of its bytes.
+fn without_statistics(mut message: LinkMessage) -> LinkMessage {
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    message
+}
+
+fn link_info(message: RouteNetlinkMessage) -> Option<LinkInfo> {
+    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    let mut info = LinkInfo {
+        index: message.header.index,
+        name: String::new(),
+        alias: None,
+        mac: [0; 6],
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        kind: String::new(),
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => info.name = name,
+            LinkAttribute::IfAlias(alias) => info.alias = Some(alias),
+            LinkAttribute::Address(bytes) => info.mac = bytes.try_into().unwrap_or([0; 6]),
+            LinkAttribute::Mtu(mtu) => info.mtu = mtu,
+            LinkAttribute::LinkInfo(infos) => {
+                for nested in infos {
+                    if let Info::Kind(kind) = nested {
+                        info.kind = kind.to_string();
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(info)
+}

@@ -1,0 +1,174 @@
+//! Routes.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+    RouteType,
+};
+
+use super::address::family;
+use super::{Netlink, NetlinkError, ROUTE_PROTOCOL};
+
+/// A route to be made in the main table, with margay's route protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRoute {
+    /// Where to.
+    pub destination: IpNetwork,
+    /// Over which router; none for what is on the link.
+    pub gateway: Option<IpAddr>,
+    /// Take the router for reachable on the link without a route that says so.
+    pub onlink: bool,
+    /// Over which interface.
+    pub ifindex: u32,
+}
+
+/// What the kernel says of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteInfo {
+    /// Where to; prefix length 0 for a default route.
+    pub destination: Option<IpAddr>,
+    /// Length of the destination's prefix in bits.
+    pub prefix_length: u8,
+    /// Over which router.
+    pub gateway: Option<IpAddr>,
+    /// Over which interface; none for unreachable, blackhole and multipath routes.
+    pub ifindex: Option<u32>,
+    /// Protocol number of who made it.
+    pub protocol: u8,
+    /// Routing table.
+    pub table: u32,
+}
+
+impl NewRoute {
+    /// A route to one address on the link.
+    #[must_use]
+    pub fn on_link(address: IpAddr, ifindex: u32) -> Self {
+        Self { destination: IpNetwork::from(address), gateway: None, onlink: false, ifindex }
+    }
+}
+
+impl Netlink {
+    /// Adds a route.
+    ///
+    /// # Errors
+    /// `EEXIST` when there is a route to this destination with the same priority.
+    pub async fn add_route(&self, route: &NewRoute) -> Result<(), NetlinkError> {
+        self.put_route("add route", route, NLM_F_CREATE | NLM_F_EXCL).await
+    }
+
+    /// Adds a route in place of the one to the same destination with the same priority.
+    ///
+    /// # Errors
+    /// Any errno.
+    pub async fn replace_route(&self, route: &NewRoute) -> Result<(), NetlinkError> {
+        self.put_route("replace route", route, NLM_F_CREATE | NLM_F_REPLACE).await
+    }
+
+    /// The route that the kernel would use for a packet to `address`, if any.
+    ///
+    /// # Errors
+    /// Any errno but those that say that there is no route.
+    pub async fn route_to(&self, address: IpAddr) -> Result<Option<RouteInfo>, NetlinkError> {
+        let mut message = to(IpNetwork::from(address));
+        message.header.flags = RouteFlags::FibMatch;
+        let message = RouteNetlinkMessage::GetRoute(message);
+        match self.query("look up route", &address.to_string(), message, 0).await {
+            Ok(answers) => Ok(answers.into_iter().find_map(route_info)),
+            Err(error) if no_route(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The routes of both families over one interface. The kernel has no request for one
+    /// interface's routes, so this dumps those of the namespace: for CHECK and GC, never for an ADD
+    /// or a DEL.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub async fn routes(&self, ifindex: u32) -> Result<Vec<RouteInfo>, NetlinkError> {
+        let message = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        let answers = self.query("list", "routes", message, NLM_F_DUMP).await?;
+        let infos = answers.into_iter().filter_map(route_info);
+        Ok(infos.filter(|info| info.ifindex == Some(ifindex)).collect())
+    }
+
+    async fn put_route(
+        &self,
+        operation: &'static str,
+        route: &NewRoute,
+        flags: u16,
+    ) -> Result<(), NetlinkError> {
+        let mut message = to(route.destination);
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+        message.header.kind = RouteType::Unicast;
+        message.header.scope = match route.gateway {
+            None if route.destination.is_ipv4() => RouteScope::Link,
+            _ => RouteScope::Universe,
+        };
+        if route.onlink {
+            message.header.flags = RouteFlags::Onlink;
+        }
+        message.attributes.push(RouteAttribute::Oif(route.ifindex));
+        if let Some(gateway) = route.gateway {
+            message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+        }
+        let object = match route.gateway {
+            Some(gateway) => format!("{} via {gateway}", route.destination),
+            None => format!("{} over link with index {}", route.destination, route.ifindex),
+        };
+        self.execute(operation, &object, RouteNetlinkMessage::NewRoute(message), flags).await
+    }
+}
+
+fn to(destination: IpNetwork) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(destination.ip());
+    message.header.destination_prefix_length = destination.prefix();
+    if destination.prefix() != 0 {
+        message.attributes.push(RouteAttribute::Destination(destination.ip().into()));
+    }
+    message
+}
+
+fn no_route(error: &NetlinkError) -> bool {
+    use rustix::io::Errno;
+    error.is_absent()
+        || [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS, Errno::INVAL]
+            .iter()
+            .any(|&errno| error.is(errno))
+}
+
+fn route_info(message: RouteNetlinkMessage) -> Option<RouteInfo> {
+    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+    let mut info = RouteInfo {
+        destination: None,
+        prefix_length: message.header.destination_prefix_length,
+        gateway: None,
+        ifindex: None,
+        protocol: message.header.protocol.into(),
+        table: u32::from(message.header.table),
+    };
+    for attribute in message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => info.destination = ip(&address),
+            RouteAttribute::Gateway(address) => info.gateway = ip(&address),
+            RouteAttribute::Oif(ifindex) => info.ifindex = Some(ifindex),
+            RouteAttribute::Table(table) => info.table = table,
+            _ => {}
+        }
+    }
+    Some(info)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
