@@ -1,0 +1,117 @@
+//! `CNI_ARGS`: what the runtime says about the pod, as `KEY=value;KEY=value`.
+//!
+//! The rules are those of the reference library (`types.LoadArgs`): a pair without exactly one
+//! `=` is an error, an unknown key is one unless `IgnoreUnknown` is true. Every error is of CNI code
+//! 4 and names the pair.
+
+use std::net::IpAddr;
+
+use crate::config::{Mac, parse_ip, parse_mac};
+
+/// What `CNI_ARGS` holds. Absent and empty are the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CniArgs {
+    /// `K8S_POD_NAMESPACE`.
+    pub pod_namespace: Option<String>,
+    /// `K8S_POD_NAME`.
+    pub pod_name: Option<String>,
+    /// `K8S_POD_UID`.
+    pub pod_uid: Option<String>,
+    /// `K8S_POD_INFRA_CONTAINER_ID`.
+    pub infra_container_id: Option<String>,
+    /// `IP`: addresses, separated by commas, at most one of each family.
+    pub ips: Vec<IpAddr>,
+    /// `MAC`.
+    pub mac: Option<Mac>,
+}
+
+/// A `CNI_ARGS` that margay refuses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ArgsError {
+    /// Not of the form `KEY=value`.
+    #[error("CNI_ARGS: {pair:?} is not of the form KEY=value")]
+    Pair {
+        /// The pair as it stands.
+        pair: String,
+    },
+    /// The value does not parse.
+    #[error("CNI_ARGS: {pair:?}: the value must be {wanted}")]
+    Value {
+        /// The pair as it stands.
+        pair: String,
+        /// What would be right.
+        wanted: &'static str,
+    },
+    /// Unknown keys, and `IgnoreUnknown` is not set.
+    #[error("CNI_ARGS: {pairs:?} unknown, and IgnoreUnknown=1 is not given")]
+    Unknown {
+        /// The pairs as they stand.
+        pairs: Vec<String>,
+    },
+}
+
+impl CniArgs {
+    /// Parses the value of `CNI_ARGS`.
+    pub fn parse(text: &str) -> Result<Self, ArgsError> {
+        let mut args = Self::default();
+        let mut ignore_unknown = false;
+        let mut unknown = Vec::new();
+        for pair in text.split(';').filter(|_| !text.is_empty()) {
+            let (key, value) = pair
+                .split_once('=')
+                .filter(|(key, value)| !key.is_empty() && !value.contains('='))
+                .ok_or_else(|| ArgsError::Pair { pair: pair.to_owned() })?;
+            let invalid = |wanted| ArgsError::Value { pair: pair.to_owned(), wanted };
+            let text = || Some(value.to_owned()).filter(|value| !value.is_empty());
+            match key {
+                "K8S_POD_NAMESPACE" => args.pod_namespace = text(),
+                "K8S_POD_NAME" => args.pod_name = text(),
+                "K8S_POD_UID" => args.pod_uid = text(),
+                "K8S_POD_INFRA_CONTAINER_ID" => args.infra_container_id = text(),
+                "IP" => args.ips = ips(value).ok_or_else(|| invalid(WANTED_IPS))?,
+                "MAC" if value.is_empty() => args.mac = None,
+                "MAC" => {
+                    args.mac = Some(parse_mac(value).ok_or_else(|| invalid(WANTED_MAC))?);
+                }
+                "IgnoreUnknown" => {
+                    ignore_unknown = truth(value).ok_or_else(|| invalid("0, 1, true or false"))?;
+                }
+                _ => unknown.push(pair.to_owned()),
+            }
+        }
+        if !unknown.is_empty() && !ignore_unknown {
+            return Err(ArgsError::Unknown { pairs: unknown });
+        }
+        Ok(args)
+    }
+}
+
+const WANTED_IPS: &str = "one unicast address of a family, or one of each with a comma between";
+const WANTED_MAC: &str = "a unicast MAC address";
+
+fn ips(value: &str) -> Option<Vec<IpAddr>> {
+    let mut ips: Vec<IpAddr> = Vec::new();
+    for text in value.split(',').filter(|_| !value.is_empty()) {
+        let ip = parse_ip(text.trim())?;
+        if ips.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
+            return None;
+        }
+        ips.push(ip);
+    }
+    Some(ips)
+}
+
+fn truth(value: &str) -> Option<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "1" | "true" => Some(true),
+        "0" | "false" => Some(false),
+        _ => None,
+    }
+}
+
+/// The specification's rule for network names and container IDs: a letter or digit, then letters,
+/// digits, underscores, dots and hyphens.
+pub(crate) fn is_cni_name(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+}

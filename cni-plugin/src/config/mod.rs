@@ -1,0 +1,418 @@
+//! The network configuration: parsed, checked whole, and then a type whose values can be relied on.
+//!
+//! Invariant: a [`NetConf`] is valid. Whatever is wrong with a document is found here, before
+//! anything is touched, and the error names the field by its path. Nothing here panics, whatever
+//! the document, and nothing but the host name is read from the system.
+
+mod error;
+mod field;
+mod keys;
+mod pools;
+mod requested;
+
+use std::path::PathBuf;
+
+use rscni_types::types::{CNIResult, Dns, GcAttachment};
+use serde_json::{Map, Value};
+
+pub use error::ConfigError;
+pub use pools::{Pool, PoolSet};
+pub use requested::{Mac, Requested};
+pub(crate) use requested::{parse_ip, parse_mac};
+
+use crate::log::{LogConf, LogLevel};
+use field::Object;
+
+/// The IPAM plugin that runs inside the process.
+pub const BUILTIN_IPAM: &str = "margay-ipam";
+
+/// A valid network configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NetConf {
+    /// Network name.
+    pub name: String,
+    /// Name of this node in the datastore.
+    pub nodename: String,
+    /// MTU of the veth pair in bytes; `None` is that of the default route's interface.
+    pub mtu: Option<u32>,
+    /// Queues of each kind per veth; `None` is the kernel's default.
+    pub num_queues: Option<u32>,
+    /// Which data path pods get.
+    pub dataplane: Dataplane,
+    /// How the programs are attached.
+    pub attach: Attach,
+    /// Answer a pod's ARP requests and neighbour solicitations for any address.
+    pub answer_any_arp: bool,
+    /// Give the pod default routes; `None` is for its first interface only.
+    pub default_route: Option<bool>,
+    /// Let the pod forward packets.
+    pub ip_forwarding: bool,
+    /// Where state lives.
+    pub paths: Paths,
+    /// Entries of each pod map.
+    pub max_pods: u32,
+    /// Entries of each flow map.
+    pub max_flows: u32,
+    /// Where logs go.
+    pub log: LogConf,
+    /// Who gives out addresses.
+    pub ipam: IpamConf,
+    /// What the configuration asks for on behalf of this pod; see [`NetConf::default_route_for`]
+    /// and [`Requested::or_args`].
+    pub requested: Requested,
+    /// Name resolution, handed on in the result.
+    pub dns: Option<Dns>,
+    unused: Vec<String>,
+}
+
+/// Directories margay keeps things in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    /// Survives reboots: the local datastore.
+    pub state_dir: PathBuf,
+    /// Does not: locks.
+    pub run_dir: PathBuf,
+    /// Root of margay's pins, in a BPF file system.
+    pub bpffs_root: PathBuf,
+}
+
+impl Paths {
+    /// The local datastore.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.state_dir.join("margay.db")
+    }
+}
+
+/// Which data path pods get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dataplane {
+    /// eBPF; an ADD on a kernel that cannot do it fails.
+    Ebpf,
+    /// The host's IP stack alone.
+    Linux,
+    /// eBPF where the kernel can do it.
+    Auto,
+}
+
+/// How the programs are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// clsact qdisc and `bpf` filter.
+    Clsact,
+    /// TCX link.
+    Tcx,
+}
+
+/// Who gives out addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IpamConf {
+    /// margay-ipam, in this process.
+    Builtin(PoolSet),
+    /// Another plugin, by its executable's name.
+    Delegated(String),
+}
+
+impl NetConf {
+    /// Validates the configuration of the network plugin.
+    pub fn from_map(document: &Map<String, Value>) -> Result<Self, ConfigError> {
+        let netconf = Object::root(document);
+        let mut unused = keys::check(&netconf, "", keys::NETCONF_KEYS)?;
+        refuse_unsupported(&netconf, &mut unused)?;
+        let ipam_object = ipam_object(&netconf)?;
+        let ipam = ipam_conf(&ipam_object, &mut unused)?;
+        let builtin = matches!(ipam, IpamConf::Builtin(_));
+        let paths = paths(&netconf, builtin.then_some(&ipam_object))?;
+        let container = netconf.object("container_settings")?;
+        let ip_forwarding = container.map(|object| object.boolean("allow_ip_forwarding"));
+        let max_entries = 1..=16_777_216;
+        Ok(Self {
+            name: name(&netconf)?,
+            nodename: nodename(&netconf)?,
+            mtu: mtu(&netconf)?,
+            num_queues: netconf.integer("num_queues", 0..=4096)?.filter(|count| *count > 0),
+            dataplane: dataplane(&netconf)?,
+            attach: attach(&netconf)?,
+            answer_any_arp: netconf.boolean("answer_any_arp")?.unwrap_or(false),
+            default_route: netconf.boolean("default_route")?,
+            ip_forwarding: ip_forwarding.transpose()?.flatten().unwrap_or(false),
+            paths,
+            max_pods: netconf
+                .integer("max_pods", max_entries.clone())?
+                .unwrap_or(margay_abi::DEFAULT_MAX_PODS),
+            max_flows: netconf
+                .integer("max_flows", max_entries)?
+                .unwrap_or(margay_abi::DEFAULT_MAX_FLOWS),
+            log: log(&netconf)?,
+            ipam,
+            requested: Requested::from_object(&netconf)?,
+            dns: dns(&netconf)?,
+            unused,
+        })
+    }
+
+    /// Keys of the configuration that have no effect, by their paths, for the log.
+    #[must_use]
+    pub fn unused_keys(&self) -> &[String] {
+        &self.unused
+    }
+
+    /// Whether the interface gets the default routes: as configured, else only `eth0` does, the
+    /// name that runtimes give a pod's first interface.
+    #[must_use]
+    pub fn default_route_for(&self, ifname: &str) -> bool {
+        self.default_route.unwrap_or(ifname == "eth0")
+    }
+}
+
+/// What margay-ipam reads of another plugin's network configuration. The keys outside `ipam`
+/// belong to that plugin and are not checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IpamNetConf {
+    /// Network name.
+    pub name: String,
+    /// Name of this node in the datastore.
+    pub nodename: String,
+    /// Directory of the local datastore.
+    pub state_dir: PathBuf,
+    /// Where logs go.
+    pub log: LogConf,
+    /// The pools.
+    pub pools: PoolSet,
+    /// What the configuration asks for on behalf of this pod.
+    pub requested: Requested,
+    unused: Vec<String>,
+}
+
+impl IpamNetConf {
+    /// Validates what margay-ipam reads.
+    pub fn from_map(document: &Map<String, Value>) -> Result<Self, ConfigError> {
+        let netconf = Object::root(document);
+        let ipam = ipam_object(&netconf)?;
+        let unused = keys::check(&ipam, "ipam.", keys::IPAM_KEYS)?;
+        Ok(Self {
+            name: name(&netconf)?,
+            nodename: nodename(&ipam)?,
+            state_dir: directory(&ipam, "state_dir", DEFAULT_STATE_DIR)?,
+            log: log(&ipam)?,
+            pools: PoolSet::from_object(&ipam)?,
+            requested: Requested::from_object(&netconf)?,
+            unused,
+        })
+    }
+
+    /// Keys of `ipam` that have no effect, by their paths, for the log.
+    #[must_use]
+    pub fn unused_keys(&self) -> &[String] {
+        &self.unused
+    }
+}
+
+/// The attachments that a GC must keep. libcni writes both keys, the second for plugins of a time
+/// when the specification's text had it so, and `null` for an empty list. Without either, keeping
+/// nothing would be a guess that costs every pod its network: an error.
+pub fn valid_attachments(document: &Map<String, Value>) -> Result<Vec<GcAttachment>, ConfigError> {
+    const KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+    let netconf = Object::root(document);
+    let Some(key) = KEYS.into_iter().find(|key| document.contains_key(*key)) else {
+        return Err(netconf.missing(KEYS[0], "GC must be told what to keep"));
+    };
+    netconf
+        .list(key)?
+        .iter()
+        .map(|item| {
+            let attachment = item.object()?;
+            let text = |key| match attachment.string(key)? {
+                Some(text) => Ok(text.to_owned()),
+                None => Err(attachment.missing(key, "an attachment has one")),
+            };
+            Ok(GcAttachment { container_id: text("containerID")?, ifname: text("ifname")? })
+        })
+        .collect()
+}
+
+/// The result of the ADD that a CHECK or a chained plugin gets to see, in any version's layout.
+pub fn prev_result(document: &Map<String, Value>) -> Result<Option<CNIResult>, ConfigError> {
+    let Some(field) = Object::root(document).get("prevResult") else { return Ok(None) };
+    let result = serde_json::from_value(field.value().clone());
+    result.map(Some).map_err(|error| field.invalid(error.to_string()))
+}
+
+const DEFAULT_STATE_DIR: &str = "/var/lib/margay";
+const DEFAULT_RUN_DIR: &str = "/run/margay";
+const DEFAULT_BPFFS_ROOT: &str = "/sys/fs/bpf/margay";
+
+/// Refuses what margay cannot do and must not ignore, and reports what it may.
+fn refuse_unsupported(netconf: &Object<'_>, unused: &mut Vec<String>) -> Result<(), ConfigError> {
+    for key in ["etcd_endpoints", "etcd_discovery_srv", "etcd_authority"] {
+        if let (Some(_), Some(field)) = (netconf.string(key)?, netconf.get(key)) {
+            return Err(field.unsupported("this version has the local datastore only"));
+        }
+    }
+    if let (Some(kind), Some(field)) =
+        (netconf.string("datastore_type")?, netconf.get("datastore_type"))
+    {
+        match kind {
+            "local" => {}
+            // Calico's objects are not read; on one node the local datastore does the work.
+            "kubernetes" => unused.push("datastore_type".into()),
+            "etcdv3" | "etcd" => {
+                return Err(field.unsupported("this version has the local datastore only"));
+            }
+            _ => return Err(field.invalid("must be local or kubernetes")),
+        }
+    }
+    if let Some(policy) = netconf.object("policy")?
+        && let (Some(kind), Some(field)) = (policy.string("type")?, policy.get("type"))
+    {
+        match kind {
+            "k8s" => unused.push("policy.type".into()),
+            _ => return Err(field.unsupported("margay enforces no network policy of its own")),
+        }
+    }
+    Ok(())
+}
+
+fn ipam_object<'v>(netconf: &Object<'v>) -> Result<Object<'v>, ConfigError> {
+    netconf
+        .object("ipam")?
+        .ok_or_else(|| netconf.missing("ipam", "somebody must give out addresses"))
+}
+
+fn ipam_conf(ipam: &Object<'_>, unused: &mut Vec<String>) -> Result<IpamConf, ConfigError> {
+    let Some(kind) = ipam.string("type")? else {
+        return Err(ipam.missing("type", "margay-ipam, host-local, static, …"));
+    };
+    if kind == BUILTIN_IPAM {
+        unused.extend(keys::check(ipam, "ipam.", keys::IPAM_KEYS)?);
+        return Ok(IpamConf::Builtin(PoolSet::from_object(ipam)?));
+    }
+    if let Some(field) = ipam.get("type").filter(|_| kind.contains('/') || kind.starts_with('.')) {
+        return Err(field.invalid("must be the name of a plugin, not a path"));
+    }
+    if let (Some("usePodCidr" | "usePodCidrIPv6"), Some(field)) =
+        (ipam.get("subnet").and_then(|field| field.value().as_str()), ipam.get("subnet"))
+    {
+        return Err(field.unsupported(
+            "it takes the Kubernetes API to know the node's pod CIDR; write the prefix itself, \
+             or use margay-ipam with it as a pool",
+        ));
+    }
+    Ok(IpamConf::Delegated(kind.to_owned()))
+}
+
+/// `ipam.state_dir` serves margay-ipam under other plugins; under margay there is one datastore.
+fn paths(netconf: &Object<'_>, builtin_ipam: Option<&Object<'_>>) -> Result<Paths, ConfigError> {
+    let mut state_dir = directory(netconf, "state_dir", DEFAULT_STATE_DIR)?;
+    if let Some(field) = builtin_ipam.and_then(|ipam| ipam.get("state_dir")) {
+        let other = directory_of(&field)?;
+        if netconf.get("state_dir").is_some() && other != state_dir {
+            return Err(field.invalid("differs from state_dir, and there is one datastore"));
+        }
+        state_dir = other;
+    }
+    Ok(Paths {
+        state_dir,
+        run_dir: directory(netconf, "run_dir", DEFAULT_RUN_DIR)?,
+        bpffs_root: directory(netconf, "bpffs_root", DEFAULT_BPFFS_ROOT)?,
+    })
+}
+
+fn directory(object: &Object<'_>, key: &str, default: &str) -> Result<PathBuf, ConfigError> {
+    match (object.string(key)?, object.get(key)) {
+        (Some(_), Some(field)) => directory_of(&field),
+        _ => Ok(PathBuf::from(default)),
+    }
+}
+
+fn directory_of(field: &field::Field<'_>) -> Result<PathBuf, ConfigError> {
+    let path = PathBuf::from(field.string()?);
+    let clean = path.is_absolute() && !field.string()?.contains('\0');
+    clean.then_some(path).ok_or_else(|| field.invalid("must be an absolute path"))
+}
+
+/// The specification's rule for network names and container IDs.
+fn name(netconf: &Object<'_>) -> Result<String, ConfigError> {
+    let Some(field) = netconf.get("name") else {
+        return Err(netconf.missing("name", "a network has one"));
+    };
+    let name = field.string()?;
+    if crate::args::is_cni_name(name) {
+        Ok(name.to_owned())
+    } else {
+        Err(field.invalid(
+            "must start with a letter or digit, then letters, digits, underscores, dots, hyphens",
+        ))
+    }
+}
+
+/// `nodename`, Calico's old name for it, or the host's own name in lower case, as with Calico.
+fn nodename(object: &Object<'_>) -> Result<String, ConfigError> {
+    for key in ["nodename", "hostname"] {
+        if let (Some(name), Some(field)) = (object.string(key)?, object.get(key)) {
+            return match crate::args::is_cni_name(name) {
+                true => Ok(name.to_owned()),
+                false => Err(field.invalid("must be a host name")),
+            };
+        }
+    }
+    let host = rustix::system::uname().nodename().to_string_lossy().trim().to_lowercase();
+    if crate::args::is_cni_name(&host) {
+        Ok(host)
+    } else {
+        Err(object.missing("nodename", "the host has no name that could stand in for it"))
+    }
+}
+
+/// The kernel's limits for a veth; 0 is the same as absent.
+fn mtu(netconf: &Object<'_>) -> Result<Option<u32>, ConfigError> {
+    match netconf.integer("mtu", 0..=65_535)? {
+        None | Some(0) => Ok(None),
+        Some(mtu) if mtu >= 68 => Ok(Some(mtu)),
+        Some(_) => netconf.integer("mtu", 68..=65_535),
+    }
+}
+
+fn dataplane(netconf: &Object<'_>) -> Result<Dataplane, ConfigError> {
+    match (netconf.string("dataplane")?, netconf.get("dataplane")) {
+        (None | Some("ebpf"), _) | (_, None) => Ok(Dataplane::Ebpf),
+        (Some("linux"), _) => Ok(Dataplane::Linux),
+        (Some("auto"), _) => Ok(Dataplane::Auto),
+        (_, Some(field)) => Err(field.invalid("must be ebpf, linux or auto")),
+    }
+}
+
+fn attach(netconf: &Object<'_>) -> Result<Attach, ConfigError> {
+    match (netconf.string("attach")?, netconf.get("attach")) {
+        (None | Some("clsact"), _) | (_, None) => Ok(Attach::Clsact),
+        (Some("tcx"), _) => Ok(Attach::Tcx),
+        (_, Some(field)) => Err(field.invalid("must be clsact or tcx")),
+    }
+}
+
+fn log(object: &Object<'_>) -> Result<LogConf, ConfigError> {
+    let level = match (object.string("log_level")?, object.get("log_level")) {
+        (Some(text), Some(field)) => LogLevel::parse(text)
+            .ok_or_else(|| field.invalid("must be trace, debug, info, warning, error or fatal"))?,
+        _ => LogLevel::default(),
+    };
+    let file = match (object.string("log_file_path")?, object.get("log_file_path")) {
+        (Some(_), Some(field)) => Some(directory_of(&field)?),
+        _ => None,
+    };
+    Ok(LogConf { level, file })
+}
+
+fn dns(netconf: &Object<'_>) -> Result<Option<Dns>, ConfigError> {
+    let Some(dns) = netconf.object("dns")? else { return Ok(None) };
+    let texts = |key| -> Result<Vec<String>, ConfigError> {
+        dns.list(key)?.iter().map(|item| item.string().map(str::to_owned)).collect()
+    };
+    let some = |list: Vec<String>| Some(list).filter(|list| !list.is_empty());
+    Ok(Some(Dns {
+        nameservers: texts("nameservers")?,
+        domain: dns.string("domain")?.map(str::to_owned),
+        search: some(texts("search")?),
+        options: some(texts("options")?),
+    }))
+}

@@ -1,0 +1,265 @@
+//! The `ipam` section when margay-ipam serves it: pools, and which of them an ADD may use.
+//!
+//! Invariant: a [`PoolSet`] has a usable pool for every family it assigns, no two of its pools
+//! overlap, and every prefix is free of host bits.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+
+use super::ConfigError;
+use super::field::{Field, Object};
+
+/// Prefix lengths a block may have.
+const BLOCK_SIZE_V4: std::ops::RangeInclusive<u32> = 20..=32;
+const BLOCK_SIZE_V6: std::ops::RangeInclusive<u32> = 116..=128;
+const DEFAULT_BLOCK_SIZE_V4: u8 = 26;
+const DEFAULT_BLOCK_SIZE_V6: u8 = 122;
+
+/// An address pool of the network configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// Name that `ipv4_pools` and `ipv6_pools` may use.
+    pub name: Option<String>,
+    /// The addresses, without host bits.
+    pub cidr: IpNetwork,
+    /// Prefix length of the blocks that nodes take from it.
+    pub block_size: u8,
+    /// Gives out no more addresses; those given out stay valid.
+    pub disabled: bool,
+    /// Pods' traffic to the outside is to be masqueraded.
+    pub nat_outgoing: bool,
+}
+
+/// The pools of one network and how to assign from them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolSet {
+    /// Every pool of the configuration.
+    pub all: Vec<Pool>,
+    /// Those an ADD takes addresses from, in order of preference: enabled, chosen by
+    /// `ipv4_pools` and `ipv6_pools`, of a family that is assigned.
+    pub usable: Vec<Pool>,
+    /// Every pod gets an IPv4 address.
+    pub assign_ipv4: bool,
+    /// Every pod gets an IPv6 address.
+    pub assign_ipv6: bool,
+    /// Never take an address from another node's block.
+    pub strict_affinity: bool,
+}
+
+impl PoolSet {
+    /// Reads the `ipam` object.
+    pub(crate) fn from_object(ipam: &Object<'_>) -> Result<Self, ConfigError> {
+        let mut all = Vec::new();
+        for item in ipam.list("pools")? {
+            add_pool(&mut all, Pool::from_object(&item.object()?)?, &item)?;
+        }
+        let listed = !all.is_empty();
+        let chosen_v4 = choose(ipam, "ipv4_pools", &mut all, listed, IpNetwork::is_ipv4)?;
+        let chosen_v6 = choose(ipam, "ipv6_pools", &mut all, listed, IpNetwork::is_ipv6)?;
+
+        let usable_v4 = usable(&all, chosen_v4.as_deref(), IpNetwork::is_ipv4);
+        let usable_v6 = usable(&all, chosen_v6.as_deref(), IpNetwork::is_ipv6);
+        let assign_ipv4 = assign(ipam, "assign_ipv4", !usable_v4.is_empty())?;
+        let assign_ipv6 = assign(ipam, "assign_ipv6", !usable_v6.is_empty())?;
+        if !assign_ipv4 && !assign_ipv6 {
+            return Err(ipam.missing(
+                "pools",
+                "there is no enabled pool of a family that is assigned to pods",
+            ));
+        }
+        let mut usable = Vec::new();
+        usable.extend(usable_v4.into_iter().filter(|_| assign_ipv4));
+        usable.extend(usable_v6.into_iter().filter(|_| assign_ipv6));
+        let strict_affinity = ipam.boolean("strict_affinity")?.unwrap_or(false);
+        Ok(Self { all, usable, assign_ipv4, assign_ipv6, strict_affinity })
+    }
+}
+
+impl Pool {
+    fn from_object(object: &Object<'_>) -> Result<Self, ConfigError> {
+        let cidr_field = object
+            .get("cidr")
+            .ok_or_else(|| object.missing("cidr", "a pool is a range of addresses"))?;
+        let cidr = cidr(&cidr_field)?;
+        let range = if cidr.is_ipv4() { BLOCK_SIZE_V4 } else { BLOCK_SIZE_V6 };
+        let block_size = match object.integer("block_size", range)? {
+            Some(size) if size < u32::from(cidr.prefix()) => {
+                let reason = format!("a block cannot be larger than its pool {cidr}");
+                return Err(invalid(object, "block_size", reason));
+            }
+            // The range's end is 128 at most.
+            Some(size) => u8::try_from(size).unwrap_or(u8::MAX),
+            None => default_block_size(&cidr),
+        };
+        Ok(Self {
+            name: object.string("name")?.map(str::to_owned),
+            cidr,
+            block_size,
+            disabled: object.boolean("disabled")?.unwrap_or(false),
+            nat_outgoing: object.boolean("nat_outgoing")?.unwrap_or(false),
+        })
+    }
+
+    fn with_defaults(cidr: IpNetwork) -> Self {
+        let block_size = default_block_size(&cidr);
+        Self { name: None, cidr, block_size, disabled: false, nat_outgoing: false }
+    }
+
+    /// The first address after the network's own. margay-ipam names it as the gateway when
+    /// another plugin than margay asks; no pod gets it.
+    #[must_use]
+    pub fn gateway(&self) -> Option<IpAddr> {
+        self.has_gateway().then(|| match self.cidr.network() {
+            IpAddr::V4(first) => IpAddr::V4(Ipv4Addr::from_bits(first.to_bits() + 1)),
+            IpAddr::V6(first) => IpAddr::V6(Ipv6Addr::from_bits(first.to_bits() + 1)),
+        })
+    }
+
+    /// Addresses of the pool that no pod gets: the network's own (in IPv6 the subnet-router
+    /// anycast address), the gateway's and the IPv4 broadcast address. A pool of one or two
+    /// addresses has none of them.
+    #[must_use]
+    pub fn reserved(&self) -> Vec<IpAddr> {
+        let Some(gateway) = self.gateway() else { return Vec::new() };
+        let broadcast = self.cidr.is_ipv4().then(|| self.cidr.broadcast());
+        [Some(self.cidr.network()), Some(gateway), broadcast].into_iter().flatten().collect()
+    }
+
+    fn has_gateway(&self) -> bool {
+        self.cidr.prefix() < if self.cidr.is_ipv4() { 31 } else { 127 }
+    }
+}
+
+fn default_block_size(cidr: &IpNetwork) -> u8 {
+    let size = if cidr.is_ipv4() { DEFAULT_BLOCK_SIZE_V4 } else { DEFAULT_BLOCK_SIZE_V6 };
+    size.max(cidr.prefix())
+}
+
+fn invalid(object: &Object<'_>, key: &str, reason: String) -> ConfigError {
+    match object.get(key) {
+        Some(field) => field.invalid(reason),
+        None => ConfigError::Invalid { field: object.path_of(key), value: "null".into(), reason },
+    }
+}
+
+/// A prefix that pods can have addresses of.
+fn cidr(field: &Field<'_>) -> Result<IpNetwork, ConfigError> {
+    let text = field.string()?;
+    if !text.contains('/') {
+        return Err(field.invalid("must be a prefix such as 10.244.0.0/16 or fd00:10:244::/64"));
+    }
+    let cidr: IpNetwork =
+        field.parse("must be a prefix such as 10.244.0.0/16 or fd00:10:244::/64")?;
+    if cidr.ip() != cidr.network() {
+        let network = cidr.network();
+        let reason = format!("has host bits set, did you mean {network}/{}?", cidr.prefix());
+        return Err(field.invalid(reason));
+    }
+    match reserved_range(&cidr) {
+        Some(what) => Err(field.invalid(format!("overlaps {what}, which pods cannot use"))),
+        None => Ok(cidr),
+    }
+}
+
+/// The range that `cidr` overlaps and that no pod can have an address of.
+fn reserved_range(cidr: &IpNetwork) -> Option<&'static str> {
+    const RANGES: [(&str, &str); 10] = [
+        ("0.0.0.0/8", "0.0.0.0/8 (this network)"),
+        ("127.0.0.0/8", "127.0.0.0/8 (loopback)"),
+        ("169.254.0.0/16", "169.254.0.0/16 (link-local, the pods' gateway)"),
+        ("224.0.0.0/4", "224.0.0.0/4 (multicast)"),
+        ("240.0.0.0/4", "240.0.0.0/4 (reserved)"),
+        ("::/128", "::/128 (unspecified)"),
+        ("::1/128", "::1/128 (loopback)"),
+        ("::ffff:0:0/96", "::ffff:0:0/96 (IPv4-mapped)"),
+        ("fe80::/10", "fe80::/10 (link-local, the pods' gateway)"),
+        ("ff00::/8", "ff00::/8 (multicast)"),
+    ];
+    let overlapping = |range: &&(&str, &str)| {
+        range.0.parse::<IpNetwork>().is_ok_and(|range| overlap(&range, cidr))
+    };
+    RANGES.iter().find(overlapping).map(|(_, what)| *what)
+}
+
+fn overlap(one: &IpNetwork, other: &IpNetwork) -> bool {
+    one.contains(other.network()) || other.contains(one.network())
+}
+
+fn add_pool(pools: &mut Vec<Pool>, pool: Pool, field: &Field<'_>) -> Result<(), ConfigError> {
+    if let Some(other) = pools.iter().find(|other| overlap(&other.cidr, &pool.cidr)) {
+        return Err(field.invalid(format!("overlaps the pool {}", other.cidr)));
+    }
+    if let Some(name) = pool.name.as_ref()
+        && pools.iter().any(|other| other.name.as_ref() == Some(name))
+    {
+        return Err(field.invalid(format!("a second pool is named {name:?}")));
+    }
+    pools.push(pool);
+    Ok(())
+}
+
+/// The pools that `ipv4_pools` or `ipv6_pools` names, `None` if the key chooses none. Where the
+/// configuration lists no pools of its own, a prefix here is a pool with the defaults.
+fn choose(
+    ipam: &Object<'_>,
+    key: &str,
+    all: &mut Vec<Pool>,
+    listed: bool,
+    of_family: fn(&IpNetwork) -> bool,
+) -> Result<Option<Vec<IpNetwork>>, ConfigError> {
+    let items = ipam.list(key)?;
+    if items.is_empty() {
+        return Ok(None);
+    }
+    let mut chosen = Vec::with_capacity(items.len());
+    for item in items {
+        let text = item.string()?;
+        let known =
+            |pool: &&Pool| pool.name.as_deref() == Some(text) || text.parse() == Ok(pool.cidr);
+        let cidr = match all.iter().find(known) {
+            Some(pool) => pool.cidr,
+            None if listed => {
+                return Err(item.invalid("is neither the name nor the cidr of one of ipam.pools"));
+            }
+            None => {
+                let cidr = cidr(&item)?;
+                add_pool(all, Pool::with_defaults(cidr), &item)?;
+                cidr
+            }
+        };
+        if !of_family(&cidr) {
+            return Err(item.invalid(format!("{cidr} is of the other address family")));
+        }
+        if chosen.contains(&cidr) {
+            return Err(item.invalid("is named twice"));
+        }
+        chosen.push(cidr);
+    }
+    Ok(Some(chosen))
+}
+
+fn usable(
+    all: &[Pool],
+    chosen: Option<&[IpNetwork]>,
+    of_family: fn(&IpNetwork) -> bool,
+) -> Vec<Pool> {
+    let enabled = all.iter().filter(|pool| !pool.disabled && of_family(&pool.cidr));
+    match chosen {
+        None => enabled.cloned().collect(),
+        Some(chosen) => chosen
+            .iter()
+            .filter_map(|cidr| enabled.clone().find(|pool| pool.cidr == *cidr).cloned())
+            .collect(),
+    }
+}
+
+fn assign(ipam: &Object<'_>, key: &str, possible: bool) -> Result<bool, ConfigError> {
+    match ipam.boolean(key)? {
+        Some(true) if !possible => {
+            Err(invalid(ipam, key, "there is no enabled pool of this family".into()))
+        }
+        Some(wanted) => Ok(wanted),
+        None => Ok(possible),
+    }
+}

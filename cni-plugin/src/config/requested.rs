@@ -1,0 +1,119 @@
+//! What one pod asks for: addresses, a MAC address, labels.
+//!
+//! Of the three places that can name addresses, the first that does is taken, whole:
+//! `runtimeConfig.ips`, `args.cni.ips`, `IP` in `CNI_ARGS`. The MAC address likewise.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::ConfigError;
+use super::field::{Field, Object};
+use crate::args::CniArgs;
+
+/// A MAC address.
+pub type Mac = [u8; 6];
+
+/// What one pod asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Requested {
+    /// Addresses, at most one of each family; empty if the pod takes what it gets.
+    pub ips: Vec<IpAddr>,
+    /// The pod's MAC address.
+    pub mac: Option<Mac>,
+    /// `args.cni.labels`.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Requested {
+    /// Reads `runtimeConfig` and `args.cni` of a network configuration.
+    pub(crate) fn from_object(netconf: &Object<'_>) -> Result<Self, ConfigError> {
+        let runtime = netconf.object("runtimeConfig")?;
+        let args = match netconf.object("args")? {
+            Some(args) => args.object("cni")?,
+            None => None,
+        };
+        let mut requested = Self::default();
+        for place in [&runtime, &args].into_iter().flatten() {
+            if requested.ips.is_empty() {
+                requested.ips = ips(place)?;
+            }
+            if requested.mac.is_none() {
+                requested.mac = place.get("mac").map(|field| mac(&field)).transpose()?.flatten();
+            }
+        }
+        if let Some(args) = &args {
+            requested.labels = labels(args)?;
+        }
+        Ok(requested)
+    }
+
+    /// Fills in what `CNI_ARGS` asks for and the network configuration does not.
+    #[must_use]
+    pub fn or_args(mut self, args: &CniArgs) -> Self {
+        if self.ips.is_empty() {
+            self.ips = args.ips.clone();
+        }
+        self.mac = self.mac.or(args.mac);
+        self
+    }
+}
+
+fn ips(place: &Object<'_>) -> Result<Vec<IpAddr>, ConfigError> {
+    let mut ips: Vec<IpAddr> = Vec::new();
+    for item in place.list("ips")? {
+        let ip = parse_ip(item.string()?).ok_or_else(|| item.invalid(WANTED_IP))?;
+        if ips.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
+            return Err(item.invalid("is a second address of its family"));
+        }
+        ips.push(ip);
+    }
+    Ok(ips)
+}
+
+const WANTED_IP: &str =
+    "must be a unicast address such as 10.244.0.5 or fd00::5, a prefix length is allowed";
+
+/// An address a pod can have, with or without a prefix length.
+pub(crate) fn parse_ip(text: &str) -> Option<IpAddr> {
+    let ip = match text.parse::<IpAddr>() {
+        Ok(ip) => ip,
+        Err(_) => text.parse::<IpNetwork>().ok()?.ip(),
+    };
+    let unusable = ip.is_unspecified() || ip.is_multicast() || ip.is_loopback();
+    (!unusable && ip.to_canonical() == ip).then_some(ip)
+}
+
+/// A unicast MAC address that is not all zero, in colon or hyphen notation.
+pub(crate) fn parse_mac(text: &str) -> Option<Mac> {
+    let mut mac = Mac::default();
+    let mut parts = text.split([':', '-']);
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    let unicast = mac[0] & 1 == 0 && mac != Mac::default();
+    (parts.next().is_none() && unicast).then_some(mac)
+}
+
+fn mac(field: &Field<'_>) -> Result<Option<Mac>, ConfigError> {
+    match field.string()? {
+        "" => Ok(None),
+        text => parse_mac(text).map(Some).ok_or_else(|| {
+            field.invalid("must be a unicast MAC address such as 02:00:00:00:00:05")
+        }),
+    }
+}
+
+fn labels(args: &Object<'_>) -> Result<BTreeMap<String, String>, ConfigError> {
+    args.list("labels")?
+        .iter()
+        .map(|item| {
+            let label = item.object()?;
+            let key =
+                label.string("key")?.ok_or_else(|| label.missing("key", "a label has one"))?;
+            Ok((key.to_owned(), label.string("value")?.unwrap_or_default().to_owned()))
+        })
+        .collect()
+}
