@@ -1,1 +1,17 @@
-//! (skeleton)
+//! The harness of margay's tests: a node and its pods made of network namespaces, the plugins
+//! executed as a runtime executes them, and traffic between the two.
+//!
+//! Invariant: nothing here outlives the test, however it ends, and nothing touches the machine's
+//! own interfaces, mounts or state. A test's thread becomes a node: it gets a network and a mount
+//! namespace of its own, and every process it starts inherits them.
+
+pub mod cni;
+pub mod namespace;
+pub mod node;
+pub mod pod;
+pub mod requirements;
+pub mod traffic;
+
+pub use cni::{CniOutput, Invocation};
+pub use node::Node;
+pub use pod::Pod;

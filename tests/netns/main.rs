@@ -1,0 +1,9 @@
+//! Tests on a real kernel: a node and its pods are network namespaces, the plugins are the real
+//! binaries, traffic is real.
+
+mod lifecycle;
+mod link_local;
+mod outside;
+mod services;
+mod spoofing;
+mod stack_mode;

@@ -1,0 +1,131 @@
+//! A plugin executed as a runtime does it: the request in the environment, the configuration on
+//! standard input, the answer on standard output.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::node;
+
+/// A plugin's execution to come.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    plugin: String,
+    environment: BTreeMap<String, String>,
+    stdin: Vec<u8>,
+}
+
+impl Invocation {
+    /// An execution of `plugin` (a name beside the tests, or a path) for a verb.
+    #[must_use]
+    pub fn new(plugin: &str, verb: &str, config: &Value) -> Self {
+        let environment = BTreeMap::from([("CNI_COMMAND".to_owned(), verb.to_owned())]);
+        let stdin = config.to_string().into_bytes();
+        Self { plugin: plugin.to_owned(), environment, stdin }
+    }
+
+    /// Sets a variable of the environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Leaves a variable out.
+    #[must_use]
+    pub fn without_env(mut self, name: &str) -> Self {
+        self.environment.remove(name);
+        self
+    }
+
+    /// Sends these bytes in place of the configuration.
+    #[must_use]
+    pub fn stdin(mut self, bytes: &[u8]) -> Self {
+        bytes.clone_into(&mut self.stdin);
+        self
+    }
+
+    /// Executes it in the calling thread's namespaces and waits.
+    pub fn execute(&self) -> CniOutput {
+        CniOutput { output: self.start().wait_with_output().expect("wait for the plugin") }
+    }
+
+    /// Executes it without waiting.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(&self) -> Child {
+        let mut child = Command::new(node::plugin_directory().join(&self.plugin))
+            .env_clear()
+            .envs(&self.environment)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start the plugin");
+        let mut stdin = child.stdin.take().expect("stdin");
+        // A plugin that refuses the environment need not read its input.
+        if let Err(error) = stdin.write_all(&self.stdin) {
+            assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe, "{error}");
+        }
+        child
+    }
+}
+
+/// What a plugin answered.
+#[derive(Clone, Debug)]
+pub struct CniOutput {
+    output: Output,
+}
+
+impl CniOutput {
+    /// From a child that [`Invocation::start`] started.
+    #[must_use]
+    pub fn of(child: Child) -> Self {
+        Self { output: child.wait_with_output().expect("wait for the plugin") }
+    }
+
+    /// Whether the exit code is 0.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        self.output.status.success()
+    }
+
+    /// The answer of a verb that succeeded; null where the verb has none.
+    ///
+    /// # Panics
+    /// When the verb failed, or what it printed is not JSON.
+    pub fn success(&self) -> Value {
+        assert!(self.is_success(), "{}\n{}{}", self.output.status, self.stdout(), self.stderr());
+        if self.output.stdout.is_empty() {
+            return Value::Null;
+        }
+        serde_json::from_slice(&self.output.stdout).expect("a JSON answer")
+    }
+
+    /// The error of a verb that failed: its code and its message with the details.
+    ///
+    /// # Panics
+    /// When the verb succeeded, did not exit by itself or did not print an error.
+    pub fn error(&self) -> (u64, String) {
+        assert_eq!(self.output.status.code(), Some(1), "{}{}", self.stdout(), self.stderr());
+        let error: Value = serde_json::from_slice(&self.output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}{}", self.stdout(), self.stderr()));
+        let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+        (error["code"].as_u64().expect("code"), format!("{}; {}", text("msg"), text("details")))
+    }
+
+    /// Standard output.
+    #[must_use]
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.output.stdout).into_owned()
+    }
+
+    /// Standard error.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+}

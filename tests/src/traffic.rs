@@ -1,0 +1,154 @@
+//! Traffic between places: sockets are opened inside a namespace and used from the test's thread.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use crate::namespace::NamedNetns;
+use crate::node::{self, Node};
+use crate::pod::Pod;
+
+/// How long anything here waits for a packet before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a test waits before it says that a packet does not arrive.
+pub const SILENCE: Duration = Duration::from_millis(300);
+
+/// Somewhere sockets can be opened.
+pub trait Place {
+    /// Runs `work` there.
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T;
+}
+
+impl Place for Pod<'_> {
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        Pod::enter(self, work)
+    }
+}
+
+impl Place for NamedNetns {
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        NamedNetns::enter(self, work)
+    }
+}
+
+impl Place for Node {
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        work()
+    }
+}
+
+/// A TCP connection with both of its ends in hand.
+#[derive(Debug)]
+pub struct Connection {
+    /// The end that connected.
+    pub client: TcpStream,
+    /// The end that accepted.
+    pub server: TcpStream,
+}
+
+impl Connection {
+    /// Connects from `client` to `target`, which reaches `listener`.
+    ///
+    /// # Errors
+    /// When the connection is not made in time.
+    pub fn open(
+        client: &impl Place,
+        target: SocketAddr,
+        listener: &TcpListener,
+    ) -> io::Result<Self> {
+        let client = client.enter(|| TcpStream::connect_timeout(&target, PATIENCE))?;
+        let (server, _) = listener.accept()?;
+        for stream in [&client, &server] {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_nodelay(true)?;
+        }
+        Ok(Self { client, server })
+    }
+
+    /// Sends bytes both ways and compares what arrives.
+    ///
+    /// # Errors
+    /// When they do not arrive in time.
+    ///
+    /// # Panics
+    /// When other bytes arrive.
+    pub fn exchange(&mut self) -> io::Result<()> {
+        for (from, to, text) in [
+            (&mut self.client, &mut self.server, b"request!"),
+            (&mut self.server, &mut self.client, b"response"),
+        ] {
+            from.write_all(text)?;
+            let mut received = [0; 8];
+            to.read_exact(&mut received)?;
+            assert_eq!(&received, text);
+        }
+        Ok(())
+    }
+}
+
+/// Listens for TCP connections.
+pub fn listen(place: &impl Place, address: SocketAddr) -> TcpListener {
+    place.enter(|| TcpListener::bind(address)).expect("listen")
+}
+
+/// Opens a UDP socket.
+pub fn udp(place: &impl Place, address: SocketAddr) -> UdpSocket {
+    let socket = place.enter(|| UdpSocket::bind(address)).expect("bind");
+    socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    socket
+}
+
+/// Connects by TCP to `address` at a new port of `server` and exchanges bytes.
+///
+/// # Panics
+/// When that fails.
+pub fn assert_tcp(client: &impl Place, server: &impl Place, address: IpAddr) {
+    let listener = listen(server, SocketAddr::new(address, 0));
+    let target = listener.local_addr().expect("address of the listener");
+    let mut connection = Connection::open(client, target, &listener)
+        .unwrap_or_else(|error| panic!("connect to {target}: {error}"));
+    connection.exchange().unwrap_or_else(|error| panic!("exchange with {target}: {error}"));
+}
+
+/// Sends a datagram from `client` to `target` and an answer back from `server` to where it came
+/// from; the client must see the answer come from `target`.
+///
+/// # Errors
+/// When one of the two does not arrive in time.
+///
+/// # Panics
+/// When something else arrives, or from somewhere else.
+pub fn udp_exchange(client: &UdpSocket, server: &UdpSocket, target: SocketAddr) -> io::Result<()> {
+    client.send_to(b"question", target)?;
+    let mut buffer = [0; 16];
+    let (length, asker) = server.recv_from(&mut buffer)?;
+    assert_eq!(&buffer[..length], b"question");
+    server.send_to(b"answer", asker)?;
+    let (length, answerer) = client.recv_from(&mut buffer)?;
+    assert_eq!((&buffer[..length], answerer), (&b"answer"[..], target));
+    Ok(())
+}
+
+/// Pings `address` three times.
+///
+/// # Panics
+/// When an answer is missing.
+pub fn assert_ping(from: &impl Place, address: IpAddr) -> String {
+    let address = address.to_string();
+    from.enter(|| node::run(&["ping", "-n", "-c", "3", "-i", "0.05", "-W", "2", &address]))
+}
+
+/// Pings `address` once and says whether an answer came.
+#[must_use]
+pub fn answers_ping(from: &impl Place, address: IpAddr) -> bool {
+    let address = address.to_string();
+    from.enter(|| {
+        std::process::Command::new("ping")
+            .args(["-n", "-c", "1", "-W", "1", &address])
+            .output()
+            .expect("start ping")
+            .status
+            .success()
+    })
+}
