@@ -1,1 +1,35 @@
-//! (skeleton)
+//! Pools, blocks, allocations, workload endpoints and nodes, on a small key-value trait with
+//! compare-and-swap.
+//!
+//! Three layers, each of which knows only the one below:
+//!
+//! - [`Ipam`] hands out addresses. Its promise: no address is ever held by two attachments, and
+//!   whatever an attachment holds can be found again from the attachment alone.
+//! - [`Store`] reads and writes typed records. Its promise: a record that does not decode is an
+//!   error that names its key, never a panic and never a default.
+//! - [`Backend`] keeps bytes under keys. [`Sqlite`] is the one for a single node.
+//!
+//! Everything here is synchronous: a CNI verb lives for a few milliseconds and has nothing else to
+//! do meanwhile. Nothing here touches the network, namespaces or BPF.
+
+#![deny(unsafe_code)]
+
+mod attachment;
+mod backend;
+mod ipam;
+mod keys;
+mod records;
+mod sqlite;
+mod store;
+
+#[cfg(any(test, feature = "test-support"))]
+pub mod testing;
+
+pub use attachment::{Attachment, AttachmentError};
+pub use backend::{Backend, BackendError, Cause, Event, Revision, Versioned, Watch};
+pub use ipam::{
+    AssignRequest, DEFAULT_COOL_DOWN, Encapsulation, Ipam, IpamError, Pool, PoolError, PoolUsage,
+};
+pub use records::{Endpoint, EndpointPort, EndpointState, Node, PodRef, Protocol};
+pub use sqlite::Sqlite;
+pub use store::{Store, StoreError};

@@ -1,0 +1,249 @@
+//! The key-value trait every record rests on: bytes under keys, with compare-and-swap.
+//!
+//! Invariant: one store-wide revision grows with every change, and a change made with an expected
+//! revision happens only if the key is still at that revision. Nothing else is promised: there
+//! are no transactions over several keys, so every layer above orders its writes such that a crash
+//! between any two of them is safe.
+//!
+//! What an implementation owes is written down as tests in [`crate::testing::contract`] (feature
+//! `test-support`).
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Position of a change in the history of the whole store; 0 is before the first one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(pub u64);
+
+/// A value together with the revision of the change that wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Versioned {
+    /// The full key.
+    pub key: String,
+    /// The value as written.
+    pub value: Vec<u8>,
+    /// The change that wrote this value.
+    pub revision: Revision,
+}
+
+/// A key-value store with compare-and-swap.
+///
+/// Keys are non-empty strings of parts separated by `/`. A prefix is empty (everything) or ends in
+/// `/`, so that `a/b/` never matches `a/bc/…`.
+pub trait Backend: Send + Sync {
+    /// The value under `key`, or `None`.
+    fn get(&self, key: &str) -> Result<Option<Versioned>, BackendError>;
+
+    /// Writes `key`, which must not exist ([`BackendError::Exists`]).
+    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError>;
+
+    /// Replaces the value of `key`, which must still be at `expected`
+    /// ([`BackendError::Conflict`]; [`BackendError::NotFound`] if it is gone).
+    fn update(&self, key: &str, value: &[u8], expected: Revision)
+    -> Result<Revision, BackendError>;
+
+    /// Removes `key`, which must exist ([`BackendError::NotFound`]) and, if `expected` is given,
+    /// still be at that revision ([`BackendError::Conflict`]).
+    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError>;
+
+    /// The keys under `prefix` with their values, in byte order of the keys, the first `limit` of
+    /// them if a limit is given.
+    fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError>;
+
+    /// The newest revision of the store. Taken before a [`list`](Backend::list), it is the
+    /// revision to [`watch`](Backend::watch) from without a gap.
+    fn revision(&self) -> Result<Revision, BackendError>;
+
+    /// Follows the changes under `prefix` that are newer than `after`.
+    ///
+    /// [`BackendError::Compacted`] if the store no longer remembers that far back.
+    fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, BackendError>;
+}
+
+/// A running watch.
+///
+/// Events come in the order of their revisions. A watcher that lags may be spared values that were
+/// replaced meanwhile, but it always sees the latest change of every key.
+pub trait Watch: Send {
+    /// The next event, or `None` if there was none within `timeout`.
+    fn next(&mut self, timeout: Duration) -> Result<Option<Event>, BackendError>;
+}
+
+/// A change that a [`Watch`] saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The key was created or its value replaced.
+    Put(Versioned),
+    /// The key was removed.
+    Delete {
+        /// The key that is gone.
+        key: String,
+        /// The change that removed it.
+        revision: Revision,
+    },
+}
+
+impl Event {
+    /// The key that changed.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(versioned) => &versioned.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+
+    /// The revision of the change.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Self::Put(versioned) => versioned.revision,
+            Self::Delete { revision, .. } => *revision,
+        }
+    }
+}
+
+/// What a backend's own library reports, kept as the source of an error.
+pub type Cause = Box<dyn Error + Send + Sync>;
+
+/// Why a backend did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// `create` found the key already there.
+    #[error("{key} exists already")]
+    Exists {
+        /// The key.
+        key: String,
+    },
+    /// The key is no longer at the expected revision.
+    #[error("{key} was changed by someone else")]
+    Conflict {
+        /// The key.
+        key: String,
+    },
+    /// The key is not there.
+    #[error("{key} does not exist")]
+    NotFound {
+        /// The key.
+        key: String,
+    },
+    /// A prefix that neither is empty nor ends in `/`.
+    #[error("prefix {prefix:?} does not end in '/'")]
+    Prefix {
+        /// The prefix as given.
+        prefix: String,
+    },
+    /// A watch from a revision that the store no longer remembers; list anew and watch from there.
+    #[error("changes after revision {} are no longer all remembered, only those after {}", after.0, oldest.0)]
+    Compacted {
+        /// The revision asked for.
+        after: Revision,
+        /// The oldest revision that a watch may start after.
+        oldest: Revision,
+    },
+    /// Others kept the store busy, or it did not answer, until the deadline; worth another try later.
+    #[error("{operation}: datastore busy or not reachable")]
+    Busy {
+        /// What was attempted.
+        operation: String,
+        /// The last refusal.
+        #[source]
+        source: Cause,
+    },
+    /// No space left to write to.
+    #[error("{operation}: no space left for the datastore")]
+    Full {
+        /// What was attempted.
+        operation: String,
+        /// The refusal.
+        #[source]
+        source: Cause,
+    },
+    /// The store can be read but not written.
+    #[error("{operation}: datastore is read-only")]
+    ReadOnly {
+        /// What was attempted.
+        operation: String,
+        /// The refusal.
+        #[source]
+        source: Cause,
+    },
+    /// The store's file is damaged, or is not a store.
+    #[error("{operation}: datastore is damaged")]
+    Damaged {
+        /// What was attempted.
+        operation: String,
+        /// The refusal.
+        #[source]
+        source: Cause,
+    },
+    /// The store was written by a newer margay.
+    #[error("{path} has schema version {found}, this build knows up to {supported}")]
+    NewerSchema {
+        /// The database.
+        path: String,
+        /// Its version.
+        found: u32,
+        /// The newest version this build understands.
+        supported: u32,
+    },
+    /// Anything else that the backend's library reports.
+    #[error("{operation}")]
+    Failed {
+        /// What was attempted.
+        operation: String,
+        /// The failure.
+        #[source]
+        source: Cause,
+    },
+}
+
+impl BackendError {
+    /// Whether the same call may well succeed a little later with nobody having mended anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Busy { .. })
+    }
+}
+
+/// Refuses a prefix that could match half a name.
+pub(crate) fn check_prefix(prefix: &str) -> Result<(), BackendError> {
+    if prefix.is_empty() || prefix.ends_with('/') {
+        Ok(())
+    } else {
+        Err(BackendError::Prefix { prefix: prefix.to_owned() })
+    }
+}
+
+impl<B: Backend + ?Sized> Backend for Arc<B> {
+    fn get(&self, key: &str) -> Result<Option<Versioned>, BackendError> {
+        (**self).get(key)
+    }
+
+    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
+        (**self).create(key, value)
+    }
+
+    fn update(
+        &self,
+        key: &str,
+        value: &[u8],
+        expected: Revision,
+    ) -> Result<Revision, BackendError> {
+        (**self).update(key, value, expected)
+    }
+
+    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
+        (**self).delete(key, expected)
+    }
+
+    fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
+        (**self).list(prefix, limit)
+    }
+
+    fn revision(&self) -> Result<Revision, BackendError> {
+        (**self).revision()
+    }
+
+    fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, BackendError> {
+        (**self).watch(prefix, after)
+    }
+}

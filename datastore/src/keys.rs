@@ -1,0 +1,82 @@
+//! Where every record lives. The one place that builds keys.
+//!
+//! | key | record |
+//! | --- | --- |
+//! | `nodes/<node>` | the boot whose allocations are current |
+//! | `pools/<range>` | a pool that addresses were asked from |
+//! | `affinities/<family>/<block>` | the claim of a node on a block |
+//! | `open/<node>/<family>/<block>` | hint: this block of the node has free slots |
+//! | `blocks/<family>/<block>` | the block's taken slots and its queue of released ones |
+//! | `handles/<network>/<container ID>/<ifname>` | the blocks that the attachment may hold slots in |
+//! | `endpoints/<network>/<container ID>/<ifname>` | the workload endpoint |
+//!
+//! A range is written `10.244.0.0-26`, since `/` separates the parts of a key. Blocks do not carry
+//! their pool in the key, so a pool can grow or be split while its addresses are out.
+
+use ipnetwork::IpNetwork;
+
+use crate::Attachment;
+use crate::ipam::Family;
+
+pub(crate) const NODES: &str = "nodes/";
+pub(crate) const POOLS: &str = "pools/";
+pub(crate) const HANDLES: &str = "handles/";
+pub(crate) const OPEN: &str = "open/";
+
+pub(crate) fn node(name: &str) -> String {
+    format!("{NODES}{}", part(name))
+}
+
+pub(crate) fn endpoint(attachment: &Attachment) -> String {
+    format!("endpoints/{attachment}")
+}
+
+pub(crate) fn endpoints(network: &str) -> String {
+    format!("endpoints/{}/", part(network))
+}
+
+pub(crate) fn handle(attachment: &Attachment) -> String {
+    format!("{HANDLES}{attachment}")
+}
+
+pub(crate) fn handles(network: &str) -> String {
+    format!("{HANDLES}{}/", part(network))
+}
+
+pub(crate) fn pool(range: &IpNetwork) -> String {
+    format!("{POOLS}{}", slice(range))
+}
+
+pub(crate) fn block(block: &IpNetwork) -> String {
+    format!("{}{}", blocks(Family::of(block)), slice(block))
+}
+
+pub(crate) fn blocks(family: Family) -> String {
+    format!("blocks/{family}/")
+}
+
+pub(crate) fn affinity(block: &IpNetwork) -> String {
+    format!("{}{}", affinities(Family::of(block)), slice(block))
+}
+
+pub(crate) fn affinities(family: Family) -> String {
+    format!("affinities/{family}/")
+}
+
+pub(crate) fn open(node: &str, block: &IpNetwork) -> String {
+    format!("{}{}", open_of(node, Family::of(block)), slice(block))
+}
+
+pub(crate) fn open_of(node: &str, family: Family) -> String {
+    format!("{OPEN}{}/{family}/", part(node))
+}
+
+fn slice(range: &IpNetwork) -> String {
+    format!("{}-{}", range.ip(), range.prefix())
+}
+
+/// A name as one part of a key. Node names come from the host and network names of GC and STATUS
+/// from the configuration; neither is an [`Attachment`]'s validated part.
+fn part(name: &str) -> String {
+    name.replace('%', "%25").replace('/', "%2F")
+}

@@ -1,0 +1,179 @@
+//! Typed records over any [`Backend`].
+//!
+//! Values are JSON, one record per key (see `keys.rs` for the layout). A record that does not
+//! decode is an error that names its key; nothing is guessed, nothing is overwritten because of it.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::Attachment;
+use crate::backend::{Backend, BackendError, Revision, Versioned};
+use crate::ipam::Pool;
+use crate::keys;
+use crate::records::{Endpoint, Node};
+
+/// The typed view of a store; cheap to clone, all clones share the backend.
+#[derive(Clone)]
+pub struct Store {
+    backend: Arc<dyn Backend>,
+}
+
+/// Why a record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The backend refused or failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// What is stored is not the record that belongs there.
+    #[error("record {key} does not decode")]
+    Decode {
+        /// The record's key.
+        key: String,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A record could not be turned into JSON.
+    #[error("record {key} does not encode")]
+    Encode {
+        /// The record's key.
+        key: String,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl StoreError {
+    /// Whether the same call may well succeed a little later with nobody having mended anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Backend(error) if error.is_transient())
+    }
+}
+
+/// A decoded record and the revision it was read at.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored<T> {
+    pub(crate) record: T,
+    pub(crate) revision: Revision,
+}
+
+impl Store {
+    /// A typed view of `backend`.
+    pub fn new(backend: impl Backend + 'static) -> Self {
+        Self { backend: Arc::new(backend) }
+    }
+
+    /// The backend itself, for watches.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// The endpoint of `attachment`, if it has one.
+    pub fn endpoint(&self, attachment: &Attachment) -> Result<Option<Endpoint>, StoreError> {
+        Ok(self.read(&keys::endpoint(attachment))?.map(|stored| stored.record))
+    }
+
+    /// Writes an endpoint, replacing what was stored for its attachment.
+    pub fn put_endpoint(&self, endpoint: &Endpoint) -> Result<(), StoreError> {
+        self.put(&keys::endpoint(&endpoint.attachment), endpoint)
+    }
+
+    /// Removes the endpoint of `attachment`; false if there was none.
+    pub fn delete_endpoint(&self, attachment: &Attachment) -> Result<bool, StoreError> {
+        Ok(self.remove(&keys::endpoint(attachment), None)?)
+    }
+
+    /// All endpoints of a network, in the order of container ID and interface.
+    pub fn endpoints(&self, network: &str) -> Result<Vec<Endpoint>, StoreError> {
+        self.read_all(&keys::endpoints(network))
+    }
+
+    /// The record of a node, if it has one.
+    pub fn node(&self, name: &str) -> Result<Option<Node>, StoreError> {
+        Ok(self.read(&keys::node(name))?.map(|stored| stored.record))
+    }
+
+    /// Writes a node's record, replacing what was stored.
+    pub fn put_node(&self, node: &Node) -> Result<(), StoreError> {
+        self.put(&keys::node(&node.name), node)
+    }
+
+    /// All pools that addresses were ever asked from, in the order of their keys.
+    pub fn pools(&self) -> Result<Vec<Pool>, StoreError> {
+        self.read_all(keys::POOLS)
+    }
+}
+
+/// Records of any kind, by key.
+impl Store {
+    pub(crate) fn read<T: DeserializeOwned>(
+        &self,
+        key: &str,
+    ) -> Result<Option<Stored<T>>, StoreError> {
+        self.backend.get(key)?.map(|versioned| decode(&versioned)).transpose()
+    }
+
+    pub(crate) fn read_all<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<T>, StoreError> {
+        let listed = self.backend.list(prefix, None)?;
+        listed.iter().map(|versioned| Ok(decode(versioned)?.record)).collect()
+    }
+
+    pub(crate) fn create<T: Serialize>(
+        &self,
+        key: &str,
+        record: &T,
+    ) -> Result<Revision, StoreError> {
+        Ok(self.backend.create(key, &encode(key, record)?)?)
+    }
+
+    pub(crate) fn update<T: Serialize>(
+        &self,
+        key: &str,
+        record: &T,
+        expected: Revision,
+    ) -> Result<Revision, StoreError> {
+        Ok(self.backend.update(key, &encode(key, record)?, expected)?)
+    }
+
+    /// Creates or replaces, whoever wrote it last.
+    pub(crate) fn put<T: Serialize>(&self, key: &str, record: &T) -> Result<(), StoreError> {
+        let value = encode(key, record)?;
+        loop {
+            match self.backend.create(key, &value) {
+                Err(BackendError::Exists { .. }) => {}
+                other => return Ok(other.map(|_| ())?),
+            }
+            let Some(current) = self.backend.get(key)? else { continue };
+            match self.backend.update(key, &value, current.revision) {
+                Err(BackendError::Conflict { .. } | BackendError::NotFound { .. }) => {}
+                other => return Ok(other.map(|_| ())?),
+            }
+        }
+    }
+
+    /// Removes a key; false if it was not there (any more).
+    pub(crate) fn remove(
+        &self,
+        key: &str,
+        expected: Option<Revision>,
+    ) -> Result<bool, BackendError> {
+        match self.backend.delete(key, expected) {
+            Ok(()) => Ok(true),
+            Err(BackendError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(versioned: &Versioned) -> Result<Stored<T>, StoreError> {
+    let record = serde_json::from_slice(&versioned.value)
+        .map_err(|source| StoreError::Decode { key: versioned.key.clone(), source })?;
+    Ok(Stored { record, revision: versioned.revision })
+}
+
+fn encode<T: Serialize>(key: &str, record: &T) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(record).map_err(|source| StoreError::Encode { key: key.to_owned(), source })
+}
