@@ -1,2 +1,7 @@
-//! (skeleton)
-fn main() {}
+//! `margay`, the network plugin.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    margay::protocol::run(&margay::commands::Margay, "margay")
+}

@@ -1,0 +1,220 @@
+//! ADD: the way of a pod onto the network, one step after the other.
+//!
+//! Invariant: everything that a step makes can be found from the attachment alone. So an ADD that
+//! fails cleans up as DEL does, and one that is killed is cleaned up by the next DEL, GC or ADD.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ipnetwork::IpNetwork;
+use margay_abi::HOST_VETH_MAC;
+use margay_datastore::{Attachment, Endpoint, EndpointState, PodRef};
+use rscni_types::types::CNIResult;
+
+use super::session::{self, HostVeth, Session};
+use super::teardown::teardown;
+use crate::args::CniArgs;
+use crate::config::NetConf;
+use crate::dataplane::Dataplane;
+use crate::error::Error;
+use crate::host::HostSide;
+use crate::ipam::{Ipam, IpamResult};
+use crate::mtu::Mtu;
+use crate::netlink::VethPair;
+use crate::netns::Netns;
+use crate::phases::Phases;
+use crate::pod::PodSide;
+use crate::protocol::{Call, Target};
+use crate::{naming, result};
+
+/// Everything that was asked for, checked before anything is touched.
+struct Request<'a> {
+    call: &'a Call,
+    target: &'a Target,
+    conf: &'a NetConf,
+    attachment: Attachment,
+    netns: Netns,
+    pod_mac: [u8; 6],
+}
+
+/// Attaches a sandbox.
+pub(super) fn add(call: &Call, target: &Target) -> Result<CNIResult, Error> {
+    let conf = session::configuration(call)?;
+    let request = Request::validate(call, target, &conf)?;
+    session::run("ADD", &request.attachment, async |phases| {
+        phases.enter("open")?;
+        let session = Session::open(&conf, request.attachment.clone())?;
+        phases.enter("look_up")?;
+        refuse_or_clean_up_earlier(&session, &request).await?;
+        let outcome = attach(&session, &request, phases).await;
+        if outcome.is_err() {
+            phases.enter_unfailing("clean_up");
+            // The error that counts is the one that stopped the ADD.
+            if let Err(error) = teardown(&session, request.ipam()).await {
+                let error = crate::error::chain(&error);
+                tracing::error!(error, "something stays behind until DEL");
+            }
+        }
+        outcome
+    })
+}
+
+impl<'a> Request<'a> {
+    fn validate(call: &'a Call, target: &'a Target, conf: &'a NetConf) -> Result<Self, Error> {
+        let attachment = session::attachment(conf, target)?;
+        let path = target.netns.as_deref().ok_or(Error::NoNetns)?;
+        let netns = Netns::open(path)?;
+        if netns.is_same_as(&Netns::current()?)? {
+            return Err(Error::HostNetns { path: path.to_owned() });
+        }
+        let wanted = conf.requested.or_args(&target.args);
+        let pod_mac = wanted.mac.unwrap_or_else(|| naming::pod_mac(&attachment));
+        Ok(Self { call, target, conf, attachment, netns, pod_mac })
+    }
+
+    fn ipam(&self) -> Ipam<'_> {
+        Ipam::new(self.conf, self.call, self.target, &self.attachment)
+    }
+
+    fn pod(&self) -> Option<PodRef> {
+        pod_ref(&self.target.args)
+    }
+}
+
+/// The pod that the runtime named.
+pub(super) fn pod_ref(args: &CniArgs) -> Option<PodRef> {
+    Some(PodRef {
+        namespace: args.pod_namespace.clone()?,
+        name: args.pod_name.clone()?,
+        uid: args.pod_uid.clone(),
+    })
+}
+
+/// An ADD of an attachment that is alive is an error and leaves it alone. What is left of one that
+/// is not is cleaned up.
+async fn refuse_or_clean_up_earlier(
+    session: &Session<'_>,
+    request: &Request<'_>,
+) -> Result<(), Error> {
+    let endpoint = session.endpoint()?;
+    match session.host_veth().await? {
+        HostVeth::Foreign(link) => {
+            Err(Error::ForeignLink { name: link.name, alias: link.alias.unwrap_or_default() })
+        }
+        HostVeth::Ours(_) if endpoint.is_some() => {
+            Err(Error::AlreadyAdded { attachment: session.attachment.clone() })
+        }
+        HostVeth::Absent if endpoint.is_none() && request.ipam().holds_nothing(&session.store)? => {
+            Ok(())
+        }
+        HostVeth::Ours(_) | HostVeth::Absent => {
+            tracing::warn!(attachment = %session.attachment, "cleaning up what an earlier ADD left");
+            teardown(session, request.ipam()).await
+        }
+    }
+}
+
+/// The steps of an ADD.
+async fn attach(
+    session: &Session<'_>,
+    request: &Request<'_>,
+    phases: &mut Phases,
+) -> Result<CNIResult, Error> {
+    phases.enter("dataplane")?;
+    let dataplane = Dataplane::prepare(request.conf)?;
+
+    phases.enter("addresses")?;
+    let addresses = request.ipam().add(&session.store)?;
+
+    phases.enter("mtu")?;
+    let mtu = Mtu::find(&session.netlink, request.conf.mtu).await?;
+    tracing::debug!(mtu = mtu.bytes, source = %mtu.source, "MTU");
+
+    phases.enter("veth")?;
+    let host = create_veth(session, request, &addresses, mtu.bytes).await?;
+
+    phases.enter("pod_side")?;
+    let pod = pod_side(request, &addresses);
+    pod.configure(&request.netns)?;
+
+    phases.enter("host_side")?;
+    host.set_sysctls(dataplane.uses_proxy())?;
+
+    phases.enter("attach")?;
+    dataplane.attach(&session.netlink, &host).await?;
+
+    phases.enter("link_up")?;
+    session.netlink.set_link_up(host.ifindex).await?;
+
+    phases.enter("routes")?;
+    host.route_to_pod(&session.netlink).await?;
+
+    phases.enter("map")?;
+    dataplane.publish(&host, mtu.bytes)?;
+
+    phases.enter("endpoint")?;
+    let endpoint = endpoint(request, &host, &dataplane, mtu.bytes)?;
+    session.store.put_endpoint(&endpoint)?;
+
+    Ok(result::of_add(&endpoint, &pod, addresses.dns))
+}
+
+async fn create_veth(
+    session: &Session<'_>,
+    request: &Request<'_>,
+    addresses: &IpamResult,
+    mtu: u32,
+) -> Result<HostSide, Error> {
+    let name = session.host_veth.clone();
+    let pair = VethPair {
+        host_name: &name,
+        host_mac: HOST_VETH_MAC,
+        pod_name: request.attachment.ifname(),
+        pod_mac: request.pod_mac,
+        pod_netns: std::os::fd::AsFd::as_fd(&request.netns),
+        mtu,
+        queues: request.conf.num_queues,
+    };
+    session.netlink.create_veth(&pair).await?;
+    let link = session.netlink.link_by_name(&name).await?;
+    let ifindex = link.ok_or_else(|| Error::LinkVanished { name: name.clone() })?.index;
+    session.netlink.set_link_alias(ifindex, &naming::alias(&session.attachment)).await?;
+    let addresses = addresses.ips.clone();
+    Ok(HostSide { name, ifindex, addresses, pod_mac: request.pod_mac })
+}
+
+fn pod_side(request: &Request<'_>, addresses: &IpamResult) -> PodSide {
+    let ifname = request.attachment.ifname();
+    PodSide {
+        ifname: ifname.to_owned(),
+        addresses: addresses.ips.clone(),
+        default_route: request.conf.default_route_for(ifname),
+        routes: addresses.routes.clone(),
+        allow_ip_forwarding: request.conf.ip_forwarding,
+    }
+}
+
+fn endpoint(
+    request: &Request<'_>,
+    host: &HostSide,
+    dataplane: &Dataplane,
+    mtu: u32,
+) -> Result<Endpoint, Error> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Endpoint {
+        attachment: request.attachment.clone(),
+        node: request.conf.nodename.clone(),
+        pod: request.pod(),
+        host_veth: host.name.clone(),
+        pod_mac: host.pod_mac,
+        host_mac: HOST_VETH_MAC,
+        mtu,
+        ips: host.addresses.iter().copied().map(IpNetwork::from).collect(),
+        netns: request.netns.path().display().to_string(),
+        boot_id: session::boot_id()?,
+        labels: request.conf.requested.labels.clone(),
+        ports: request.conf.ports.clone(),
+        dataplane: dataplane.to_string(),
+        created_at: now.as_secs(),
+        state: EndpointState::Ready,
+    })
+}

@@ -1,0 +1,128 @@
+//! Takes away everything of an attachment: what DEL does, what GC does to the forgotten, what an
+//! ADD does that fails or finds remains.
+//!
+//! Invariant: it starts from the attachment alone and takes "absent" for success; an error in one
+//! step does not keep the next from being done. Addresses go back last, so that nothing of this
+//! attachment exists any more when another one gets them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use margay_datapath::{Datapath, PodInfo, Pods};
+use margay_datastore::Endpoint;
+
+use super::session::{HostVeth, Session};
+use crate::dataplane::{self, DataplaneError};
+use crate::error::Error;
+use crate::ipam::Ipam;
+use crate::naming;
+use crate::netlink::LinkInfo;
+
+/// Takes away everything of the session's attachment.
+pub(super) async fn teardown(session: &Session<'_>, ipam: Ipam<'_>) -> Result<(), Error> {
+    let mut failures = Failures::default();
+    let link = match session.host_veth().await {
+        Ok(HostVeth::Ours(link)) => Some(link),
+        Ok(HostVeth::Absent) => None,
+        Ok(HostVeth::Foreign(link)) => {
+            tracing::warn!(name = link.name, alias = link.alias, "not ours, left alone");
+            None
+        }
+        Err(error) => failures.note(error),
+    };
+    let endpoint = failures.collect(session.endpoint()).flatten();
+    let addresses = failures.collect(addresses(session, endpoint.as_ref(), &ipam));
+
+    failures.collect(remove_map_entries(session, &addresses.unwrap_or_default(), link.as_ref()).await);
+    failures.collect(delete_link(session, link.as_ref()).await);
+    failures.collect(session.store.delete_endpoint(&session.attachment).map_err(Error::from));
+    if failures.is_empty() {
+        failures.collect(ipam.del(&session.store).map_err(Error::from));
+    }
+    failures.into_result()
+}
+
+/// Every address that is known to be the attachment's.
+fn addresses(
+    session: &Session<'_>,
+    endpoint: Option<&Endpoint>,
+    ipam: &Ipam<'_>,
+) -> Result<BTreeSet<IpAddr>, Error> {
+    let mut addresses: BTreeSet<IpAddr> = ipam.assigned(&session.store)?.into_iter().collect();
+    addresses.extend(endpoint.into_iter().flat_map(|endpoint| &endpoint.ips).map(|ip| ip.ip()));
+    Ok(addresses)
+}
+
+async fn remove_map_entries(
+    session: &Session<'_>,
+    addresses: &BTreeSet<IpAddr>,
+    link: Option<&LinkInfo>,
+) -> Result<(), Error> {
+    let Some(pods) = dataplane::pods(&session.conf.paths.bpffs_root)? else { return Ok(()) };
+    let failed = |address| move |source| DataplaneError::Map { address, source };
+    for &address in addresses {
+        let Some(entry) = pods.get(address).map_err(failed(address))? else { continue };
+        if is_ours(session, &entry, link).await? {
+            pods.remove(address).map_err(failed(address))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a map entry is this attachment's. An address can have gone to another pod if an IPAM
+/// plugin lost its state; that pod's entry must stay.
+async fn is_ours(
+    session: &Session<'_>,
+    entry: &PodInfo,
+    link: Option<&LinkInfo>,
+) -> Result<bool, Error> {
+    if link.is_some_and(|link| link.index == entry.ifindex) {
+        return Ok(true);
+    }
+    let owner = session.netlink.link_by_index(entry.ifindex).await?;
+    let others = owner.and_then(|link| naming::attachment_of_alias(&link.alias?));
+    Ok(others.is_none())
+}
+
+async fn delete_link(session: &Session<'_>, link: Option<&LinkInfo>) -> Result<(), Error> {
+    if let Some(link) = link {
+        session.netlink.delete_link(link.index).await?;
+    }
+    Datapath::remove_links(&session.conf.paths.bpffs_root, &session.host_veth).map_err(|source| {
+        DataplaneError::Attach { interface: session.host_veth.clone(), source }
+    })?;
+    Ok(())
+}
+
+/// The errors of steps that were gone through all the same.
+#[derive(Default)]
+struct Failures(Vec<Error>);
+
+impl Failures {
+    fn collect<T>(&mut self, outcome: Result<T, Error>) -> Option<T> {
+        match outcome {
+            Ok(value) => Some(value),
+            Err(error) => self.note(error),
+        }
+    }
+
+    fn note<T>(&mut self, error: Error) -> Option<T> {
+        self.0.push(error);
+        None
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The first error; the others go to the log.
+    fn into_result(self) -> Result<(), Error> {
+        let mut errors = self.0.into_iter();
+        let first = errors.next();
+        for error in errors {
+            let error = crate::error::chain(&error);
+            tracing::error!(error, "and this failed as well");
+        }
+        first.map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,182 @@
+//! The dataplane that carries a pod's packets: margay's programs, or the host's stack alone as the
+//! standard plugin has it.
+//!
+//! Invariant: with either one the host's routes to the pod exist, so that whatever a program leaves
+//! to the stack still arrives.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+
+use margay_abi::{HOST_VETH_MAC, PodInfo, pod_flags};
+use margay_datapath::{
+    AttachError, AttachMode, Datapath, DatapathError, LoadOptions, MapError, Origin, Pods,
+};
+
+use crate::config::{self, NetConf};
+use crate::host::HostSide;
+use crate::netlink::{Netlink, NetlinkError};
+
+/// Why the dataplane could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The programs cannot be loaded or opened.
+    #[error("the eBPF dataplane is not to be had (\"dataplane\": \"linux\" does without)")]
+    Unavailable(#[source] DatapathError),
+    /// The programs cannot be attached, or what is attached cannot be looked at.
+    #[error("the eBPF dataplane on {interface}")]
+    Attach {
+        /// The host veth.
+        interface: String,
+        /// The cause.
+        #[source]
+        source: AttachError,
+    },
+    /// A map refused a pod's entry.
+    #[error("the map entry of pod address {address}")]
+    Map {
+        /// The pod's address.
+        address: IpAddr,
+        /// The cause.
+        #[source]
+        source: MapError,
+    },
+    /// The pinned maps cannot be opened.
+    #[error("the pinned maps")]
+    Maps(#[source] DatapathError),
+    /// A look at the owner of an entry failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// What carries a pod's packets.
+#[derive(Debug)]
+pub enum Dataplane {
+    /// margay's programs.
+    Ebpf {
+        /// The pinned programs and maps.
+        datapath: Box<Datapath>,
+        /// How they are attached.
+        mode: AttachMode,
+        /// Bits of [`pod_flags`] for the pod's map entries.
+        pod_flags: u32,
+    },
+    /// The host's stack.
+    Linux,
+}
+
+impl fmt::Display for Dataplane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ebpf { .. } => EBPF,
+            Self::Linux => LINUX,
+        })
+    }
+}
+
+/// What an endpoint record calls [`Dataplane::Ebpf`].
+pub const EBPF: &str = "ebpf";
+/// What an endpoint record calls [`Dataplane::Linux`].
+pub const LINUX: &str = "linux";
+
+impl Dataplane {
+    /// The dataplane that the configuration asks for. The programs are loaded by the first ADD on a
+    /// node and opened by every later one.
+    ///
+    /// # Errors
+    /// When the configuration insists on eBPF and the node cannot do it.
+    pub fn prepare(conf: &NetConf) -> Result<Self, DataplaneError> {
+        if conf.dataplane == config::Dataplane::Linux {
+            return Ok(Self::Linux);
+        }
+        let options = LoadOptions {
+            max_pods: conf.max_pods,
+            max_flows: conf.max_flows,
+            ..LoadOptions::new(conf.paths.run_dir.join("load"))
+        };
+        match Datapath::open_or_load(&conf.paths.bpffs_root, &options) {
+            Ok(datapath) => Ok(Self::ebpf(conf, datapath)),
+            Err(error) if conf.dataplane == config::Dataplane::Auto => {
+                let error = crate::error::chain(&error);
+                tracing::warn!(error, "no eBPF dataplane on this node: the host's stack it is");
+                Ok(Self::Linux)
+            }
+            Err(error) => Err(DataplaneError::Unavailable(error)),
+        }
+    }
+
+    /// The dataplane that an endpoint was made with, for a look at it; nothing is loaded.
+    ///
+    /// # Errors
+    /// When the pins cannot be opened.
+    pub fn of_endpoint(conf: &NetConf, name: &str) -> Result<Option<Self>, DataplaneError> {
+        if name == LINUX {
+            return Ok(Some(Self::Linux));
+        }
+        let found = Datapath::open(&conf.paths.bpffs_root).map_err(DataplaneError::Unavailable)?;
+        Ok(found.map(|datapath| Self::ebpf(conf, datapath)))
+    }
+
+    fn ebpf(conf: &NetConf, datapath: Datapath) -> Self {
+        if datapath.origin() == Origin::Loaded {
+            tracing::info!(root = %conf.paths.bpffs_root.display(), "loaded and pinned the programs");
+        }
+        let mode = match conf.attach {
+            config::Attach::Clsact => AttachMode::Clsact,
+            config::Attach::Tcx => AttachMode::Tcx,
+        };
+        let pod_flags = if conf.answer_any_arp { pod_flags::ANSWER_ANY } else { 0 };
+        Self::Ebpf { datapath: Box::new(datapath), mode, pod_flags }
+    }
+
+    /// Whether the host's stack answers ARP and NDP for the gateway.
+    #[must_use]
+    pub fn uses_proxy(&self) -> bool {
+        matches!(self, Self::Linux)
+    }
+
+    /// Attaches the programs to the host veth, which is still down.
+    ///
+    /// # Errors
+    /// When the kernel refuses them.
+    pub async fn attach(&self, netlink: &Netlink, host: &HostSide) -> Result<(), DataplaneError> {
+        let Self::Ebpf { datapath, mode, .. } = self else { return Ok(()) };
+        let attached = datapath.attach(netlink.handle(), host.ifindex, *mode).await;
+        attached.map_err(|source| DataplaneError::Attach { interface: host.name.clone(), source })
+    }
+
+    /// Lets the programs know the pod: the last step, after which its packets are forwarded.
+    ///
+    /// # Errors
+    /// When a map is full.
+    pub fn publish(&self, host: &HostSide, mtu: u32) -> Result<(), DataplaneError> {
+        let Self::Ebpf { datapath, .. } = self else { return Ok(()) };
+        let Some(entry) = self.map_entry(host, mtu) else { return Ok(()) };
+        for &address in &host.addresses {
+            let inserted = datapath.pods().insert(address, &entry);
+            inserted.map_err(|source| DataplaneError::Map { address, source })?;
+        }
+        Ok(())
+    }
+
+    /// What the map says of each of the pod's addresses.
+    #[must_use]
+    pub fn map_entry(&self, host: &HostSide, mtu: u32) -> Option<PodInfo> {
+        let Self::Ebpf { pod_flags, .. } = self else { return None };
+        Some(PodInfo {
+            ifindex: host.ifindex,
+            mtu,
+            flags: *pod_flags,
+            pod_mac: host.pod_mac,
+            host_mac: HOST_VETH_MAC,
+        })
+    }
+}
+
+/// The node's map of pods, whichever build made it; none where no program was ever loaded.
+///
+/// # Errors
+/// When there is one and it cannot be opened.
+pub fn pods(bpffs_root: &Path) -> Result<Option<Pods>, DataplaneError> {
+    Pods::open(bpffs_root).map_err(DataplaneError::Maps)
+}
