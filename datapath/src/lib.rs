@@ -1,1 +1,36 @@
-//! (skeleton)
+//! The userspace half of margay's dataplane: loads the kernel half once per node and build, pins
+//! it, attaches it to the host side of pods' veths, and reads and writes its maps.
+//!
+//! The way of a node's first ADD is [`Datapath::open_or_load`]; every later one is
+//! [`Datapath::open`], which costs a few pins' worth of system calls and triggers none of aya's
+//! feature probes.
+//!
+//! Invariants: pins of another ABI version are never touched, and maps of this one outlive every
+//! build, so that an upgrade keeps pods and flows. Whatever this crate makes can be found again
+//! from the root of the pins and the interface alone. It must not decide anything about packets
+//! (that is the kernel half) or about pods (that is the CNI plugin), and no other crate names aya.
+#![deny(unsafe_code)]
+
+mod attach;
+mod bpffs;
+mod datapath;
+mod events;
+mod load;
+mod maps;
+mod object;
+mod pins;
+mod probe;
+mod program;
+mod test_run;
+#[cfg(test)]
+mod tests;
+
+pub use attach::{AttachError, AttachMode, AttachedPrograms};
+pub use bpffs::{BpffsError, ensure_bpffs};
+pub use datapath::{Datapath, DatapathError, Origin};
+pub use events::{Event, EventLog, EventLogError};
+pub use load::{LoadError, LoadOptions};
+pub use maps::{Flows, MapError, Pods};
+pub use probe::{ProbeError, probe};
+pub use program::{Program, ProgramId};
+pub use test_run::{TestContext, TestRun, TestRunError};

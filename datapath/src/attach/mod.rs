@@ -1,0 +1,113 @@
+//! Puts the programs on the host side of a veth.
+//!
+//! Two ways with the same meaning: clsact filters (default) and TCX links. Invariant: attaching
+//! twice changes nothing, attaching over another build replaces in place, and what others have
+//! attached to the interface stays.
+
+pub(crate) mod clsact;
+pub(crate) mod tcx;
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::{Program, ProgramId};
+
+/// Attaching, detaching or looking failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// The kernel has no TCX (added in Linux 6.6, e420bed02507).
+    #[error("this kernel has no TCX links (Linux 6.6): use clsact")]
+    TcxUnsupported,
+    /// The interface has an `ingress` qdisc, which excludes clsact.
+    #[error(
+        "interface {ifindex} has an ingress qdisc of somebody else's, which excludes clsact: use tcx"
+    )]
+    IngressQdisc {
+        /// The interface.
+        ifindex: u32,
+    },
+    /// No interface has this index.
+    #[error("there is no interface {ifindex}")]
+    NoInterface {
+        /// The index.
+        ifindex: u32,
+    },
+    /// The kernel refused a netlink request.
+    #[error("{operation} on interface {ifindex}")]
+    Netlink {
+        /// What was tried, with its object.
+        operation: &'static str,
+        /// The interface.
+        ifindex: u32,
+        #[source]
+        /// Errno.
+        source: io::Error,
+    },
+    /// The netlink connection is gone, or its answer makes no sense.
+    #[error("{operation} on interface {ifindex}")]
+    Connection {
+        /// What was tried, with its object.
+        operation: &'static str,
+        /// The interface.
+        ifindex: u32,
+        #[source]
+        /// What the connection said.
+        source: rtnetlink::Error,
+    },
+    /// A TCX link cannot be made, replaced, or read.
+    #[error("{operation} {} on interface {interface}", program.name())]
+    Link {
+        /// What was tried.
+        operation: &'static str,
+        /// Which program.
+        program: Program,
+        /// The interface.
+        interface: String,
+        #[source]
+        /// What the kernel said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The pin of a TCX link cannot be made or removed.
+    #[error("{operation} {}", path.display())]
+    Pin {
+        /// What was tried.
+        operation: &'static str,
+        /// The pin or its folder.
+        path: PathBuf,
+        #[source]
+        /// Errno.
+        source: io::Error,
+    },
+}
+
+/// How the programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttachMode {
+    /// `bpf` filters in direct-action mode under a clsact qdisc.
+    #[default]
+    Clsact,
+    /// TCX links, pinned (Linux 6.6). For interfaces whose clsact or ingress qdisc is somebody
+    /// else's. Costs 10–25 ms, since the kernel waits for an RCU grace period under RTNL.
+    Tcx,
+}
+
+/// A program for each hook.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttachedPrograms {
+    /// At TC ingress of the host veth.
+    pub from_pod: Option<ProgramId>,
+    /// At TC egress of the host veth.
+    pub to_pod: Option<ProgramId>,
+}
+
+impl AttachedPrograms {
+    /// The program at one hook.
+    #[must_use]
+    pub fn get(&self, program: Program) -> Option<ProgramId> {
+        match program {
+            Program::FromPod => self.from_pod,
+            Program::ToPod => self.to_pod,
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Attaches by TCX links, pinned so that they outlive the process.
+//!
+//! A link is pinned under the interface's name, which follows from the attachment alone; an
+//! interface that went away leaves a dead pin, and one of the same name may come. So a pin counts
+//! only while its program is among those the kernel lists for the interface; every other pin is
+//! removed. Goes through aya's `SchedClassifier`, whose feature probes (2 ms) are small beside the
+//! grace period that every step here waits for.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use rustix::net::{AddressFamily, SocketType};
+
+use super::{AttachError, AttachedPrograms};
+use crate::pins::{self, Pins};
+use crate::{Datapath, Program, ProgramId};
+
+pub(crate) fn attach(datapath: &Datapath, ifindex: u32) -> Result<(), AttachError> {
+    let interface = interface_name(ifindex)?;
+    let pins = datapath.pins();
+    fs::create_dir_all(pins.links()).map_err(|source| AttachError::Pin {
+        operation: "create",
+        path: pins.links(),
+        source,
+    })?;
+    for program in Program::ALL {
+        let site = Site { pins, interface: &interface, program };
+        let (id, _) = datapath.program(program);
+        if site.pinned_program()? != Some(id) {
+            site.put_link()?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn inspect(pins: &Pins, ifindex: u32) -> Result<AttachedPrograms, AttachError> {
+    let interface = interface_name(ifindex)?;
+    let program_at = |program| Site { pins, interface: &interface, program }.pinned_program();
+    Ok(AttachedPrograms {
+        from_pod: program_at(Program::FromPod)?,
+        to_pod: program_at(Program::ToPod)?,
+    })
+}
+
+pub(crate) fn detach(pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
+    let interface = match interface_name(ifindex) {
+        Err(AttachError::NoInterface { .. }) => return Ok(()),
+        other => other?,
+    };
+    for program in Program::ALL {
+        remove_pin(&pins.link(&interface, program))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn remove_links(root: &Path, interface: &str) -> Result<bool, AttachError> {
+    let mut removed = false;
+    for program in Program::ALL {
+        removed |= remove_pin(&pins::link(root, interface, program))?;
+    }
+    Ok(removed)
+}
+
+/// The place of one program on one interface.
+struct Site<'a> {
+    pins: &'a Pins,
+    interface: &'a str,
+    program: Program,
+}
+
+impl Site<'_> {
+    /// The program that the pinned link runs on this very interface.
+    fn pinned_program(&self) -> Result<Option<ProgramId>, AttachError> {
+        let Some(link) = self.open_pin()? else { return Ok(None) };
+        let info = link.info().map_err(|source| self.error("look at the TCX link of", source))?;
+        let (_, attached) = SchedClassifier::query_tcx(self.interface, tc_hook(self.program))
+            .map_err(|error| self.tcx_error("list the TCX programs beside", error))?;
+        let id = info.program_id();
+        Ok(attached.iter().any(|program| program.id() == id).then_some(ProgramId(id)))
+    }
+
+    /// Replaces the program of the pinned link if that is this interface's, else makes a new link.
+    fn put_link(&self) -> Result<(), AttachError> {
+        let mut classifier = SchedClassifier::from_pin(self.pins.program(self.program))
+            .map_err(|source| self.error("open the pinned program", source))?;
+
+        if self.pinned_program()?.is_some()
+            && let Some(link) = self.open_pin()?
+        {
+            let link = SchedClassifierLink::try_from(link)
+                .map_err(|source| self.error("use the TCX link of", source))?;
+            let id = classifier
+                .attach_to_link(link)
+                .map_err(|source| self.error("replace the TCX program", source))?;
+            self.release(&mut classifier, id)?;
+            return Ok(());
+        }
+
+        let path = self.pins.link(self.interface, self.program);
+        remove_pin(&path)?;
+        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = classifier
+            .attach_with_options(self.interface, tc_hook(self.program), order)
+            .map_err(|error| self.tcx_error("attach the TCX program", error))?;
+        self.release(&mut classifier, id)?
+            .pin(&path)
+            .map_err(|source| self.error("pin the TCX link of", source))?;
+        Ok(())
+    }
+
+    /// Takes the link out of the classifier, which would detach it when dropped.
+    fn release(
+        &self,
+        classifier: &mut SchedClassifier,
+        id: SchedClassifierLinkId,
+    ) -> Result<FdLink, AttachError> {
+        let link =
+            classifier.take_link(id).map_err(|source| self.error("use the TCX link of", source))?;
+        FdLink::try_from(link).map_err(|source| self.error("use the TCX link of", source))
+    }
+
+    fn open_pin(&self) -> Result<Option<FdLink>, AttachError> {
+        match PinnedLink::from_pin(self.pins.link(self.interface, self.program)) {
+            Ok(link) => Ok(Some(FdLink::from(link))),
+            Err(LinkError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                Ok(None)
+            }
+            Err(source) => Err(self.error("open the TCX link of", source)),
+        }
+    }
+
+    /// `EINVAL` is how a kernel without TCX answers to the attach type.
+    fn tcx_error(&self, operation: &'static str, source: ProgramError) -> AttachError {
+        match &source {
+            ProgramError::SyscallError(error)
+                if error.io_error.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                AttachError::TcxUnsupported
+            }
+            _ => self.error(operation, source),
+        }
+    }
+
+    fn error(
+        &self,
+        operation: &'static str,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> AttachError {
+        AttachError::Link {
+            operation,
+            program: self.program,
+            interface: self.interface.to_owned(),
+            source: Box::new(source),
+        }
+    }
+}
+
+fn tc_hook(program: Program) -> TcAttachType {
+    match program {
+        Program::FromPod => TcAttachType::Ingress,
+        Program::ToPod => TcAttachType::Egress,
+    }
+}
+
+/// `false` if there is none. With the last pin the kernel detaches.
+fn remove_pin(path: &Path) -> Result<bool, AttachError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(AttachError::Pin { operation: "remove", path: path.to_owned(), source }),
+    }
+}
+
+/// The interface's name in this thread's network namespace.
+fn interface_name(ifindex: u32) -> Result<String, AttachError> {
+    let look_up = || {
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+        rustix::net::netdevice::index_to_name(socket, ifindex)
+    };
+    look_up().map_err(|errno| match errno {
+        rustix::io::Errno::NODEV | rustix::io::Errno::NXIO => AttachError::NoInterface { ifindex },
+        errno => {
+            AttachError::Netlink { operation: "look up the name", ifindex, source: errno.into() }
+        }
+    })
+}

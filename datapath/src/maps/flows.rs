@@ -1,0 +1,60 @@
+//! What the programs remember of flows: `flows_v4` and `flows_v6`.
+//!
+//! The programs alone write them. Losing an entry costs speed, never correctness.
+
+use std::collections::HashSet;
+
+use margay_abi::{Flow, FlowKeyV4, FlowKeyV6};
+
+use super::{MapError, Table};
+
+/// The flow verdicts of this node.
+#[derive(Debug)]
+pub struct Flows {
+    v4: Table<FlowKeyV4, Flow>,
+    v6: Table<FlowKeyV6, Flow>,
+}
+
+impl Flows {
+    pub(super) fn new(v4: Table<FlowKeyV4, Flow>, v6: Table<FlowKeyV6, Flow>) -> Self {
+        Self { v4, v6 }
+    }
+
+    /// The verdict on the packets of one IPv4 flow in one direction, if there is one.
+    pub fn get_v4(&self, key: &FlowKeyV4) -> Result<Option<Flow>, MapError> {
+        self.v4.get(*key)
+    }
+
+    /// The verdict on the packets of one IPv6 flow in one direction, if there is one.
+    pub fn get_v6(&self, key: &FlowKeyV6) -> Result<Option<Flow>, MapError> {
+        self.v6.get(*key)
+    }
+
+    /// Entries in both maps; a flow that was seen both ways has two.
+    pub fn count(&self) -> Result<usize, MapError> {
+        Ok(keys(&self.v4)?.len() + keys(&self.v6)?.len())
+    }
+
+    /// Forgets every flow known at the time of the call.
+    pub fn clear(&self) -> Result<(), MapError> {
+        for key in keys(&self.v4)? {
+            self.v4.remove(key)?;
+        }
+        for key in keys(&self.v6)? {
+            self.v6.remove(key)?;
+        }
+        Ok(())
+    }
+}
+
+fn keys<K, V>(table: &Table<K, V>) -> Result<HashSet<K>, MapError>
+where
+    K: bytemuck::Pod + std::hash::Hash + Eq,
+    V: bytemuck::Pod,
+{
+    let mut keys = HashSet::new();
+    table.for_each(|key, _| {
+        keys.insert(key);
+    })?;
+    Ok(keys)
+}

@@ -1,0 +1,178 @@
+//! The pinned maps, typed.
+//!
+//! Invariant: a map is opened only if the kernel's type, key size and value size are those of the
+//! ABI; its number of entries is whatever it was created with. Everything here is one or a few
+//! system calls, synchronous, and safe to call from several threads.
+
+mod flows;
+mod layout;
+mod plain;
+mod pods;
+mod stats;
+mod table;
+
+use std::path::Path;
+
+use aya::maps::{Array, MapData};
+use margay_abi::{Settings, map_name};
+
+pub use flows::Flows;
+pub(crate) use layout::{LAYOUTS, Layout};
+pub use pods::Pods;
+pub(crate) use stats::Stats;
+
+use crate::load::LoadOptions;
+use crate::pins::Pins;
+use plain::Plain;
+use table::{Slot, Table};
+
+/// Reading or writing a map failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// The map holds as many entries as it was created for.
+    #[error("map {map} is full: all of its {max_entries} entries are taken")]
+    Full {
+        /// Name of the map.
+        map: &'static str,
+        /// What it was created with.
+        max_entries: u32,
+    },
+    /// The pin cannot be opened.
+    #[error("open map {map}")]
+    Open {
+        /// Name of the map.
+        map: &'static str,
+        #[source]
+        /// What the kernel said.
+        source: Box<aya::maps::MapError>,
+    },
+    /// The pinned map is not the one this build knows by that name.
+    #[error("pinned map {map} has {property} {found}, but this build needs {expected}")]
+    Layout {
+        /// Name of the map.
+        map: &'static str,
+        /// `type`, `key size` or `value size`.
+        property: &'static str,
+        /// The kernel's number for it.
+        found: u32,
+        /// The ABI's number for it.
+        expected: u32,
+    },
+    /// A system call on an open map failed.
+    #[error("{operation} map {map}")]
+    Access {
+        /// What was tried: `read`, `write`, `remove from` or `walk`.
+        operation: &'static str,
+        /// Name of the map.
+        map: &'static str,
+        #[source]
+        /// What the kernel said.
+        source: Box<aya::maps::MapError>,
+    },
+}
+
+/// All maps of one ABI version, open.
+pub(crate) struct Maps {
+    pub(crate) pods: Pods,
+    pub(crate) flows: Flows,
+    pub(crate) stats: Stats,
+    pub(crate) settings: Slot<Settings>,
+    /// Kernel numbers of the maps, in the order of [`LAYOUTS`].
+    pub(crate) ids: Vec<u32>,
+}
+
+impl Maps {
+    /// Opens every pinned map; `None` if one is missing.
+    pub(crate) fn open(pins: &Pins) -> Result<Option<Self>, MapError> {
+        let mut opener = Opener { pins, ids: Vec::with_capacity(LAYOUTS.len()) };
+        let (Some(pods_v4), Some(pods_v6), Some(flows_v4), Some(flows_v6)) = (
+            opener.table(map_name::PODS_V4)?,
+            opener.table(map_name::PODS_V6)?,
+            opener.table(map_name::FLOWS_V4)?,
+            opener.table(map_name::FLOWS_V6)?,
+        ) else {
+            return Ok(None);
+        };
+        let (Some(stats), Some(settings)) =
+            (opener.map(map_name::STATS)?, opener.map(map_name::SETTINGS)?)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            pods: Pods::new(pods_v4, pods_v6),
+            flows: Flows::new(flows_v4, flows_v6),
+            stats: Stats::new(open_error(map_name::STATS, stats.try_into())?),
+            settings: Slot::new(
+                map_name::SETTINGS,
+                open_error::<Array<MapData, Plain<Settings>>>(
+                    map_name::SETTINGS,
+                    settings.try_into(),
+                )?,
+            ),
+            ids: opener.ids,
+        }))
+    }
+}
+
+struct Opener<'a> {
+    pins: &'a Pins,
+    ids: Vec<u32>,
+}
+
+impl Opener<'_> {
+    fn table<K: bytemuck::Pod, V: bytemuck::Pod>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<Table<K, V>>, MapError> {
+        let Some(map) = self.map(name)? else { return Ok(None) };
+        Ok(Some(Table::new(name, open_error(name, map.try_into())?)))
+    }
+
+    fn map(&mut self, name: &'static str) -> Result<Option<aya::maps::Map>, MapError> {
+        let Some(data) = open_pin(name, &self.pins.map(name))? else { return Ok(None) };
+        let info = open_error(name, data.info())?;
+        Layout::of(name).check(&info)?;
+        self.ids.push(info.id());
+        open_error(name, aya::maps::Map::from_map_data(data)).map(Some)
+    }
+}
+
+/// Fails if a map is pinned that a build with this ABI could not share; says so if one is pinned
+/// with another size than `options` ask for, since it stays as it is.
+pub(crate) fn check_pinned(pins: &Pins, options: &LoadOptions) -> Result<(), MapError> {
+    for layout in &LAYOUTS {
+        let Some(data) = open_pin(layout.name, &pins.map(layout.name))? else { continue };
+        let info = open_error(layout.name, data.info())?;
+        layout.check(&info)?;
+        let wanted = layout.max_entries(options);
+        if info.max_entries() != wanted {
+            tracing::warn!(
+                map = layout.name,
+                entries = info.max_entries(),
+                configured = wanted,
+                "the pinned map keeps the size it was created with"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn open_pin(name: &'static str, path: &Path) -> Result<Option<MapData>, MapError> {
+    match MapData::from_pin(path) {
+        Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(None),
+        other => open_error(name, other).map(Some),
+    }
+}
+
+fn open_error<T>(map: &'static str, result: Result<T, aya::maps::MapError>) -> Result<T, MapError> {
+    result.map_err(|source| MapError::Open { map, source: Box::new(source) })
+}
+
+/// The system call's errno, if it was a system call that failed.
+fn errno(error: &aya::maps::MapError) -> Option<i32> {
+    match error {
+        aya::maps::MapError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    }
+}

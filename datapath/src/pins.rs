@@ -1,0 +1,75 @@
+//! Where everything is pinned below a root on a BPF file system.
+//!
+//! `<root>/<ABI version>/maps/<name>`, `…/progs/<build id>/<name>` and `…/links/<interface>-<name>`.
+//! Invariant: no path depends on anything that a process remembers, so whoever knows root, build
+//! and interface name finds the pin. File names hold no dot: bpffs refuses them.
+
+use std::path::{Path, PathBuf};
+
+use margay_abi::ABI_VERSION;
+
+use crate::Program;
+
+/// The pin paths of one build below one root.
+#[derive(Clone, Debug)]
+pub(crate) struct Pins {
+    abi: PathBuf,
+    build: &'static str,
+}
+
+impl Pins {
+    pub(crate) fn new(root: &Path, build: &'static str) -> Self {
+        Self { abi: abi_dir(root), build }
+    }
+
+    pub(crate) fn maps(&self) -> PathBuf {
+        self.abi.join("maps")
+    }
+
+    pub(crate) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// The folder of every build's programs.
+    pub(crate) fn builds(&self) -> PathBuf {
+        self.abi.join("progs")
+    }
+
+    /// This build's programs. Exists with all of them in it, or not at all.
+    pub(crate) fn programs(&self) -> PathBuf {
+        self.builds().join(self.build)
+    }
+
+    /// Where this build's programs are pinned until they are complete.
+    pub(crate) fn unfinished_programs(&self) -> PathBuf {
+        self.builds().join(format!("{}-unfinished", self.build))
+    }
+
+    pub(crate) fn program(&self, program: Program) -> PathBuf {
+        self.programs().join(program.name())
+    }
+
+    pub(crate) fn links(&self) -> PathBuf {
+        self.abi.join("links")
+    }
+
+    pub(crate) fn link(&self, interface: &str, program: Program) -> PathBuf {
+        self.links().join(link_name(interface, program))
+    }
+}
+
+/// The folder of this ABI version below `root`.
+pub(crate) fn abi_dir(root: &Path) -> PathBuf {
+    root.join(ABI_VERSION.to_string())
+}
+
+/// The pin of a TCX link below `root`, which is the same for every build.
+pub(crate) fn link(root: &Path, interface: &str, program: Program) -> PathBuf {
+    abi_dir(root).join("links").join(link_name(interface, program))
+}
+
+/// `:` stands for a dot, since an interface name may hold dots and never holds a colon (the kernel's
+/// `dev_valid_name` refuses it).
+fn link_name(interface: &str, program: Program) -> String {
+    format!("{}-{}", interface.replace('.', ":"), program.name())
+}

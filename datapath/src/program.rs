@@ -1,0 +1,73 @@
+//! The programs of the kernel half, as pins hold them.
+//!
+//! Invariant: opening a pinned program triggers none of aya's feature probes, which cost about 2 ms
+//! per process; hence `ProgramInfo` and not `SchedClassifier::from_pin`.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use aya::programs::{ProgramError, ProgramFd, ProgramInfo};
+use margay_abi::program_name;
+
+/// A program of the kernel half, named from the host's view of the veth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// TC ingress of the host veth: what the pod sends.
+    FromPod,
+    /// TC egress of the host veth: what the host's stack sends to the pod.
+    ToPod,
+}
+
+impl Program {
+    /// Every program.
+    pub const ALL: [Self; 2] = [Self::FromPod, Self::ToPod];
+
+    /// Its name in the object, in the pin path and in bpftool.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FromPod => program_name::FROM_POD,
+            Self::ToPod => program_name::TO_POD,
+        }
+    }
+}
+
+/// The kernel's number for a loaded program, as `bpftool prog` shows it. A program loaded again has
+/// another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProgramId(pub u32);
+
+impl fmt::Display for ProgramId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A program opened from its pin.
+pub(crate) struct PinnedProgram {
+    fd: ProgramFd,
+    info: ProgramInfo,
+}
+
+impl PinnedProgram {
+    pub(crate) fn open(path: &Path) -> Result<Self, ProgramError> {
+        let info = ProgramInfo::from_pin(path)?;
+        Ok(Self { fd: info.fd()?, info })
+    }
+
+    pub(crate) fn id(&self) -> ProgramId {
+        ProgramId(self.info.id())
+    }
+
+    /// Kernel numbers of the maps the program refers to.
+    pub(crate) fn map_ids(&self) -> Result<Vec<u32>, ProgramError> {
+        Ok(self.info.map_ids()?.unwrap_or_default())
+    }
+}
+
+impl AsFd for PinnedProgram {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
