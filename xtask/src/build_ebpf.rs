@@ -18,12 +18,12 @@ use crate::setup::{self, Use};
 use crate::toolchain::{BPF_TARGET, Linker, Toolchain};
 use crate::workspace::{self, run as run_command};
 
-const PACKAGE: &str = "margay-ebpf";
+pub(crate) const PACKAGE: &str = "margay-ebpf";
 const BINARY: &str = "margay-bpf";
 const PROFILE: &str = "bpf";
 
 /// A folder apart: host builds in `target/` neither wait for it nor throw it away.
-const TARGET_FOLDER: &str = "target/ebpf-build";
+pub(crate) const TARGET_FOLDER: &str = "target/ebpf-build";
 
 /// Compiler flags: BTF in the object, for map types in bpftool and for the verifier's log.
 const FLAGS: &[&str] = &["-Clink-arg=--btf"];

@@ -13,7 +13,8 @@ mod test;
 mod toolchain;
 mod workspace;
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Set-up, build, test and demo of margay.
@@ -34,13 +35,20 @@ enum Command {
     Demo(demo::Arguments),
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
         Command::Build(arguments) => build::run(&arguments),
         Command::Check => check::run(),
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
