@@ -6,6 +6,7 @@ use rscni_types::error::Error as CniError;
 
 use crate::args::ArgsError;
 use crate::config::ConfigError;
+use crate::phases::Injected;
 use crate::protocol::ProtocolError;
 
 /// margay's own error codes.
@@ -23,6 +24,8 @@ pub mod code {
     /// A delegated plugin could not be run or gave no answer that can be read. An error that it
     /// reports keeps its own code.
     pub const DELEGATED: u32 = 105;
+    /// A fail point of a test build.
+    pub const INJECTED: u32 = 199;
 }
 
 /// Why a verb failed.
@@ -38,6 +41,9 @@ pub enum Error {
     /// `CNI_ARGS` is refused.
     #[error(transparent)]
     Args(#[from] ArgsError),
+    /// A test asked for this failure.
+    #[error(transparent)]
+    Injected(#[from] Injected),
 }
 
 /// The error as CNI knows it: code, message and, in the details, the whole chain of causes.
@@ -65,6 +71,7 @@ impl From<&Error> for CniError {
             }
             Error::Config(_) => Self::InvalidNetworkConfig(details),
             Error::Args(_) => Self::InvalidEnvValue(details),
+            Error::Injected(_) => Self::Custom(code::INJECTED, "fail point".into(), details),
         }
     }
 }

@@ -11,5 +11,6 @@ pub mod mtu;
 pub mod netlink;
 pub mod netns;
 pub mod pod;
+pub mod phases;
 pub mod protocol;
 pub mod sysctl;

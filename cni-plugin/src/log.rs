@@ -1,9 +1,16 @@
-//! Logs: to stderr and, if configured, to a file; and the time of each phase of a verb.
+//! Logs: to stderr and, if configured, to a file.
 //!
 //! Invariant: nothing here makes a verb fail, and nothing is written to stdout, which carries the
-//! result.
+//! result. Each event is one write of one line to a file opened for appending, so that processes
+//! that run at the same time do not tear each other's lines.
 
-use std::path::PathBuf;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt};
 
 /// Where logs go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,5 +49,88 @@ impl LogLevel {
             "error" | "fatal" | "panic" => Some(Self::Error),
             _ => None,
         }
+    }
+
+    fn filter(self) -> LevelFilter {
+        match self {
+            Self::Trace => LevelFilter::TRACE,
+            Self::Debug => LevelFilter::DEBUG,
+            Self::Info => LevelFilter::INFO,
+            Self::Warning => LevelFilter::WARN,
+            Self::Error => LevelFilter::ERROR,
+        }
+    }
+}
+
+/// Starts logging for this process, once; a later call changes nothing. A log file that cannot be
+/// opened is a warning on stderr.
+pub fn init(conf: &LogConf) {
+    let file = conf.file.as_deref().map(open);
+    let writer = match &file {
+        Some(Ok(file)) => BoxMakeWriter::new(std::io::stderr.and(Arc::clone(file))),
+        _ => BoxMakeWriter::new(std::io::stderr),
+    };
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(conf.level.filter())
+        .with_writer(writer)
+        .with_target(false)
+        .finish();
+    let first = tracing::subscriber::set_global_default(subscriber).is_ok();
+    if let (true, Some(path), Some(Err(error))) = (first, &conf.file, &file) {
+        tracing::warn!("cannot open the log file {}: {error}", path.display());
+    }
+}
+
+fn open(path: &Path) -> std::io::Result<Arc<File>> {
+    if let Some(parent) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+    }
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+    Ok(Arc::new(file))
+}
+
+/// Reports the keys of the configuration that have no effect.
+pub fn report_unused(keys: &[String]) {
+    if keys.is_empty() {
+        return;
+    }
+    let list = keys.join(", ");
+    if keys.iter().any(|key| key == "policy.type") {
+        tracing::warn!("keys without effect: {list}; network policy is not enforced");
+    } else {
+        tracing::debug!("keys without effect: {list}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_have_calicos_names_in_any_case() {
+        assert_eq!(LogLevel::parse("Warning"), Some(LogLevel::Warning));
+        assert_eq!(LogLevel::parse("WARN"), Some(LogLevel::Warning));
+        assert_eq!(LogLevel::parse("fatal"), Some(LogLevel::Error));
+        assert_eq!(LogLevel::parse("loud"), None);
+    }
+
+    #[test]
+    fn a_log_file_is_made_with_its_parents_and_appended_to() {
+        use std::io::Write;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/cni.log");
+
+        for line in ["one\n", "two\n"] {
+            open(&path).unwrap().as_ref().write_all(line.as_bytes()).unwrap();
+        }
+
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "one\ntwo\n");
+    }
+
+    #[test]
+    fn a_log_file_that_cannot_be_opened_is_an_error_value_not_a_panic() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+
+        assert!(open(&file.path().join("cni.log")).is_err());
     }
 }
