@@ -43,7 +43,7 @@ pub enum DataplaneError {
     },
     /// The pinned maps cannot be opened.
     #[error("the pinned maps")]
-    Maps(#[source] DatapathError),
+    Maps(#[source] MapError),
     /// A look at the owner of an entry failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

@@ -2,15 +2,20 @@
 #![deny(unsafe_code)]
 
 pub mod args;
+pub mod commands;
 pub mod config;
+pub mod dataplane;
 pub mod error;
 pub mod host;
+pub mod ipam;
 pub mod lock;
 pub mod log;
 pub mod mtu;
+pub mod naming;
 pub mod netlink;
 pub mod netns;
-pub mod pod;
 pub mod phases;
+pub mod pod;
 pub mod protocol;
+pub mod result;
 pub mod sysctl;

@@ -13,11 +13,11 @@ use rscni_types::types::CNIResult;
 use super::session::{self, HostVeth, Session};
 use super::teardown::teardown;
 use crate::args::CniArgs;
-use crate::config::NetConf;
+use crate::config::{IpamConf, NetConf, Requested};
 use crate::dataplane::Dataplane;
 use crate::error::Error;
 use crate::host::HostSide;
-use crate::ipam::{Ipam, IpamResult};
+use crate::ipam::IpamResult;
 use crate::mtu::Mtu;
 use crate::netlink::VethPair;
 use crate::netns::Netns;
@@ -26,30 +26,32 @@ use crate::pod::PodSide;
 use crate::protocol::{Call, Target};
 use crate::{naming, result};
 
+/// Queues of each end of the pair unless configured: as the standard plugin has it.
+const DEFAULT_QUEUES: u32 = 1;
+
 /// Everything that was asked for, checked before anything is touched.
 struct Request<'a> {
-    call: &'a Call,
     target: &'a Target,
     conf: &'a NetConf,
     attachment: Attachment,
     netns: Netns,
+    requested: Requested,
     pod_mac: [u8; 6],
 }
 
 /// Attaches a sandbox.
 pub(super) fn add(call: &Call, target: &Target) -> Result<CNIResult, Error> {
     let conf = session::configuration(call)?;
-    let request = Request::validate(call, target, &conf)?;
+    let request = Request::validate(target, &conf)?;
     session::run("ADD", &request.attachment, async |phases| {
         phases.enter("open")?;
-        let session = Session::open(&conf, request.attachment.clone())?;
+        let session = Session::open(call, &conf, request.attachment.clone())?;
         phases.enter("look_up")?;
-        refuse_or_clean_up_earlier(&session, &request).await?;
+        refuse_or_clean_up_earlier(&session).await?;
         let outcome = attach(&session, &request, phases).await;
         if outcome.is_err() {
-            phases.enter_unfailing("clean_up");
             // The error that counts is the one that stopped the ADD.
-            if let Err(error) = teardown(&session, request.ipam()).await {
+            if let Err(error) = teardown(&session).await {
                 let error = crate::error::chain(&error);
                 tracing::error!(error, "something stays behind until DEL");
             }
@@ -59,20 +61,16 @@ pub(super) fn add(call: &Call, target: &Target) -> Result<CNIResult, Error> {
 }
 
 impl<'a> Request<'a> {
-    fn validate(call: &'a Call, target: &'a Target, conf: &'a NetConf) -> Result<Self, Error> {
+    fn validate(target: &'a Target, conf: &'a NetConf) -> Result<Self, Error> {
         let attachment = session::attachment(conf, target)?;
         let path = target.netns.as_deref().ok_or(Error::NoNetns)?;
         let netns = Netns::open(path)?;
         if netns.is_same_as(&Netns::current()?)? {
             return Err(Error::HostNetns { path: path.to_owned() });
         }
-        let wanted = conf.requested.or_args(&target.args);
-        let pod_mac = wanted.mac.unwrap_or_else(|| naming::pod_mac(&attachment));
-        Ok(Self { call, target, conf, attachment, netns, pod_mac })
-    }
-
-    fn ipam(&self) -> Ipam<'_> {
-        Ipam::new(self.conf, self.call, self.target, &self.attachment)
+        let requested = conf.requested.or_args(&target.args);
+        let pod_mac = requested.mac.unwrap_or_else(|| naming::pod_mac(&attachment));
+        Ok(Self { target, conf, attachment, netns, requested, pod_mac })
     }
 
     fn pod(&self) -> Option<PodRef> {
@@ -91,24 +89,20 @@ pub(super) fn pod_ref(args: &CniArgs) -> Option<PodRef> {
 
 /// An ADD of an attachment that is alive is an error and leaves it alone. What is left of one that
 /// is not is cleaned up.
-async fn refuse_or_clean_up_earlier(
-    session: &Session<'_>,
-    request: &Request<'_>,
-) -> Result<(), Error> {
-    let endpoint = session.endpoint()?;
-    match session.host_veth().await? {
+async fn refuse_or_clean_up_earlier(session: &Session<'_>) -> Result<(), Error> {
+    let has_records = session.endpoint()?.is_some();
+    let link = session.host_veth().await?;
+    match link {
         HostVeth::Foreign(link) => {
             Err(Error::ForeignLink { name: link.name, alias: link.alias.unwrap_or_default() })
         }
-        HostVeth::Ours(_) if endpoint.is_some() => {
+        HostVeth::Ours(_) if has_records => {
             Err(Error::AlreadyAdded { attachment: session.attachment.clone() })
         }
-        HostVeth::Absent if endpoint.is_none() && request.ipam().holds_nothing(&session.store)? => {
-            Ok(())
-        }
+        HostVeth::Absent if !has_records && session.assigned()?.is_empty() => Ok(()),
         HostVeth::Ours(_) | HostVeth::Absent => {
             tracing::warn!(attachment = %session.attachment, "cleaning up what an earlier ADD left");
-            teardown(session, request.ipam()).await
+            teardown(session).await
         }
     }
 }
@@ -123,7 +117,8 @@ async fn attach(
     let dataplane = Dataplane::prepare(request.conf)?;
 
     phases.enter("addresses")?;
-    let addresses = request.ipam().add(&session.store)?;
+    let addresses =
+        session.ipam().add(&session.attachment, request.target, &request.requested.ips)?;
 
     phases.enter("mtu")?;
     let mtu = Mtu::find(&session.netlink, request.conf.mtu).await?;
@@ -152,7 +147,7 @@ async fn attach(
     dataplane.publish(&host, mtu.bytes)?;
 
     phases.enter("endpoint")?;
-    let endpoint = endpoint(request, &host, &dataplane, mtu.bytes)?;
+    let endpoint = endpoint(session, request, &host, &dataplane, mtu.bytes);
     session.store.put_endpoint(&endpoint)?;
 
     Ok(result::of_add(&endpoint, &pod, addresses.dns))
@@ -172,35 +167,49 @@ async fn create_veth(
         pod_mac: request.pod_mac,
         pod_netns: std::os::fd::AsFd::as_fd(&request.netns),
         mtu,
-        queues: request.conf.num_queues,
+        queues: request.conf.num_queues.unwrap_or(DEFAULT_QUEUES),
     };
     session.netlink.create_veth(&pair).await?;
     let link = session.netlink.link_by_name(&name).await?;
     let ifindex = link.ok_or_else(|| Error::LinkVanished { name: name.clone() })?.index;
     session.netlink.set_link_alias(ifindex, &naming::alias(&session.attachment)).await?;
-    let addresses = addresses.ips.clone();
+    let addresses = addresses.addresses().collect();
     Ok(HostSide { name, ifindex, addresses, pod_mac: request.pod_mac })
 }
 
 fn pod_side(request: &Request<'_>, addresses: &IpamResult) -> PodSide {
     let ifname = request.attachment.ifname();
+    let default_route = request.conf.default_route_for(ifname);
     PodSide {
         ifname: ifname.to_owned(),
-        addresses: addresses.ips.clone(),
-        default_route: request.conf.default_route_for(ifname),
-        routes: addresses.routes.clone(),
+        addresses: addresses.addresses().collect(),
+        default_route,
+        routes: routes(request.conf, addresses, default_route),
         allow_ip_forwarding: request.conf.ip_forwarding,
     }
 }
 
+/// Where the pod goes over this interface besides the default: what the IPAM says; and, where
+/// another interface has the default route, the network's own pools.
+fn routes(conf: &NetConf, addresses: &IpamResult, default_route: bool) -> Vec<IpNetwork> {
+    let told = addresses.routes.iter().map(|route| route.dst).filter(|dst| dst.prefix() > 0);
+    match &conf.ipam {
+        IpamConf::Builtin(pools) if !default_route => {
+            told.chain(pools.all.iter().map(|pool| pool.cidr)).collect()
+        }
+        _ => told.collect(),
+    }
+}
+
 fn endpoint(
+    session: &Session<'_>,
     request: &Request<'_>,
     host: &HostSide,
     dataplane: &Dataplane,
     mtu: u32,
-) -> Result<Endpoint, Error> {
+) -> Endpoint {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(Endpoint {
+    Endpoint {
         attachment: request.attachment.clone(),
         node: request.conf.nodename.clone(),
         pod: request.pod(),
@@ -210,11 +219,11 @@ fn endpoint(
         mtu,
         ips: host.addresses.iter().copied().map(IpNetwork::from).collect(),
         netns: request.netns.path().display().to_string(),
-        boot_id: session::boot_id()?,
-        labels: request.conf.requested.labels.clone(),
-        ports: request.conf.ports.clone(),
+        boot_id: session.boot_id.clone(),
+        labels: request.requested.labels.clone(),
+        ports: Vec::new(),
         dataplane: dataplane.to_string(),
         created_at: now.as_secs(),
         state: EndpointState::Ready,
-    })
+    }
 }

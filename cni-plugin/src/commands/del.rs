@@ -4,7 +4,6 @@
 use super::session::{self, Session};
 use super::teardown::teardown;
 use crate::error::Error;
-use crate::ipam::Ipam;
 use crate::protocol::{Call, Target};
 
 /// Takes away everything of the attachment.
@@ -13,8 +12,8 @@ pub(super) fn del(call: &Call, target: &Target) -> Result<(), Error> {
     let attachment = session::attachment(&conf, target)?;
     session::run("DEL", &attachment, async |phases| {
         phases.enter("open")?;
-        let session = Session::open(&conf, attachment.clone())?;
+        let session = Session::open(call, &conf, attachment.clone())?;
         phases.enter("teardown")?;
-        teardown(&session, Ipam::new(&conf, call, target, &attachment)).await
+        teardown(&session).await
     })
 }

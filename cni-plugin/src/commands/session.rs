@@ -1,12 +1,13 @@
 //! What every verb on an attachment opens: its lock, the datastore, a netlink socket.
 
 use std::fmt::Display;
-use std::fs;
+use std::net::IpAddr;
 
-use margay_datastore::{Attachment, Endpoint, Sqlite, Store};
+use margay_datastore::{Attachment, Endpoint, Sqlite, Store, StoreError};
 
 use crate::config::NetConf;
 use crate::error::Error;
+use crate::ipam::{self, Ipam, IpamError};
 use crate::lock::Lock;
 use crate::log;
 use crate::naming;
@@ -44,11 +45,12 @@ pub(super) fn run<T>(
 }
 
 /// One attachment, locked.
-#[derive(Debug)]
 pub(super) struct Session<'a> {
+    pub(super) call: &'a Call,
     pub(super) conf: &'a NetConf,
     pub(super) attachment: Attachment,
     pub(super) host_veth: String,
+    pub(super) boot_id: String,
     pub(super) store: Store,
     pub(super) netlink: Netlink,
     _lock: Lock,
@@ -67,16 +69,33 @@ pub(super) enum HostVeth {
 
 impl<'a> Session<'a> {
     /// Waits for the attachment's lock and opens the rest.
-    pub(super) fn open(conf: &'a NetConf, attachment: Attachment) -> Result<Self, Error> {
+    pub(super) fn open(
+        call: &'a Call,
+        conf: &'a NetConf,
+        attachment: Attachment,
+    ) -> Result<Self, Error> {
         let host_veth = naming::host_veth(&attachment);
         let lock = Lock::take(&conf.paths.run_dir, &host_veth)?;
-        let store = open_store(conf)?;
-        Ok(Self { conf, attachment, host_veth, store, netlink: Netlink::open()?, _lock: lock })
+        let boot_id = ipam::boot_id()?;
+        let store = open_store(conf, &boot_id)?;
+        let netlink = Netlink::open()?;
+        Ok(Self { call, conf, attachment, host_veth, boot_id, store, netlink, _lock: lock })
+    }
+
+    /// The IPAM of the network.
+    pub(super) fn ipam(&self) -> Ipam<'_> {
+        Ipam::new(self.conf, self.call, &self.store, &self.boot_id)
     }
 
     /// The endpoint that an ADD of this attachment wrote.
     pub(super) fn endpoint(&self) -> Result<Option<Endpoint>, Error> {
         Ok(self.store.endpoint(&self.attachment)?)
+    }
+
+    /// The addresses that margay-ipam holds for the attachment; none where another plugin does.
+    pub(super) fn assigned(&self) -> Result<Vec<IpAddr>, Error> {
+        let ipam = margay_datastore::Ipam::new(&self.store, &self.conf.nodename, &self.boot_id);
+        Ok(ipam.assigned(&self.attachment).map_err(IpamError::from)?)
     }
 
     /// Looks for the attachment's host veth.
@@ -92,14 +111,14 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Opens the node's datastore and, as the first verb of a boot, takes back the addresses that
-/// earlier boots left behind.
-pub(super) fn open_store(conf: &NetConf) -> Result<Store, Error> {
-    Ok(Store::new(Sqlite::open(&conf.paths.database())?))
-}
-
-/// The kernel's name for this boot.
-pub(super) fn boot_id() -> Result<String, Error> {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(Error::BootId)?;
-    Ok(id.trim().to_owned())
+/// Opens the node's datastore. The first verb of a boot takes back what earlier boots left behind.
+pub(super) fn open_store(conf: &NetConf, boot_id: &str) -> Result<Store, Error> {
+    let store = Store::new(Sqlite::open(&conf.paths.database()).map_err(StoreError::from)?);
+    let ipam = margay_datastore::Ipam::new(&store, &conf.nodename, boot_id);
+    let reclaimed = ipam.reclaim_earlier_boots(&ipam::is_netns_alive).map_err(IpamError::from)?;
+    for attachment in reclaimed {
+        tracing::info!(%attachment, "took back the addresses of an earlier boot");
+        store.delete_endpoint(&attachment)?;
+    }
+    Ok(store)
 }

@@ -14,12 +14,11 @@ use margay_datastore::Endpoint;
 use super::session::{HostVeth, Session};
 use crate::dataplane::{self, DataplaneError};
 use crate::error::Error;
-use crate::ipam::Ipam;
 use crate::naming;
 use crate::netlink::LinkInfo;
 
 /// Takes away everything of the session's attachment.
-pub(super) async fn teardown(session: &Session<'_>, ipam: Ipam<'_>) -> Result<(), Error> {
+pub(super) async fn teardown(session: &Session<'_>) -> Result<(), Error> {
     let mut failures = Failures::default();
     let link = match session.host_veth().await {
         Ok(HostVeth::Ours(link)) => Some(link),
@@ -31,13 +30,13 @@ pub(super) async fn teardown(session: &Session<'_>, ipam: Ipam<'_>) -> Result<()
         Err(error) => failures.note(error),
     };
     let endpoint = failures.collect(session.endpoint()).flatten();
-    let addresses = failures.collect(addresses(session, endpoint.as_ref(), &ipam));
+    let addresses = failures.collect(addresses(session, endpoint.as_ref()));
 
     failures.collect(remove_map_entries(session, &addresses.unwrap_or_default(), link.as_ref()).await);
     failures.collect(delete_link(session, link.as_ref()).await);
     failures.collect(session.store.delete_endpoint(&session.attachment).map_err(Error::from));
     if failures.is_empty() {
-        failures.collect(ipam.del(&session.store).map_err(Error::from));
+        failures.collect(session.ipam().del(&session.attachment).map_err(Error::from));
     }
     failures.into_result()
 }
@@ -46,9 +45,8 @@ pub(super) async fn teardown(session: &Session<'_>, ipam: Ipam<'_>) -> Result<()
 fn addresses(
     session: &Session<'_>,
     endpoint: Option<&Endpoint>,
-    ipam: &Ipam<'_>,
 ) -> Result<BTreeSet<IpAddr>, Error> {
-    let mut addresses: BTreeSet<IpAddr> = ipam.assigned(&session.store)?.into_iter().collect();
+    let mut addresses: BTreeSet<IpAddr> = session.assigned()?.into_iter().collect();
     addresses.extend(endpoint.into_iter().flat_map(|endpoint| &endpoint.ips).map(|ip| ip.ip()));
     Ok(addresses)
 }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
-use margay_abi::PodInfo;
+use margay_abi::{PodInfo, map_name};
 
-use super::{MapError, Table};
+use super::{MapError, Opener, Table};
+use crate::pins::Pins;
 
 /// The pods that the programs know. A pod without an entry sends nothing (every packet of its is a
 /// spoofed one), and what is sent to it takes the host's stack.
@@ -18,6 +20,16 @@ pub struct Pods {
 impl Pods {
     pub(super) fn new(v4: Table<[u8; 4], PodInfo>, v6: Table<[u8; 16], PodInfo>) -> Self {
         Self { v4, v6 }
+    }
+
+    /// Opens the maps that are pinned below `root`, whichever build of this ABI version made them;
+    /// `None` where none did. For a DEL that finds another build's programs, or none.
+    pub fn open(root: &Path) -> Result<Option<Self>, MapError> {
+        // Maps are pinned beside the builds: the path does not name one.
+        let pins = Pins::new(root, "");
+        let mut opener = Opener { pins: &pins, ids: Vec::new() };
+        let (v4, v6) = (opener.table(map_name::PODS_V4)?, opener.table(map_name::PODS_V6)?);
+        Ok(v4.zip(v6).map(|(v4, v6)| Self::new(v4, v6)))
     }
 
     /// Writes the pod's entry, over any that the address has.

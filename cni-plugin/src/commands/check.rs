@@ -1,0 +1,233 @@
+//! CHECK: looks at everything that an ADD made, and names all that is off.
+//!
+//! The endpoint says what there must be; the kernel, the maps and the IPAM say what there is.
+
+use std::net::IpAddr;
+
+use margay_abi::HOST_VETH_MAC;
+use margay_datapath::Program;
+use margay_datastore::Endpoint;
+
+use super::session::{self, HostVeth, Session};
+use crate::config;
+use crate::dataplane::{Dataplane, DataplaneError};
+use crate::error::{Error, chain};
+use crate::host::HostSide;
+use crate::netlink::{LinkInfo, Netlink, ROUTE_PROTOCOL};
+use crate::netns::Netns;
+use crate::pod::{self, PodError, PodSide};
+use crate::protocol::{Call, Target};
+use crate::result::mac_text;
+use crate::sysctl;
+
+/// Verifies that an attachment is as its ADD left it.
+pub(super) fn check(call: &Call, target: &Target) -> Result<(), Error> {
+    let conf = session::configuration(call)?;
+    let attachment = session::attachment(&conf, target)?;
+    let netns = Netns::open(target.netns.as_deref().ok_or(Error::NoNetns)?)?;
+    let expected = config::prev_result(&call.config)?;
+    session::run("CHECK", &attachment, async |phases| {
+        phases.enter("open")?;
+        let session = Session::open(call, &conf, attachment.clone())?;
+        let endpoint = session.endpoint()?;
+        let endpoint =
+            endpoint.ok_or_else(|| Error::NotAdded { attachment: attachment.clone() })?;
+        let mut findings = Findings::default();
+        if let Some(expected) = &expected {
+            let addresses = expected.ips.iter().map(|ip| ip.address.addr());
+            findings.compare_addresses("prevResult", addresses.collect(), &endpoint);
+        }
+        phases.enter("pod_side")?;
+        check_pod(&mut findings, &session, &netns, &endpoint)?;
+        phases.enter("host_side")?;
+        check_host(&mut findings, &session, &endpoint).await?;
+        phases.enter("addresses")?;
+        let addresses: Vec<IpAddr> = endpoint.ips.iter().map(|ip| ip.ip()).collect();
+        session.ipam().check(&attachment, &addresses)?;
+        findings.into_result()
+    })
+}
+
+/// What is off, each in words that name the thing.
+#[derive(Default)]
+struct Findings(Vec<String>);
+
+impl Findings {
+    fn expect(&mut self, is_right: bool, finding: impl FnOnce() -> String) {
+        if !is_right {
+            self.0.push(finding());
+        }
+    }
+
+    fn compare_addresses(&mut self, place: &str, found: Vec<IpAddr>, endpoint: &Endpoint) {
+        for ip in endpoint.ips.iter().map(|ip| ip.ip()) {
+            self.expect(found.contains(&ip), || format!("address {ip} is not in {place}"));
+        }
+        for ip in found {
+            let known = endpoint.ips.iter().any(|known| known.ip() == ip);
+            self.expect(known, || format!("address {ip} in {place} is not the endpoint's"));
+        }
+    }
+
+    fn compare_link(&mut self, place: &str, link: &LinkInfo, mac: [u8; 6], mtu: u32) {
+        let name = &link.name;
+        self.expect(link.up, || format!("{place} interface {name} is down"));
+        self.expect(link.mac == mac, || {
+            let (found, wanted) = (mac_text(link.mac), mac_text(mac));
+            format!("{place} interface {name} has MAC address {found}, not {wanted}")
+        });
+        self.expect(link.mtu == mtu, || {
+            format!("{place} interface {name} has MTU {}, not {mtu}", link.mtu)
+        });
+    }
+
+    fn into_result(self) -> Result<(), Error> {
+        if self.0.is_empty() { Ok(()) } else { Err(Error::Mismatch { findings: self.0 }) }
+    }
+}
+
+fn check_pod(
+    findings: &mut Findings,
+    session: &Session<'_>,
+    netns: &Netns,
+    endpoint: &Endpoint,
+) -> Result<(), Error> {
+    let ifname = session.attachment.ifname();
+    let pod = PodSide {
+        ifname: ifname.to_owned(),
+        addresses: endpoint.ips.iter().map(|ip| ip.ip()).collect(),
+        default_route: session.conf.default_route_for(ifname),
+        routes: Vec::new(),
+        allow_ip_forwarding: session.conf.ip_forwarding,
+    };
+    let outcome = pod::in_pod(netns, async |netlink| {
+        let Some(link) = netlink.link_by_name(ifname).await? else {
+            return Err(PodError::NoInterface { ifname: ifname.to_owned() });
+        };
+        findings.compare_link("pod", &link, endpoint.pod_mac, endpoint.mtu);
+        let addresses = netlink.addresses(link.index).await?;
+        for &ip in &pod.addresses {
+            let found = addresses.iter().any(|info| info.address == ip);
+            findings.expect(found, || format!("pod interface {ifname} lacks address {ip}"));
+        }
+        let routes = netlink.routes(link.index).await?;
+        for wanted in pod.routes(link.index) {
+            let found = routes.iter().any(|route| {
+                route.prefix_length == wanted.destination.prefix()
+                    && route.gateway == wanted.gateway
+                    && (wanted.destination.prefix() == 0
+                        || route.destination == Some(wanted.destination.ip()))
+            });
+            findings.expect(found, || format!("pod lacks route {}", wanted.destination));
+        }
+        Ok(())
+    });
+    match outcome {
+        Err(error @ PodError::NoInterface { .. }) => findings.0.push(error.to_string()),
+        outcome => outcome?,
+    }
+    Ok(())
+}
+
+async fn check_host(
+    findings: &mut Findings,
+    session: &Session<'_>,
+    endpoint: &Endpoint,
+) -> Result<(), Error> {
+    let link = match session.host_veth().await? {
+        HostVeth::Ours(link) => link,
+        HostVeth::Foreign(link) => {
+            let alias = link.alias.unwrap_or_default();
+            findings.0.push(format!("host interface {} belongs to {alias:?}", link.name));
+            return Ok(());
+        }
+        HostVeth::Absent => {
+            findings.0.push(format!("host interface {} does not exist", session.host_veth));
+            return Ok(());
+        }
+    };
+    findings.compare_link("host", &link, HOST_VETH_MAC, endpoint.mtu);
+    findings.expect(link.alias.is_some(), || {
+        format!("host interface {} has lost its alias", link.name)
+    });
+    let host = HostSide {
+        name: link.name.clone(),
+        ifindex: link.index,
+        addresses: endpoint.ips.iter().map(|ip| ip.ip()).collect(),
+        pod_mac: endpoint.pod_mac,
+    };
+    check_routes(findings, &session.netlink, &host).await?;
+    let Some(dataplane) = Dataplane::of_endpoint(session.conf, &endpoint.dataplane)? else {
+        findings.0.push("the programs of this build are not loaded on this node".to_owned());
+        return Ok(());
+    };
+    check_sysctls(findings, &host, dataplane.uses_proxy());
+    check_dataplane(findings, session, &dataplane, &host, endpoint.mtu).await
+}
+
+async fn check_routes(
+    findings: &mut Findings,
+    netlink: &Netlink,
+    host: &HostSide,
+) -> Result<(), Error> {
+    for &address in &host.addresses {
+        let route = netlink.route_to(address).await?;
+        let found = route.is_some_and(|route| {
+            route.ifindex == Some(host.ifindex) && route.protocol == ROUTE_PROTOCOL
+        });
+        findings.expect(found, || format!("host lacks route {address} over {}", host.name));
+        let neighbour = netlink.neighbour(host.ifindex, address).await?;
+        let found = neighbour.is_some_and(|neighbour| {
+            neighbour.permanent && neighbour.mac == Some(host.pod_mac)
+        });
+        findings.expect(found, || {
+            format!("host lacks the permanent neighbour {address} on {}", host.name)
+        });
+    }
+    Ok(())
+}
+
+fn check_sysctls(findings: &mut Findings, host: &HostSide, proxy: bool) {
+    for (key, wanted) in host.sysctls(proxy) {
+        match sysctl::get(&key) {
+            Ok(value) => findings.expect(value == wanted, || {
+                format!("sysctl net/{key} is {value}, not {wanted}")
+            }),
+            Err(error) => findings.0.push(chain(&error)),
+        }
+    }
+}
+
+async fn check_dataplane(
+    findings: &mut Findings,
+    session: &Session<'_>,
+    dataplane: &Dataplane,
+    host: &HostSide,
+    mtu: u32,
+) -> Result<(), Error> {
+    let Dataplane::Ebpf { datapath, mode, .. } = dataplane else { return Ok(()) };
+    let attached = datapath.inspect(session.netlink.handle(), host.ifindex, *mode).await;
+    let attached = attached
+        .map_err(|source| DataplaneError::Attach { interface: host.name.clone(), source })?;
+    let loaded = datapath.program_ids();
+    for program in Program::ALL {
+        let (found, wanted) = (attached.get(program), loaded.get(program));
+        let name = program.name();
+        findings.expect(found.is_some(), || {
+            format!("program {name} is not attached to {}", host.name)
+        });
+        findings.expect(found.is_none() || found == wanted, || {
+            format!("{} runs another {name} than the one this node has loaded", host.name)
+        });
+    }
+    let wanted = dataplane.map_entry(host, mtu);
+    for &address in &host.addresses {
+        let found = datapath.pods().get(address);
+        let found = found.map_err(|source| DataplaneError::Map { address, source })?;
+        findings.expect(found.is_some(), || format!("map entry of {address} is missing"));
+        findings.expect(found.is_none() || found == wanted, || {
+            format!("map entry of {address} is {found:?}, not {wanted:?}")
+        });
+    }
+    Ok(())
+}

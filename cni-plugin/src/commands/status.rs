@@ -1,0 +1,24 @@
+//! STATUS: whether an ADD could succeed. A runtime asks every few seconds: nothing is changed, no
+//! table is walked.
+
+use super::session;
+use crate::config;
+use crate::error::Error;
+use crate::ipam::{self, Ipam};
+use crate::protocol::Call;
+
+/// Whether an ADD could succeed.
+pub(super) fn status(call: &Call) -> Result<(), Error> {
+    let conf = session::configuration(call)?;
+    session::run("STATUS", &conf.name, async |phases| {
+        if conf.dataplane == config::Dataplane::Ebpf {
+            phases.enter("dataplane")?;
+            margay_datapath::probe(&conf.paths.bpffs_root).map_err(Error::NotReady)?;
+        }
+        phases.enter("datastore")?;
+        let boot_id = ipam::boot_id()?;
+        let store = session::open_store(&conf, &boot_id)?;
+        phases.enter("ipam")?;
+        Ok(Ipam::new(&conf, call, &store, &boot_id).status()?)
+    })
+}
