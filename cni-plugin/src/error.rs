@@ -2,10 +2,12 @@
 //!
 //! The specification's codes are below 100; margay's own are the constants of [`code`].
 
+use margay_datastore::{AttachmentError, BackendError, StoreError};
 use rscni_types::error::Error as CniError;
 
 use crate::args::ArgsError;
 use crate::config::ConfigError;
+use crate::ipam::IpamError;
 use crate::phases::Injected;
 use crate::protocol::ProtocolError;
 
@@ -36,14 +38,43 @@ pub enum Error {
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
     /// The network configuration is refused.
-    #[error("network configuration: {0}")]
+    #[error("network configuration")]
     Config(#[from] ConfigError),
     /// `CNI_ARGS` is refused.
     #[error(transparent)]
     Args(#[from] ArgsError),
+    /// The parts of an attachment do not make one.
+    #[error(transparent)]
+    Attachment(#[from] AttachmentError),
+    /// The datastore failed.
+    #[error("datastore")]
+    Store(#[from] StoreError),
+    /// Addresses could not be had, given back or verified.
+    #[error(transparent)]
+    Ipam(#[from] IpamError),
+    /// STATUS found a reason why an ADD would fail.
+    #[error("an ADD would fail")]
+    Unavailable(#[source] Box<Error>),
     /// A test asked for this failure.
     #[error(transparent)]
     Injected(#[from] Injected),
+}
+
+impl Error {
+    /// The error as the answer to a STATUS: what is wrong with the call itself stays what it is.
+    #[must_use]
+    pub fn into_status(self) -> Self {
+        match self {
+            Self::Protocol(_) | Self::Config(_) | Self::Args(_) | Self::Unavailable(_) => self,
+            other => Self::Unavailable(Box::new(other)),
+        }
+    }
+}
+
+impl From<BackendError> for Error {
+    fn from(error: BackendError) -> Self {
+        Self::Store(error.into())
+    }
 }
 
 /// The error as CNI knows it: code, message and, in the details, the whole chain of causes.
@@ -51,29 +82,73 @@ impl From<&Error> for CniError {
     fn from(error: &Error) -> Self {
         let details = chain(error);
         match error {
-            Error::Protocol(error) => match error {
-                ProtocolError::Version { .. } | ProtocolError::VersionTooOld { .. } => {
-                    Self::IncompatibleVersion(details)
-                }
-                ProtocolError::Environment { .. } | ProtocolError::Missing { .. } => {
-                    Self::InvalidEnvValue(details)
-                }
-                ProtocolError::Read(_) => Self::IOFailure(details),
-                ProtocolError::Decode(_) | ProtocolError::MalformedVersion { .. } => {
-                    Self::FailedToDecode(details)
-                }
-                ProtocolError::TooLong | ProtocolError::NotAnObject => {
-                    Self::InvalidNetworkConfig(details)
-                }
-            },
+            Error::Protocol(error) => protocol(error, details),
             Error::Config(ConfigError::Unsupported { .. }) => {
                 Self::UnsupportedNetworkConfiguration(details)
             }
             Error::Config(_) => Self::InvalidNetworkConfig(details),
-            Error::Args(_) => Self::InvalidEnvValue(details),
-            Error::Injected(_) => Self::Custom(code::INJECTED, "fail point".into(), details),
+            Error::Args(_) | Error::Attachment(_) => Self::InvalidEnvValue(details),
+            Error::Store(error) => store(error, details),
+            Error::Ipam(error) => ipam(error, details),
+            Error::Unavailable(_) => Self::PluginNotAvailable(details),
+            Error::Injected(_) => custom(code::INJECTED, "fail point", details),
         }
     }
+}
+
+fn protocol(error: &ProtocolError, details: String) -> CniError {
+    match error {
+        ProtocolError::Version { .. } | ProtocolError::VersionTooOld { .. } => {
+            CniError::IncompatibleVersion(details)
+        }
+        ProtocolError::Environment { .. } | ProtocolError::Missing { .. } => {
+            CniError::InvalidEnvValue(details)
+        }
+        ProtocolError::Read(_) => CniError::IOFailure(details),
+        ProtocolError::Decode(_) | ProtocolError::MalformedVersion { .. } => {
+            CniError::FailedToDecode(details)
+        }
+        ProtocolError::TooLong | ProtocolError::NotAnObject => {
+            CniError::InvalidNetworkConfig(details)
+        }
+    }
+}
+
+fn store(error: &StoreError, details: String) -> CniError {
+    match error {
+        error if error.is_transient() => CniError::TryAgainLater(details),
+        _ => CniError::IOFailure(details),
+    }
+}
+
+fn ipam(error: &IpamError, details: String) -> CniError {
+    use margay_datastore::IpamError as Allocator;
+    match error {
+        IpamError::Allocator(error) if error.is_transient() => CniError::TryAgainLater(details),
+        IpamError::Allocator(Allocator::Store(error)) => store(error, details),
+        IpamError::Allocator(Allocator::Pool(_)) | IpamError::NoGateway { .. } => {
+            CniError::InvalidNetworkConfig(details)
+        }
+        IpamError::Allocator(Allocator::AlreadyAssigned { .. }) => {
+            custom(code::ALREADY_EXISTS, "Attachment already exists", details)
+        }
+        IpamError::Allocator(_) | IpamError::NoneLeft { .. } => {
+            custom(code::NO_ADDRESS, "No address available", details)
+        }
+        IpamError::Mismatch { .. } => custom(code::MISMATCH, "Not as ADD left it", details),
+        IpamError::BootId { .. } => CniError::IOFailure(details),
+        IpamError::Reported { plugin, code, msg, details } => {
+            custom(*code, &format!("IPAM plugin {plugin}: {msg}"), details.clone())
+        }
+        IpamError::NotFound { .. }
+        | IpamError::Run { .. }
+        | IpamError::Failed { .. }
+        | IpamError::Result { .. } => custom(code::DELEGATED, "IPAM plugin failed", details),
+    }
+}
+
+fn custom(code: u32, msg: &str, details: String) -> CniError {
+    CniError::Custom(code, msg.to_owned(), details)
 }
 
 /// The error and its causes, outermost first, in one line.

@@ -1,2 +1,7 @@
-//! (skeleton)
-fn main() {}
+//! The IPAM plugin `margay-ipam`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    margay::protocol::run(&margay::ipam::MargayIpam, "margay-ipam")
+}

@@ -43,6 +43,7 @@ pub(crate) struct Key {
     pub(crate) path: &'static str,
     pub(crate) kind: Kind,
     /// As the documents write it; empty if there is none.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the test of the documents reads it"))]
     pub(crate) default: &'static str,
     pub(crate) effect: Effect,
 }

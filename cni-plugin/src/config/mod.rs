@@ -20,8 +20,9 @@ pub use pools::{Pool, PoolSet};
 pub use requested::{Mac, Requested};
 pub(crate) use requested::{parse_ip, parse_mac};
 
+pub(crate) use field::{Field, Object};
+
 use crate::log::{LogConf, LogLevel};
-use field::Object;
 
 /// The IPAM plugin that runs inside the process.
 pub const BUILTIN_IPAM: &str = "margay-ipam";
@@ -80,7 +81,7 @@ impl Paths {
     /// The local datastore.
     #[must_use]
     pub fn database(&self) -> PathBuf {
-        self.state_dir.join("margay.db")
+        self.state_dir.join(DATABASE)
     }
 }
 
@@ -201,6 +202,12 @@ impl IpamNetConf {
         })
     }
 
+    /// The local datastore.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.state_dir.join(DATABASE)
+    }
+
     /// Keys of `ipam` that have no effect, by their paths, for the log.
     #[must_use]
     pub fn unused_keys(&self) -> &[String] {
@@ -238,6 +245,7 @@ pub fn prev_result(document: &Map<String, Value>) -> Result<Option<CNIResult>, C
     result.map(Some).map_err(|error| field.invalid(error.to_string()))
 }
 
+const DATABASE: &str = "margay.db";
 const DEFAULT_STATE_DIR: &str = "/var/lib/margay";
 const DEFAULT_RUN_DIR: &str = "/run/margay";
 const DEFAULT_BPFFS_ROOT: &str = "/sys/fs/bpf/margay";
@@ -325,7 +333,7 @@ fn directory(object: &Object<'_>, key: &str, default: &str) -> Result<PathBuf, C
     }
 }
 
-fn directory_of(field: &field::Field<'_>) -> Result<PathBuf, ConfigError> {
+fn directory_of(field: &Field<'_>) -> Result<PathBuf, ConfigError> {
     let path = PathBuf::from(field.string()?);
     let clean = path.is_absolute() && !field.string()?.contains('\0');
     clean.then_some(path).ok_or_else(|| field.invalid("must be an absolute path"))
@@ -403,7 +411,7 @@ fn log(object: &Object<'_>) -> Result<LogConf, ConfigError> {
     Ok(LogConf { level, file })
 }
 
-fn dns(netconf: &Object<'_>) -> Result<Option<Dns>, ConfigError> {
+pub(crate) fn dns(netconf: &Object<'_>) -> Result<Option<Dns>, ConfigError> {
     let Some(dns) = netconf.object("dns")? else { return Ok(None) };
     let texts = |key| -> Result<Vec<String>, ConfigError> {
         dns.list(key)?.iter().map(|item| item.string().map(str::to_owned)).collect()

@@ -107,7 +107,7 @@ impl Pool {
     }
 
     /// The first address after the network's own. margay-ipam names it as the gateway when
-    /// another plugin than margay asks; no pod gets it.
+    /// another plugin than margay asks; no pod gets it. A pool of one or two addresses has none.
     #[must_use]
     pub fn gateway(&self) -> Option<IpAddr> {
         self.has_gateway().then(|| match self.cidr.network() {
@@ -116,18 +116,19 @@ impl Pool {
         })
     }
 
-    /// Addresses of the pool that no pod gets: the network's own (in IPv6 the subnet-router
-    /// anycast address), the gateway's and the IPv4 broadcast address. A pool of one or two
-    /// addresses has none of them.
-    #[must_use]
-    pub fn reserved(&self) -> Vec<IpAddr> {
-        let Some(gateway) = self.gateway() else { return Vec::new() };
-        let broadcast = self.cidr.is_ipv4().then(|| self.cidr.broadcast());
-        [Some(self.cidr.network()), Some(gateway), broadcast].into_iter().flatten().collect()
-    }
-
     fn has_gateway(&self) -> bool {
         self.cidr.prefix() < if self.cidr.is_ipv4() { 31 } else { 127 }
+    }
+}
+
+impl From<&Pool> for margay_datastore::Pool {
+    fn from(pool: &Pool) -> Self {
+        Self {
+            block_size: pool.block_size,
+            nat_outgoing: pool.nat_outgoing,
+            disabled: pool.disabled,
+            ..Self::new(pool.cidr)
+        }
     }
 }
 

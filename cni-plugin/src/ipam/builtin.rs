@@ -1,0 +1,145 @@
+//! margay-ipam's verbs on the datastore, shared by `margay` (in process) and `margay-ipam`.
+
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use margay_datastore::{AssignRequest, Attachment, PodRef, Store};
+
+use super::{AssignedIp, IpamError, IpamResult};
+use crate::args::CniArgs;
+use crate::config::PoolSet;
+use crate::protocol::Target;
+
+/// margay-ipam on a datastore.
+pub struct Builtin<'a> {
+    /// Where allocations are.
+    pub store: &'a Store,
+    /// Name of this node.
+    pub node: &'a str,
+    /// The kernel's boot ID, see [`boot_id`].
+    pub boot_id: &'a str,
+    /// The network's pools.
+    pub pools: &'a PoolSet,
+}
+
+impl Builtin<'_> {
+    /// Reserves addresses. Each comes with its pool's prefix length and gateway. The first call
+    /// after a boot takes back what pods of earlier boots held.
+    pub fn add(
+        &self,
+        attachment: &Attachment,
+        target: &Target,
+        requested: &[IpAddr],
+    ) -> Result<IpamResult, IpamError> {
+        self.reclaim_earlier_boots()?;
+        let request = AssignRequest {
+            attachment: attachment.clone(),
+            pod: pod_ref(&target.args),
+            netns: target.netns.as_ref().map(|path| path.to_string_lossy().into_owned()),
+            pools: self.pools.usable.iter().map(Into::into).collect(),
+            ipv4: self.pools.assign_ipv4,
+            ipv6: self.pools.assign_ipv6,
+            requested: requested.to_vec(),
+            strict_affinity: self.pools.strict_affinity,
+        };
+        let ips = self.ipam().assign(&request)?;
+        let assigned = |ip: IpAddr| {
+            let pool = self.pools.usable.iter().find(|pool| pool.cidr.contains(ip));
+            let prefix = pool.map(|pool| pool.cidr.prefix());
+            let network = prefix.and_then(|prefix| IpNetwork::new(ip, prefix).ok());
+            AssignedIp {
+                network: network.unwrap_or_else(|| IpNetwork::from(ip)),
+                gateway: pool.and_then(|pool| pool.gateway()),
+            }
+        };
+        Ok(IpamResult { ips: ips.into_iter().map(assigned).collect(), ..IpamResult::default() })
+    }
+
+    /// Gives everything back that the attachment holds.
+    pub fn del(&self, attachment: &Attachment) -> Result<(), IpamError> {
+        self.ipam().release(attachment)?;
+        Ok(())
+    }
+
+    /// Verifies that the attachment holds exactly those of the `expected` addresses that are in
+    /// the network's pools, or anything at all if there are none.
+    pub fn check(&self, attachment: &Attachment, expected: &[IpAddr]) -> Result<(), IpamError> {
+        let ours = |ip: &&IpAddr| self.pools.all.iter().any(|pool| pool.cidr.contains(**ip));
+        let expected: Vec<IpAddr> = expected.iter().filter(ours).copied().collect();
+        let held = self.ipam().assigned(attachment)?;
+        let as_expected = expected.is_empty()
+            || (held.len() == expected.len() && expected.iter().all(|ip| held.contains(ip)));
+        if as_expected && !held.is_empty() {
+            return Ok(());
+        }
+        Err(IpamError::Mismatch { attachment: attachment.clone(), held, expected })
+    }
+
+    /// Gives back what belongs to no valid attachment of the network, and says whose that was.
+    /// Tries all of them before it returns the first error.
+    pub fn gc(&self, network: &str, valid: &[Attachment]) -> Result<Vec<Attachment>, IpamError> {
+        let ipam = self.ipam();
+        let mut stale = ipam.attachments(network)?;
+        stale.retain(|attachment| !valid.contains(attachment));
+        let mut first_error = None;
+        for attachment in &stale {
+            if let Err(error) = ipam.release(attachment) {
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(stale), |error| Err(error.into()))
+    }
+
+    /// Whether every family that pods get has an address left.
+    pub fn status(&self) -> Result<(), IpamError> {
+        let pools: Vec<margay_datastore::Pool> = self.pools.usable.iter().map(Into::into).collect();
+        let free = self.ipam().has_free(&pools, self.pools.strict_affinity)?;
+        for (family, ipv4) in [("IPv4", true), ("IPv6", false)] {
+            let of_family =
+                || pools.iter().zip(&free).filter(|(pool, _)| pool.cidr.is_ipv4() == ipv4);
+            if of_family().count() > 0 && of_family().all(|(_, free)| !free) {
+                let pools: Vec<_> = of_family().map(|(pool, _)| pool.cidr.to_string()).collect();
+                return Err(IpamError::NoneLeft { family, pools: pools.join(", ") });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what pods of earlier boots held whose network namespace is gone.
+    pub fn reclaim_earlier_boots(&self) -> Result<Vec<Attachment>, IpamError> {
+        let reclaimed = self.ipam().reclaim_earlier_boots(&is_netns_alive)?;
+        if !reclaimed.is_empty() {
+            tracing::info!(count = reclaimed.len(), "addresses of an earlier boot are free again");
+        }
+        Ok(reclaimed)
+    }
+
+    fn ipam(&self) -> margay_datastore::Ipam<'_> {
+        margay_datastore::Ipam::new(self.store, self.node, self.boot_id)
+    }
+}
+
+/// The pod behind the call, if the runtime says which.
+pub(crate) fn pod_ref(args: &CniArgs) -> Option<PodRef> {
+    let (namespace, name) = (args.pod_namespace.clone()?, args.pod_name.clone()?);
+    Some(PodRef { namespace, name, uid: args.pod_uid.clone() })
+}
+
+/// The kernel's boot ID.
+pub fn boot_id() -> Result<String, IpamError> {
+    let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(source) => Err(IpamError::BootId { path, source }),
+    }
+}
+
+/// Whether the path is a network namespace: a file of nsfs, not the empty file that a bind mount
+/// leaves behind when its namespace went away with a reboot.
+#[must_use]
+pub fn is_netns_alive(path: &str) -> bool {
+    let device = |path: &str| Path::new(path).metadata().map(|metadata| metadata.dev()).ok();
+    device(path).is_some_and(|found| Some(found) == device("/proc/self/ns/net"))
+}

@@ -1,0 +1,139 @@
+//! `margay-ipam`: margay's address management for other network plugins.
+//!
+//! Each address comes with its pool's prefix length and with the pool's first address as the
+//! gateway, which is never given to a pod: `ptp` puts it on the host's side of the pair, `bridge`
+//! with `isGateway` on the bridge.
+
+use margay_datastore::{Attachment, Sqlite, Store, StoreError};
+use rscni_types::ipnet::IpNet;
+use rscni_types::types::{CNIResult, IpConfig};
+
+use super::builtin::{Builtin, boot_id};
+use super::{AssignedIp, IpamError};
+use crate::config::{IpamNetConf, prev_result, valid_attachments};
+use crate::error::Error;
+use crate::log;
+use crate::phases::Phases;
+use crate::protocol::{Call, Plugin, Target};
+
+/// The IPAM plugin.
+pub struct MargayIpam;
+
+impl Plugin for MargayIpam {
+    fn add(&self, call: &Call, target: &Target) -> Result<CNIResult, Error> {
+        let netconf = read(call)?;
+        logged("ADD", &subject(&netconf, target), |phases| {
+            let attachment = attachment(&netconf, &target.container_id, &target.ifname)?;
+            if let Some(pool) = netconf.pools.usable.iter().find(|pool| pool.gateway().is_none()) {
+                return Err(IpamError::NoGateway { pool: pool.cidr }.into());
+            }
+            let requested = netconf.requested.clone().or_args(&target.args);
+            phases.enter("open_datastore")?;
+            let (store, boot_id) = (open(&netconf)?, boot_id()?);
+            phases.enter("reserve_addresses")?;
+            let builtin = builtin(&netconf, &store, &boot_id);
+            let result = builtin.add(&attachment, target, &requested.ips)?;
+            let ips = result.ips.iter().map(ip_config).collect();
+            Ok(CNIResult { ips, dns: result.dns, ..CNIResult::default() })
+        })
+    }
+
+    fn del(&self, call: &Call, target: &Target) -> Result<(), Error> {
+        let netconf = read(call)?;
+        logged("DEL", &subject(&netconf, target), |phases| {
+            let attachment = attachment(&netconf, &target.container_id, &target.ifname)?;
+            phases.enter("open_datastore")?;
+            let (store, boot_id) = (open(&netconf)?, boot_id()?);
+            phases.enter("release_addresses")?;
+            Ok(builtin(&netconf, &store, &boot_id).del(&attachment)?)
+        })
+    }
+
+    fn check(&self, call: &Call, target: &Target) -> Result<(), Error> {
+        let netconf = read(call)?;
+        logged("CHECK", &subject(&netconf, target), |phases| {
+            let attachment = attachment(&netconf, &target.container_id, &target.ifname)?;
+            let expected: Vec<_> = match prev_result(&call.config)? {
+                Some(result) => result.ips.iter().map(|ip| ip.address.addr()).collect(),
+                None => Vec::new(),
+            };
+            phases.enter("open_datastore")?;
+            let (store, boot_id) = (open(&netconf)?, boot_id()?);
+            phases.enter("compare_addresses")?;
+            Ok(builtin(&netconf, &store, &boot_id).check(&attachment, &expected)?)
+        })
+    }
+
+    fn gc(&self, call: &Call) -> Result<(), Error> {
+        let netconf = read(call)?;
+        logged("GC", &netconf.name, |phases| {
+            let valid = valid_attachments(&call.config)?;
+            let valid = valid
+                .iter()
+                .map(|valid| attachment(&netconf, &valid.container_id, &valid.ifname))
+                .collect::<Result<Vec<_>, _>>()?;
+            phases.enter("open_datastore")?;
+            let (store, boot_id) = (open(&netconf)?, boot_id()?);
+            phases.enter("release_addresses")?;
+            let released = builtin(&netconf, &store, &boot_id).gc(&netconf.name, &valid)?;
+            released.iter().for_each(|attachment| tracing::info!("{attachment} was stale"));
+            Ok(())
+        })
+    }
+
+    fn status(&self, call: &Call) -> Result<(), Error> {
+        let netconf = read(call)?;
+        logged("STATUS", &netconf.name, |phases| {
+            phases.enter("open_datastore")?;
+            let (store, boot_id) = (open(&netconf)?, boot_id()?);
+            phases.enter("look_for_free_addresses")?;
+            Ok(builtin(&netconf, &store, &boot_id).status()?)
+        })
+        .map_err(Error::into_status)
+    }
+}
+
+fn read(call: &Call) -> Result<IpamNetConf, Error> {
+    let netconf = IpamNetConf::from_map(&call.config)?;
+    log::init(&netconf.log);
+    log::report_unused(netconf.unused_keys());
+    Ok(netconf)
+}
+
+fn logged<T>(
+    verb: &'static str,
+    subject: &str,
+    story: impl FnOnce(&mut Phases) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut phases = Phases::start(verb, subject);
+    let result = story(&mut phases);
+    phases.finish(&result);
+    result
+}
+
+fn subject(netconf: &IpamNetConf, target: &Target) -> String {
+    format!("{}/{}/{}", netconf.name, target.container_id, target.ifname)
+}
+
+fn attachment(
+    netconf: &IpamNetConf,
+    container_id: &str,
+    ifname: &str,
+) -> Result<Attachment, Error> {
+    Ok(Attachment::new(&netconf.name, container_id, ifname)?)
+}
+
+fn open(netconf: &IpamNetConf) -> Result<Store, StoreError> {
+    Ok(Store::new(Sqlite::open(&netconf.database())?))
+}
+
+fn builtin<'a>(netconf: &'a IpamNetConf, store: &'a Store, boot_id: &'a str) -> Builtin<'a> {
+    Builtin { store, node: &netconf.nodename, boot_id, pools: &netconf.pools }
+}
+
+fn ip_config(ip: &AssignedIp) -> IpConfig {
+    let address = IpNet::new(ip.network.ip(), ip.network.prefix());
+    // A prefix length out of an IpNetwork is never too long.
+    let address = address.unwrap_or_else(|_| IpNet::from(ip.network.ip()));
+    IpConfig { interface: None, address, gateway: ip.gateway }
+}
