@@ -11,6 +11,7 @@ use std::path::Path;
 use margay_abi::{HOST_VETH_MAC, PodInfo, pod_flags};
 use margay_datapath::{
     AttachError, AttachMode, Datapath, DatapathError, LoadOptions, MapError, Origin, Pods,
+    ProbeError,
 };
 
 use crate::config::{self, NetConf};
@@ -23,6 +24,9 @@ pub enum DataplaneError {
     /// The programs cannot be loaded or opened.
     #[error("the eBPF dataplane is not to be had (\"dataplane\": \"linux\" does without)")]
     Unavailable(#[source] DatapathError),
+    /// The node cannot run the programs.
+    #[error("the eBPF dataplane is not to be had (\"dataplane\": \"linux\" does without)")]
+    NotReady(#[source] ProbeError),
     /// The programs cannot be attached, or what is attached cannot be looked at.
     #[error("the eBPF dataplane on {interface}")]
     Attach {

@@ -2,14 +2,23 @@
 //!
 //! The specification's codes are below 100; margay's own are the constants of [`code`].
 
-use margay_datastore::{AttachmentError, BackendError, StoreError};
+use std::path::PathBuf;
+
+use margay_datastore::{Attachment, AttachmentError, BackendError, StoreError};
 use rscni_types::error::Error as CniError;
 
 use crate::args::ArgsError;
 use crate::config::ConfigError;
+use crate::dataplane::DataplaneError;
+use crate::host::HostError;
 use crate::ipam::IpamError;
+use crate::lock::LockError;
+use crate::netlink::NetlinkError;
+use crate::netns::NetnsError;
 use crate::phases::Injected;
+use crate::pod::PodError;
 use crate::protocol::ProtocolError;
+use crate::sysctl::SysctlError;
 
 /// margay's own error codes.
 pub mod code {
@@ -52,6 +61,77 @@ pub enum Error {
     /// Addresses could not be had, given back or verified.
     #[error(transparent)]
     Ipam(#[from] IpamError),
+    /// `CNI_NETNS` is the namespace of the host.
+    #[error("CNI_NETNS={}: that is the host's own network namespace", path.display())]
+    HostNetns {
+        /// As given.
+        path: PathBuf,
+    },
+    /// `CNI_NETNS` cannot be used.
+    #[error("CNI_NETNS")]
+    Netns(#[from] NetnsError),
+    /// The attachment exists and is alive.
+    #[error("{attachment} is attached already; DEL comes before another ADD")]
+    AlreadyAdded {
+        /// Which attachment.
+        attachment: Attachment,
+    },
+    /// CHECK of something that no ADD made.
+    #[error("there is no endpoint {attachment}")]
+    NotAdded {
+        /// Which attachment.
+        attachment: Attachment,
+    },
+    /// CHECK found things that are not as ADD left them.
+    #[error("{}", findings.join("; "))]
+    Mismatch {
+        /// Each in words that name the thing.
+        findings: Vec<String>,
+    },
+    /// Somebody else has a link by the name of the host veth.
+    #[error("link {name} exists and is not margay's: its alias is {alias:?}")]
+    ForeignLink {
+        /// Its name.
+        name: String,
+        /// Its alias.
+        alias: String,
+    },
+    /// The name of the pod's interface, or of the host veth, is taken.
+    #[error("interface {ifname} exists in the pod's network namespace already")]
+    InterfaceExists {
+        /// `CNI_IFNAME`.
+        ifname: String,
+        /// What the kernel said.
+        #[source]
+        source: NetlinkError,
+    },
+    /// A link was deleted while it was being set up.
+    #[error("link {name} vanished while it was being set up")]
+    LinkVanished {
+        /// Its name.
+        name: String,
+    },
+    /// The attachment's lock cannot be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The kernel refused a change of links.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The pod's end cannot be set up or looked at.
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    /// The host's end cannot be set up.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A sysctl of the host cannot be set.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The dataplane cannot be used.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// No runtime for netlink.
+    #[error("start the netlink runtime")]
+    Runtime(#[source] std::io::Error),
     /// STATUS found a reason why an ADD would fail.
     #[error("an ADD would fail")]
     Unavailable(#[source] Box<Error>),
@@ -90,6 +170,20 @@ impl From<&Error> for CniError {
             Error::Args(_) | Error::Attachment(_) => Self::InvalidEnvValue(details),
             Error::Store(error) => store(error, details),
             Error::Ipam(error) => ipam(error, details),
+            Error::HostNetns { .. } | Error::Netns(_) => Self::InvalidEnvValue(details),
+            Error::AlreadyAdded { .. } => {
+                custom(code::ALREADY_EXISTS, "Attachment already exists", details)
+            }
+            Error::NotAdded { .. } => Self::NotExist(details),
+            Error::Mismatch { .. } => custom(code::MISMATCH, "Not as ADD left it", details),
+            Error::Dataplane(_) => custom(code::DATAPLANE, "eBPF dataplane", details),
+            Error::ForeignLink { .. }
+            | Error::InterfaceExists { .. }
+            | Error::LinkVanished { .. }
+            | Error::Netlink(_)
+            | Error::Pod(_)
+            | Error::Host(_) => custom(code::NETLINK, "Kernel network configuration", details),
+            Error::Lock(_) | Error::Sysctl(_) | Error::Runtime(_) => Self::IOFailure(details),
             Error::Unavailable(_) => Self::PluginNotAvailable(details),
             Error::Injected(_) => custom(code::INJECTED, "fail point", details),
         }

@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 use margay_abi::HOST_VETH_MAC;
 use margay_datastore::{Attachment, Endpoint, EndpointState, PodRef};
 use rscni_types::types::CNIResult;
+use rustix::io::Errno;
 
 use super::session::{self, HostVeth, Session};
 use super::teardown::teardown;
@@ -63,12 +64,11 @@ pub(super) fn add(call: &Call, target: &Target) -> Result<CNIResult, Error> {
 impl<'a> Request<'a> {
     fn validate(target: &'a Target, conf: &'a NetConf) -> Result<Self, Error> {
         let attachment = session::attachment(conf, target)?;
-        let path = target.netns.as_deref().ok_or(Error::NoNetns)?;
-        let netns = Netns::open(path)?;
+        let netns = session::netns(target)?;
         if netns.is_same_as(&Netns::current()?)? {
-            return Err(Error::HostNetns { path: path.to_owned() });
+            return Err(Error::HostNetns { path: netns.path().to_owned() });
         }
-        let requested = conf.requested.or_args(&target.args);
+        let requested = conf.requested.clone().or_args(&target.args);
         let pod_mac = requested.mac.unwrap_or_else(|| naming::pod_mac(&attachment));
         Ok(Self { target, conf, attachment, netns, requested, pod_mac })
     }
@@ -169,7 +169,13 @@ async fn create_veth(
         mtu,
         queues: request.conf.num_queues.unwrap_or(DEFAULT_QUEUES),
     };
-    session.netlink.create_veth(&pair).await?;
+    match session.netlink.create_veth(&pair).await {
+        Err(source) if source.is(Errno::EXIST) => {
+            let ifname = request.attachment.ifname().to_owned();
+            return Err(Error::InterfaceExists { ifname, source });
+        }
+        outcome => outcome?,
+    }
     let link = session.netlink.link_by_name(&name).await?;
     let ifindex = link.ok_or_else(|| Error::LinkVanished { name: name.clone() })?.index;
     session.netlink.set_link_alias(ifindex, &naming::alias(&session.attachment)).await?;

@@ -24,7 +24,7 @@ use crate::sysctl;
 pub(super) fn check(call: &Call, target: &Target) -> Result<(), Error> {
     let conf = session::configuration(call)?;
     let attachment = session::attachment(&conf, target)?;
-    let netns = Netns::open(target.netns.as_deref().ok_or(Error::NoNetns)?)?;
+    let netns = session::netns(target)?;
     let expected = config::prev_result(&call.config)?;
     session::run("CHECK", &attachment, async |phases| {
         phases.enter("open")?;
@@ -177,9 +177,8 @@ async fn check_routes(
         });
         findings.expect(found, || format!("host lacks route {address} over {}", host.name));
         let neighbour = netlink.neighbour(host.ifindex, address).await?;
-        let found = neighbour.is_some_and(|neighbour| {
-            neighbour.permanent && neighbour.mac == Some(host.pod_mac)
-        });
+        let found = neighbour
+            .is_some_and(|neighbour| neighbour.permanent && neighbour.mac == Some(host.pod_mac));
         findings.expect(found, || {
             format!("host lacks the permanent neighbour {address} on {}", host.name)
         });
@@ -190,9 +189,8 @@ async fn check_routes(
 fn check_sysctls(findings: &mut Findings, host: &HostSide, proxy: bool) {
     for (key, wanted) in host.sysctls(proxy) {
         match sysctl::get(&key) {
-            Ok(value) => findings.expect(value == wanted, || {
-                format!("sysctl net/{key} is {value}, not {wanted}")
-            }),
+            Ok(value) => findings
+                .expect(value == wanted, || format!("sysctl net/{key} is {value}, not {wanted}")),
             Err(error) => findings.0.push(chain(&error)),
         }
     }
@@ -213,9 +211,8 @@ async fn check_dataplane(
     for program in Program::ALL {
         let (found, wanted) = (attached.get(program), loaded.get(program));
         let name = program.name();
-        findings.expect(found.is_some(), || {
-            format!("program {name} is not attached to {}", host.name)
-        });
+        findings
+            .expect(found.is_some(), || format!("program {name} is not attached to {}", host.name));
         findings.expect(found.is_none() || found == wanted, || {
             format!("{} runs another {name} than the one this node has loaded", host.name)
         });

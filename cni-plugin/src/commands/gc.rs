@@ -89,7 +89,8 @@ async fn remove_orphaned_map_entries(conf: &NetConf) -> Result<(), Error> {
     let alive: BTreeSet<u32> = links.into_iter().map(|link| link.index).collect();
     for (address, entry) in entries {
         if !alive.contains(&entry.ifindex) {
-            pods.remove(address).map_err(|source| dataplane::DataplaneError::Map { address, source })?;
+            pods.remove(address)
+                .map_err(|source| dataplane::DataplaneError::Map { address, source })?;
         }
     }
     Ok(())

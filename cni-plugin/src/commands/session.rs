@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 
 use margay_datastore::{Attachment, Endpoint, Sqlite, Store, StoreError};
+use rscni_types::types::CNI_NETNS;
 
 use crate::config::NetConf;
 use crate::error::Error;
@@ -12,8 +13,9 @@ use crate::lock::Lock;
 use crate::log;
 use crate::naming;
 use crate::netlink::{LinkInfo, Netlink};
+use crate::netns::Netns;
 use crate::phases::Phases;
-use crate::protocol::{Call, Target};
+use crate::protocol::{Call, ProtocolError, Target};
 
 /// The configuration of a verb, valid, with logging started as it says.
 pub(super) fn configuration(call: &Call) -> Result<NetConf, Error> {
@@ -26,6 +28,12 @@ pub(super) fn configuration(call: &Call) -> Result<NetConf, Error> {
 /// The attachment that a verb is about.
 pub(super) fn attachment(conf: &NetConf, target: &Target) -> Result<Attachment, Error> {
     Ok(Attachment::new(&conf.name, &target.container_id, &target.ifname)?)
+}
+
+/// The sandbox's network namespace, for verbs that do not come without.
+pub(super) fn netns(target: &Target) -> Result<Netns, Error> {
+    let missing = || ProtocolError::Missing { names: vec![CNI_NETNS] };
+    Ok(Netns::open(target.netns.as_deref().ok_or_else(missing)?)?)
 }
 
 /// Runs a verb on a runtime of this thread alone, and logs how it went.

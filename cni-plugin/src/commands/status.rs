@@ -3,6 +3,7 @@
 
 use super::session;
 use crate::config;
+use crate::dataplane::DataplaneError;
 use crate::error::Error;
 use crate::ipam::{self, Ipam};
 use crate::protocol::Call;
@@ -10,15 +11,16 @@ use crate::protocol::Call;
 /// Whether an ADD could succeed.
 pub(super) fn status(call: &Call) -> Result<(), Error> {
     let conf = session::configuration(call)?;
-    session::run("STATUS", &conf.name, async |phases| {
+    let outcome = session::run("STATUS", &conf.name, async |phases| {
         if conf.dataplane == config::Dataplane::Ebpf {
             phases.enter("dataplane")?;
-            margay_datapath::probe(&conf.paths.bpffs_root).map_err(Error::NotReady)?;
+            margay_datapath::probe(&conf.paths.bpffs_root).map_err(DataplaneError::NotReady)?;
         }
         phases.enter("datastore")?;
         let boot_id = ipam::boot_id()?;
         let store = session::open_store(&conf, &boot_id)?;
         phases.enter("ipam")?;
         Ok(Ipam::new(&conf, call, &store, &boot_id).status()?)
-    })
+    });
+    outcome.map_err(Error::into_status)
 }

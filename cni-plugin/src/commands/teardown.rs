@@ -8,7 +8,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use margay_datapath::{Datapath, PodInfo, Pods};
+use margay_abi::PodInfo;
+use margay_datapath::Datapath;
 use margay_datastore::Endpoint;
 
 use super::session::{HostVeth, Session};
@@ -32,7 +33,8 @@ pub(super) async fn teardown(session: &Session<'_>) -> Result<(), Error> {
     let endpoint = failures.collect(session.endpoint()).flatten();
     let addresses = failures.collect(addresses(session, endpoint.as_ref()));
 
-    failures.collect(remove_map_entries(session, &addresses.unwrap_or_default(), link.as_ref()).await);
+    failures
+        .collect(remove_map_entries(session, &addresses.unwrap_or_default(), link.as_ref()).await);
     failures.collect(delete_link(session, link.as_ref()).await);
     failures.collect(session.store.delete_endpoint(&session.attachment).map_err(Error::from));
     if failures.is_empty() {
@@ -86,9 +88,9 @@ async fn delete_link(session: &Session<'_>, link: Option<&LinkInfo>) -> Result<(
     if let Some(link) = link {
         session.netlink.delete_link(link.index).await?;
     }
-    Datapath::remove_links(&session.conf.paths.bpffs_root, &session.host_veth).map_err(|source| {
-        DataplaneError::Attach { interface: session.host_veth.clone(), source }
-    })?;
+    Datapath::remove_links(&session.conf.paths.bpffs_root, &session.host_veth).map_err(
+        |source| DataplaneError::Attach { interface: session.host_veth.clone(), source },
+    )?;
     Ok(())
 }
 
