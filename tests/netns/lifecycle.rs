@@ -102,8 +102,6 @@ fn the_gateway_is_answered_for_by_the_program_and_not_by_proxy_arp() {
     assert_ping(&pod, node_address(false));
 
     let link = only_link(&node);
-    let sysctl = |key: &str| margay::sysctl::get(&format!("{key}/{}/proxy_arp", "ipv4/conf")).ok();
-    drop(sysctl);
     let proxy_arp = format!("ipv4/conf/{}/proxy_arp", link.name);
     assert_eq!(margay::sysctl::get(&proxy_arp).unwrap(), "0");
     for gateway in [IpAddr::from(GATEWAY_V4), IpAddr::from(GATEWAY_V6)] {
@@ -339,7 +337,7 @@ fn assert_host_side(node: &Node, ifindex: u32, ip: IpAddr, result: &Value) {
 fn assert_nothing_left(node: &Node, result: &Value) {
     assert_eq!(node.pod_links(), []);
     let datapath = node.datapath();
-    assert_eq!(datapath.pods().iter().unwrap().len(), 0, "map entries");
+    assert_eq!(datapath.pods().entries().unwrap().len(), 0, "map entries");
     for ip in result["ips"].as_array().unwrap() {
         let ip: IpAddr = ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap();
         let route = node.netlink(async |netlink| netlink.route_to(ip).await.unwrap());

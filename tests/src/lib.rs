@@ -10,6 +10,7 @@ pub mod namespace;
 pub mod node;
 pub mod pod;
 pub mod requirements;
+pub mod service;
 pub mod traffic;
 
 pub use cni::{CniOutput, Invocation};

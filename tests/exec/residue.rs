@@ -1,0 +1,196 @@
+//! An ADD that fails leaves nothing behind, whichever step it fails at.
+
+use std::net::IpAddr;
+
+use margay_datastore::{Sqlite, Store};
+use margay_tests::pod::address;
+use margay_tests::traffic::assert_ping;
+use margay_tests::{Node, Pod};
+use serde_json::{Value, json};
+
+/// The steps of an ADD at which a fail point can be set, in their order.
+const STEPS: [&str; 13] = [
+    "open", "look_up", "dataplane", "addresses", "mtu", "veth", "pod_side", "host_side", "attach",
+    "link_up", "routes", "map", "endpoint",
+];
+
+#[test]
+fn an_add_that_fails_at_any_step_leaves_nothing_and_can_be_repeated() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    // So that maps and datastore exist whatever step fails.
+    let other = node.sandbox("other");
+    let other_result = other.add(&network);
+
+    for step in STEPS {
+        let pod = node.sandbox(&format!("at-{step}"));
+        let failing = pod.invocation("ADD", &network).env("FAILPOINTS", &format!("{step}=return"));
+        let (code, message) = failing.execute().error();
+        assert_eq!(code, 199, "{step}: {message}");
+        assert!(message.contains(step), "{message}");
+        assert_only(&node, &[(&other, &other_result)], step);
+
+        let result = pod.add(&network);
+        assert_ping(&pod, address(&other_result, true));
+        assert_ping(&other, address(&result, false));
+        pod.del(&network);
+        assert_only(&node, &[(&other, &other_result)], step);
+    }
+}
+
+#[test]
+fn an_add_that_is_killed_at_any_step_is_cleaned_up_by_del() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let other = node.sandbox("other");
+    let other_result = other.add(&network);
+
+    for step in STEPS {
+        let pod = node.sandbox(&format!("at-{step}"));
+        kill_at(&pod, &network, step);
+
+        pod.del(&network);
+
+        assert_only(&node, &[(&other, &other_result)], step);
+    }
+}
+
+#[test]
+fn an_add_that_is_killed_at_any_step_can_be_repeated() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let other = node.sandbox("other");
+    let other_result = other.add(&network);
+
+    for step in STEPS {
+        let pod = node.sandbox(&format!("at-{step}"));
+        kill_at(&pod, &network, step);
+
+        let result = pod.add(&network);
+
+        assert_ping(&pod, address(&other_result, true));
+        assert_ping(&other, address(&result, false));
+        assert_only(&node, &[(&other, &other_result), (&pod, &result)], step);
+        pod.del(&network);
+    }
+}
+
+#[test]
+fn a_name_that_is_taken_in_the_pod_is_an_error_that_leaves_it_alone() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let pod = node.sandbox("a");
+    pod.run(&["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "mine"]);
+
+    let (code, message) = pod.invocation("ADD", &network).execute().error();
+
+    assert!(code >= 100, "{code}");
+    assert!(message.contains("eth0"), "{message}");
+    let mine = pod.netlink(async |netlink| netlink.link_by_name("mine").await.unwrap());
+    assert!(mine.is_some(), "somebody else's interface is gone");
+    assert_only(&node, &[], "taken name");
+}
+
+#[test]
+fn a_link_of_somebody_else_by_the_host_veths_name_is_never_touched() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let pod = node.sandbox("a");
+    let name = margay::naming::host_veth(&pod.attachment("podnet", "eth0"));
+    node.run(&["ip", "link", "add", &name, "type", "veth", "peer", "name", "other-end"]);
+    node.run(&["ip", "link", "set", &name, "alias", "rack uplink"]);
+
+    let (code, message) = pod.invocation("ADD", &network).execute().error();
+    pod.del(&network);
+
+    assert!(code >= 100, "{code}");
+    assert!(message.contains(&name) && message.contains("rack uplink"), "{message}");
+    assert!(node.pod_links().iter().any(|link| link.name == name), "it is gone");
+}
+
+#[test]
+fn a_pool_that_is_used_up_is_an_error_that_names_it_and_leaves_nothing() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["ipam"]["pools"] = json!([{"cidr": "10.247.0.0/30"}, {"cidr": "fd00:10:247::/112"}]);
+    let mut pods: Vec<(Pod<'_>, Value)> = Vec::new();
+    let error = loop {
+        let pod = node.sandbox(&format!("pod{}", pods.len()));
+        let output = pod.invocation("ADD", &network).execute();
+        if !output.is_success() {
+            break output.error();
+        }
+        pods.push((pod, output.success()));
+        assert!(pods.len() <= 4, "more pods than addresses");
+    };
+
+    assert_eq!(error.0, 101, "{}", error.1);
+    assert!(error.1.contains("10.247.0.0/30"), "{}", error.1);
+    let live: Vec<_> = pods.iter().map(|(pod, result)| (pod, result)).collect();
+    assert_only(&node, &live, "used up");
+}
+
+#[test]
+fn a_full_map_is_an_error_that_names_it_and_leaves_nothing() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["max_pods"] = json!(2);
+    let pods: Vec<_> = (0..2)
+        .map(|number| {
+            let pod = node.sandbox(&format!("pod{number}"));
+            let result = pod.add(&network);
+            (pod, result)
+        })
+        .collect();
+    let third = node.sandbox("third");
+
+    let (code, message) = third.invocation("ADD", &network).execute().error();
+
+    assert_eq!(code, 102, "{message}");
+    assert!(message.contains("pods_v4"), "{message}");
+    let live: Vec<_> = pods.iter().map(|(pod, result)| (pod, result)).collect();
+    assert_only(&node, &live, "full map");
+}
+
+fn kill_at(pod: &Pod<'_>, network: &Value, step: &str) {
+    let killed =
+        pod.invocation("ADD", network).env("FAILPOINTS", &format!("{step}=return(abort)"));
+    let output = killed.execute();
+    assert!(!output.is_success(), "{step}: it was not killed");
+    assert_eq!(output.stdout(), "", "{step}: it was not killed");
+}
+
+/// Asserts that exactly these pods exist in every place that could hold something of one.
+fn assert_only(node: &Node, pods: &[(&Pod<'_>, &Value)], step: &str) {
+    let mut wanted: Vec<String> = pods
+        .iter()
+        .map(|(pod, _)| margay::naming::host_veth(&pod.attachment("podnet", "eth0")))
+        .collect();
+    wanted.sort();
+    let mut links: Vec<String> = node.pod_links().into_iter().map(|link| link.name).collect();
+    links.sort();
+    assert_eq!(links, wanted, "{step}: links");
+
+    let mut ips: Vec<IpAddr> = pods
+        .iter()
+        .flat_map(|(_, result)| [address(result, true), address(result, false)])
+        .collect();
+    ips.sort();
+    let entries: Vec<IpAddr> = match margay_datapath::Pods::open(&node.bpffs_root()).unwrap() {
+        Some(maps) => maps.entries().unwrap().into_keys().collect(),
+        None => Vec::new(),
+    };
+    assert_eq!(entries, ips, "{step}: map entries");
+
+    let store = Store::new(Sqlite::open(&node.path("state/margay.db")).unwrap());
+    let mut endpoints: Vec<IpAddr> = Vec::new();
+    for endpoint in store.endpoints("podnet").unwrap() {
+        endpoints.extend(endpoint.ips.iter().map(|ip| ip.ip()));
+    }
+    endpoints.sort();
+    assert_eq!(endpoints, ips, "{step}: endpoints");
+    let ipam = margay_datastore::Ipam::new(&store, "node-under-test", "any");
+    assert_eq!(ipam.attachments("podnet").unwrap().len(), pods.len(), "{step}: allocations");
+    let locks = std::fs::read_dir(node.path("run/lock")).map(Iterator::count);
+    assert_eq!(locks.unwrap_or(0), 0, "{step}: locks");
+}

@@ -1,0 +1,108 @@
+//! CHECK notices whatever was changed since the ADD, and names it.
+
+use margay_abi::Counter;
+use margay_tests::pod::address;
+use margay_tests::{Node, Pod};
+use serde_json::Value;
+
+#[test]
+fn check_names_each_thing_that_is_off() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    type Sabotage = fn(&Node, &Pod<'_>, &str, &Value);
+    let cases: [(&str, &str, Sabotage); 12] = [
+        ("address", "lacks address", |_, pod, _, result| {
+            let address = format!("{}/32", address(result, true));
+            pod.run(&["ip", "addr", "del", &address, "dev", "eth0"]);
+        }),
+        ("default", "pod lacks route 0.0.0.0/0", |_, pod, _, _| {
+            pod.run(&["ip", "route", "del", "default"]);
+        }),
+        ("default6", "pod lacks route ::/0", |_, pod, _, _| {
+            pod.run(&["ip", "-6", "route", "del", "default"]);
+        }),
+        ("mtu", "MTU", |_, pod, _, _| {
+            pod.run(&["ip", "link", "set", "eth0", "mtu", "1280"]);
+        }),
+        ("mac", "MAC address", |_, pod, _, _| {
+            pod.run(&["ip", "link", "set", "eth0", "address", "02:00:00:00:00:01"]);
+        }),
+        ("link", "does not exist", |node, _, veth, _| {
+            node.run(&["ip", "link", "del", veth]);
+        }),
+        ("route", "host lacks route", |node, _, _, result| {
+            let address = format!("{}/32", address(result, true));
+            node.run(&["ip", "route", "del", &address]);
+        }),
+        ("neighbour", "neighbour", |node, _, veth, result| {
+            let address = address(result, true).to_string();
+            node.run(&["ip", "neigh", "del", &address, "dev", veth]);
+        }),
+        ("sysctl", "proxy_arp", |_, _, veth, _| {
+            std::fs::write(format!("/proc/sys/net/ipv4/conf/{veth}/proxy_arp"), "1").unwrap();
+        }),
+        ("filter", "from_pod is not attached", |node, _, veth, _| {
+            node.run(&["tc", "filter", "del", "dev", veth, "ingress"]);
+        }),
+        ("entry", "map entry", |node, _, _, result| {
+            node.datapath().pods().remove(address(result, false)).unwrap();
+        }),
+        ("endpoint", "no endpoint", |node, pod, _, _| {
+            let backend = margay_datastore::Sqlite::open(&node.path("state/margay.db")).unwrap();
+            let store = margay_datastore::Store::new(backend);
+            assert!(store.delete_endpoint(&pod.attachment("podnet", "eth0")).unwrap());
+        }),
+    ];
+    for (name, expected, sabotage) in cases {
+        let pod = node.sandbox(name);
+        let result = pod.add(&network);
+        let veth = result["interfaces"][0]["name"].as_str().unwrap().to_owned();
+        let sound = pod.check(&network, &result);
+        assert!(sound.is_success(), "{name}: {}", sound.stdout());
+
+        sabotage(&node, &pod, &veth, &result);
+
+        let (code, message) = pod.check(&network, &result).error();
+        assert!(code == 104 || code == 3, "{name}: {code} {message}");
+        assert!(message.contains(expected), "{name}: {message}");
+        pod.del(&network);
+    }
+    assert_eq!(node.pod_links(), []);
+}
+
+#[test]
+fn check_notices_an_allocation_that_is_gone() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let pod = node.sandbox("a");
+    let result = pod.add(&network);
+    let backend = margay_datastore::Sqlite::open(&node.path("state/margay.db")).unwrap();
+    let store = margay_datastore::Store::new(backend);
+    let ipam = margay_datastore::Ipam::new(&store, "node-under-test", "any");
+    ipam.release(&pod.attachment("podnet", "eth0")).unwrap();
+
+    let (code, message) = pod.check(&network, &result).error();
+
+    assert_eq!(code, 104, "{message}");
+    assert!(message.contains(&address(&result, true).to_string()), "{message}");
+}
+
+#[test]
+fn check_changes_nothing_and_counts_no_packet() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let pod = node.sandbox("a");
+    let result = pod.add(&network);
+    let to_pod = |node: &Node| {
+        let stats = node.datapath().stats().unwrap();
+        stats.into_iter().find(|(row, _)| *row == Counter::DirectV4).unwrap().1
+    };
+    let before = (node.pod_links(), node.datapath().pods().entries().unwrap(), to_pod(&node));
+
+    for _ in 0..3 {
+        assert!(pod.check(&network, &result).is_success());
+    }
+
+    let after = (node.pod_links(), node.datapath().pods().entries().unwrap(), to_pod(&node));
+    assert_eq!(after, before);
+}

@@ -1,0 +1,112 @@
+//! A pod that lies about who it is gets nowhere.
+
+use std::net::{IpAddr, SocketAddr};
+
+use margay_abi::Counter;
+use margay_tests::node::{NODE_V4, NODE_V6, WORLD_V4, WORLD_V6};
+use margay_tests::pod::address;
+use margay_tests::traffic::{SILENCE, assert_ping, udp};
+use margay_tests::{Node, Pod};
+
+#[test]
+fn a_pod_that_uses_an_address_of_another_pod_or_of_nobody_is_cut_off() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let (liar, victim) = (node.sandbox("liar"), node.sandbox("victim"));
+    liar.add(&network);
+    let victim_result = victim.add(&network);
+    for (ipv4, nobody, world, host) in [
+        (true, "172.31.9.9", WORLD_V4, NODE_V4),
+        (false, "fd00:bad::9", WORLD_V6, NODE_V6),
+    ] {
+        let victim_ip = address(&victim_result, ipv4);
+        for stolen in [victim_ip, nobody.parse().unwrap()] {
+            // A pod that is privileged over its own network namespace.
+            let prefix = if ipv4 { 32 } else { 128 };
+            let stolen_prefix = format!("{stolen}/{prefix}");
+            let mut add = vec!["ip", "addr", "add", &stolen_prefix, "dev", "eth0"];
+            if !ipv4 {
+                add.push("nodad");
+            }
+            liar.run(&add);
+            let before = dropped(&node);
+
+            assert_silent(&liar, stolen, node.world(), world.parse().unwrap());
+            assert_silent(&liar, stolen, &node, host.parse().unwrap());
+            if stolen != victim_ip {
+                assert_silent(&liar, stolen, &victim, victim_ip);
+            }
+
+            assert!(dropped(&node) >= before + 2, "{stolen}");
+            liar.run(&["ip", "addr", "del", &stolen_prefix, "dev", "eth0"]);
+        }
+        assert_ping(&node, victim_ip);
+        assert_ping(&liar, victim_ip);
+    }
+}
+
+#[test]
+fn a_pod_that_uses_another_mac_address_is_cut_off() {
+    let Some(node) = Node::new() else { return };
+    let pod = node.sandbox("a");
+    let result = pod.add(&node.network());
+    let ip = address(&result, true);
+    assert_ping(&pod, NODE_V4.parse().unwrap());
+
+    pod.run(&["ip", "link", "set", "eth0", "address", "02:00:00:00:00:99"]);
+    let before = dropped(&node);
+
+    assert_silent(&pod, ip, &node, NODE_V4.parse().unwrap());
+    assert!(dropped(&node) > before);
+}
+
+#[test]
+fn drops_are_told_to_whoever_listens_and_only_when_switched_on() {
+    let Some(node) = Node::new() else { return };
+    let pod = node.sandbox("a");
+    pod.add(&node.network());
+    pod.run(&["ip", "addr", "add", "172.31.9.9/32", "dev", "eth0"]);
+    let datapath = node.datapath();
+    let mut log = datapath.event_log().unwrap();
+    let world = WORLD_V4.parse().unwrap();
+    let stolen = "172.31.9.9".parse().unwrap();
+
+    assert_silent(&pod, stolen, node.world(), world);
+    assert_eq!(events(&mut log), Vec::<String>::new());
+
+    let flags = margay_abi::settings_flags::LOG_DROPS;
+    datapath.set_settings(&margay_abi::Settings { flags }).unwrap();
+    assert_silent(&pod, stolen, node.world(), world);
+
+    let events = events(&mut log);
+    assert!(
+        events.iter().any(|event| event.contains("spoofed") && event.contains("172.31.9.9")),
+        "{events:?}"
+    );
+}
+
+fn events(log: &mut margay_datapath::EventLog) -> Vec<String> {
+    log.drain().into_iter().map(|event| event.message).collect()
+}
+
+/// Sends datagrams from an address that is not the sender's, and asserts that none arrives.
+fn assert_silent(
+    from: &Pod<'_>,
+    source: IpAddr,
+    to: &impl margay_tests::traffic::Place,
+    destination: IpAddr,
+) {
+    let receiver = udp(to, SocketAddr::new(destination, 0));
+    receiver.set_read_timeout(Some(SILENCE)).unwrap();
+    let sender = udp(from, SocketAddr::new(source, 0));
+    for _ in 0..3 {
+        sender.send_to(b"I am somebody else", receiver.local_addr().unwrap()).unwrap();
+    }
+    let received = receiver.recv_from(&mut [0; 64]);
+    assert!(received.is_err(), "{source} to {destination}: {received:?}");
+}
+
+fn dropped(node: &Node) -> u64 {
+    let stats = node.datapath().stats().unwrap();
+    stats.into_iter().find(|(row, _)| *row == Counter::DropSpoofedSource).unwrap().1.packets
+}
