@@ -89,7 +89,7 @@ fn open(path: &Path) -> std::io::Result<Arc<File>> {
     Ok(Arc::new(file))
 }
 
-/// Reports the keys of the configuration that have no effect.
+/// Reports the keys of the configuration that have no effect; for ADD, since once is enough.
 pub fn report_unused(keys: &[String]) {
     if keys.is_empty() {
         return;
@@ -98,7 +98,7 @@ pub fn report_unused(keys: &[String]) {
     if keys.iter().any(|key| key == "policy.type") {
         tracing::warn!("keys without effect: {list}; network policy is not enforced");
     } else {
-        tracing::debug!("keys without effect: {list}");
+        tracing::info!("keys without effect: {list}");
     }
 }
 

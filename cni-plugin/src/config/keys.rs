@@ -209,7 +209,8 @@ fn check_kind(field: &Field<'_>, kind: Kind) -> Result<(), ConfigError> {
     match kind {
         Kind::Text => field.string().map(drop),
         Kind::Truth => field.boolean().map(drop),
-        Kind::Number => field.integer(0..=u32::MAX).map(drop),
+        Kind::Number if field.value().is_u64() => Ok(()),
+        Kind::Number => Err(field.invalid("must be a whole number, not negative")),
         Kind::Object | Kind::OpenObject => field.object().map(drop),
         Kind::OpenList => field.list().map(drop),
         Kind::Texts => field.list()?.iter().try_for_each(|item| item.string().map(drop)),

@@ -4,11 +4,15 @@
 //! anything is touched, and the error names the field by its path. Nothing here panics, whatever
 //! the document, and nothing but the host name is read from the system.
 
+#[cfg(test)]
+mod documents;
 mod error;
 mod field;
 mod keys;
 mod pools;
 mod requested;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
@@ -130,7 +134,7 @@ impl NetConf {
         Ok(Self {
             name: name(&netconf)?,
             nodename: nodename(&netconf)?,
-            mtu: mtu(&netconf)?,
+            mtu: mtu(&netconf, &ipam)?,
             num_queues: netconf.integer("num_queues", 0..=4096)?.filter(|count| *count > 0),
             dataplane: dataplane(&netconf)?,
             attach: attach(&netconf)?,
@@ -372,12 +376,15 @@ fn nodename(object: &Object<'_>) -> Result<String, ConfigError> {
     }
 }
 
-/// The kernel's limits for a veth; 0 is the same as absent.
-fn mtu(netconf: &Object<'_>) -> Result<Option<u32>, ConfigError> {
+/// The kernel's limits for a veth, where it does IPv6 only from 1280 on; 0 is the same as absent.
+fn mtu(netconf: &Object<'_>, ipam: &IpamConf) -> Result<Option<u32>, ConfigError> {
+    let least = match ipam {
+        IpamConf::Builtin(PoolSet { assign_ipv6: true, .. }) => 1280,
+        _ => 68,
+    };
     match netconf.integer("mtu", 0..=65_535)? {
         None | Some(0) => Ok(None),
-        Some(mtu) if mtu >= 68 => Ok(Some(mtu)),
-        Some(_) => netconf.integer("mtu", 68..=65_535),
+        Some(_) => netconf.integer("mtu", least..=65_535),
     }
 }
 

@@ -22,6 +22,7 @@ pub struct MargayIpam;
 impl Plugin for MargayIpam {
     fn add(&self, call: &Call, target: &Target) -> Result<CNIResult, Error> {
         let netconf = read(call)?;
+        log::report_unused(netconf.unused_keys());
         logged("ADD", &subject(&netconf, target), |phases| {
             let attachment = attachment(&netconf, &target.container_id, &target.ifname)?;
             if let Some(pool) = netconf.pools.usable.iter().find(|pool| pool.gateway().is_none()) {
@@ -96,7 +97,6 @@ impl Plugin for MargayIpam {
 fn read(call: &Call) -> Result<IpamNetConf, Error> {
     let netconf = IpamNetConf::from_map(&call.config)?;
     log::init(&netconf.log);
-    log::report_unused(netconf.unused_keys());
     Ok(netconf)
 }
 
