@@ -115,3 +115,85 @@ pub(crate) fn is_cni_name(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kubernetes_passes_is_read() {
+        let text = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;\
+                    K8S_POD_INFRA_CONTAINER_ID=abc;K8S_POD_UID=1-2;X=y";
+
+        let args = CniArgs::parse(text).unwrap();
+
+        assert_eq!(args.pod_namespace.as_deref(), Some("default"));
+        assert_eq!(args.pod_name.as_deref(), Some("web-0"));
+        assert_eq!(args.pod_uid.as_deref(), Some("1-2"));
+        assert_eq!(args.infra_container_id.as_deref(), Some("abc"));
+    }
+
+    #[test]
+    fn addresses_and_mac_are_read() {
+        let args = CniArgs::parse("IP=10.0.0.5/24,fd00::5;MAC=02:00:00:00:00:05").unwrap();
+
+        assert_eq!(args.ips.len(), 2);
+        assert_eq!(args.mac, Some([2, 0, 0, 0, 0, 5]));
+        assert_eq!(CniArgs::parse("IP=;MAC=;K8S_POD_UID=").unwrap(), CniArgs::default());
+    }
+
+    #[test]
+    fn nothing_is_nothing() {
+        assert_eq!(CniArgs::parse("").unwrap(), CniArgs::default());
+    }
+
+    #[test]
+    fn a_malformed_pair_is_named() {
+        for (text, pair) in [
+            ("K8S_POD_NAME", "K8S_POD_NAME"),
+            ("IP=10.0.0.5;a=b=c", "a=b=c"),
+            ("IgnoreUnknown=1;", ""),
+            ("=x", "=x"),
+        ] {
+            let error = CniArgs::parse(text).unwrap_err();
+            assert_eq!(error, ArgsError::Pair { pair: pair.into() });
+        }
+    }
+
+    #[test]
+    fn an_unusable_value_is_named() {
+        for pair in [
+            "IP=10.0.0",
+            "IP=10.0.0.5,10.0.0.6",
+            "IP=0.0.0.0",
+            "IP=224.0.0.1",
+            "IP=::ffff:10.0.0.5",
+            "MAC=ff:ff:ff:ff:ff:ff",
+            "MAC=02:00:00:00:00",
+            "MAC=+2:00:00:00:00:05",
+            "IgnoreUnknown=maybe",
+        ] {
+            let error = CniArgs::parse(pair).unwrap_err();
+            assert!(
+                matches!(&error, ArgsError::Value { pair: named, .. } if named == pair),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_unless_it_may_be_ignored() {
+        let error = CniArgs::parse("FOO=1;BAR=2").unwrap_err();
+        assert_eq!(error, ArgsError::Unknown { pairs: vec!["FOO=1".into(), "BAR=2".into()] });
+        assert!(CniArgs::parse("FOO=1;IgnoreUnknown=true").is_ok());
+        assert!(CniArgs::parse("FOO=1;IgnoreUnknown=0").is_err());
+    }
+
+    #[test]
+    fn no_truncation_makes_it_panic() {
+        let text = "IgnoreUnknown=1;IP=10.0.0.5/24,fd00::5;MAC=02:00:00:00:00:05;K8S_POD_NAME=é";
+        for end in (0..text.len()).filter(|end| text.is_char_boundary(*end)) {
+            let _ = CniArgs::parse(&text[..end]);
+        }
+    }
+}

@@ -90,7 +90,8 @@ pub(crate) fn parse_mac(text: &str) -> Option<Mac> {
     let mut mac = Mac::default();
     let mut parts = text.split([':', '-']);
     for byte in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2)?;
+        let hex = |part: &&str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+        let part = parts.next().filter(hex)?;
         *byte = u8::from_str_radix(part, 16).ok()?;
     }
     let unicast = mac[0] & 1 == 0 && mac != Mac::default();

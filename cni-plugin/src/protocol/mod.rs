@@ -6,6 +6,9 @@
 //!
 //! Invariant: whatever comes in, exactly one JSON document goes out, and never a panic.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{Read, Write};
