@@ -257,3 +257,51 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(error: impl Into<Error>) -> u32 {
+        u32::from(&CniError::from(&error.into()))
+    }
+
+    #[test]
+    fn configuration_errors_are_of_code_2_or_7() {
+        let field = || "x".to_owned();
+        assert_eq!(number(ConfigError::Missing { field: field(), reason: "y" }), 7);
+        assert_eq!(number(ConfigError::Unknown { field: field(), nearest: None }), 7);
+        let unsupported = ConfigError::Unsupported { field: field(), value: field(), reason: "y" };
+        assert_eq!(number(unsupported), 2);
+    }
+
+    #[test]
+    fn a_busy_datastore_is_of_code_11_and_a_broken_one_of_code_5() {
+        let busy = || BackendError::Busy { operation: "get".into(), source: "locked".into() };
+        assert_eq!(number(busy()), 11);
+        assert_eq!(number(IpamError::from(margay_datastore::IpamError::from(busy()))), 11);
+        let broken = BackendError::Damaged { operation: "get".into(), source: "x".into() };
+        assert_eq!(number(broken), 5);
+    }
+
+    #[test]
+    fn addresses_that_are_not_to_be_had_are_of_code_101() {
+        let exhausted = margay_datastore::IpamError::Exhausted { pools: Vec::new() };
+        assert_eq!(number(IpamError::from(exhausted)), code::NO_ADDRESS);
+    }
+
+    #[test]
+    fn the_details_hold_the_whole_chain() {
+        let pools = vec!["10.0.0.0/8".parse().unwrap()];
+        let exhausted = margay_datastore::IpamError::Exhausted { pools };
+        let error = Error::from(IpamError::from(exhausted)).into_status();
+
+        let error = CniError::from(&error);
+
+        assert_eq!(u32::from(&error), 50);
+        assert_eq!(
+            error.details(),
+            "an ADD would fail: margay-ipam: no free addresses in 10.0.0.0/8"
+        );
+    }
+}

@@ -23,15 +23,8 @@ pub struct Delegated<'a> {
 
 impl Delegated<'_> {
     pub(super) fn add(&self) -> Result<IpamResult, IpamError> {
-        let stdout = self.run(Cmd::Add)?;
-        let unreadable =
-            |reason: String| IpamError::Result { plugin: self.plugin.to_owned(), reason };
-        let document: Value =
-            serde_json::from_slice(&stdout).map_err(|error| unreadable(error.to_string()))?;
-        let Value::Object(document) = document else {
-            return Err(unreadable("not a JSON object".into()));
-        };
-        IpamResult::from_map(&document).map_err(|error| unreadable(error.to_string()))
+        read(&self.run(Cmd::Add)?)
+            .map_err(|reason| IpamError::Result { plugin: self.plugin.to_owned(), reason })
     }
 
     pub(super) fn del(&self) -> Result<(), IpamError> {
@@ -107,5 +100,113 @@ impl Delegated<'_> {
         let output_text: String =
             String::from_utf8_lossy(written).trim().chars().take(SHOWN_CHARS).collect();
         IpamError::Failed { plugin, status: output.status, output: output_text }
+    }
+}
+
+/// Reads what a plugin wrote to stdout; the error says what is wrong with it.
+fn read(stdout: &[u8]) -> Result<IpamResult, String> {
+    match serde_json::from_slice(stdout) {
+        Ok(Value::Object(document)) => {
+            IpamResult::from_map(&document).map_err(|error| error.to_string())
+        }
+        Ok(_) => Err("not a JSON object".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use rscni_types::error::Error as CniError;
+    use serde_json::json;
+
+    use super::*;
+    use crate::error::Error;
+
+    /// A call whose plugins are ordinary programs: `cat` answers with its configuration.
+    fn call(stdin: Value) -> Call {
+        Call {
+            version: "1.0.0".parse().unwrap(),
+            config: serde_json::Map::new(),
+            stdin: stdin.to_string().into_bytes(),
+            path: ["", "/nowhere", "/bin"].map(PathBuf::from).into(),
+        }
+    }
+
+    fn failed(stdout: &str, stderr: &str) -> IpamError {
+        let call = call(Value::Null);
+        let status = ExitStatus::from_raw(1 << 8);
+        let output = Output { status, stdout: stdout.into(), stderr: stderr.into() };
+        Delegated { plugin: "host-local", call: &call }.failure(&output)
+    }
+
+    #[test]
+    fn a_plugin_gets_the_configuration_byte_for_byte_however_long() {
+        let noise = "x".repeat(1 << 20);
+        let call = call(json!({ "ips": [{ "address": "10.0.0.5/24" }], "noise": noise }));
+        let delegated = Delegated { plugin: "cat", call: &call };
+
+        assert_eq!(delegated.run(Cmd::Add).unwrap(), call.stdin);
+        assert_eq!(delegated.add().unwrap().ips.len(), 1);
+    }
+
+    #[test]
+    fn a_plugin_that_is_nowhere_is_named_with_the_path() {
+        let call = call(Value::Null);
+
+        let error = Delegated { plugin: "no-such", call: &call }.del().unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            r#"IPAM plugin "no-such" is not in CNI_PATH=":/nowhere:/bin""#
+        );
+    }
+
+    #[test]
+    fn a_reported_error_keeps_its_code() {
+        let document =
+            json!({ "cniVersion": "1.0.0", "code": 11, "msg": "busy", "details": "later" });
+
+        let error = Error::from(failed(&document.to_string(), ""));
+
+        let expected = CniError::Custom(11, "IPAM plugin host-local: busy".into(), "later".into());
+        assert_eq!(CniError::from(&error), expected);
+        assert_eq!(error.to_string(), "IPAM plugin host-local: busy; later");
+    }
+
+    #[test]
+    fn a_plugin_that_fails_without_a_document_is_quoted() {
+        let error = failed("", "panic: oh no\n").to_string();
+        assert_eq!(error, "IPAM plugin host-local failed (exit status: 1): panic: oh no");
+
+        let call = call(Value::Null);
+        let error = Delegated { plugin: "false", call: &call }.status().unwrap_err();
+        assert!(matches!(error, IpamError::Failed { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_result_that_cannot_be_read_names_plugin_and_field() {
+        let call = call(json!({ "ips": [{ "address": 7 }] }));
+
+        let error = Delegated { plugin: "cat", call: &call }.add().unwrap_err().to_string();
+
+        assert_eq!(error, "IPAM plugin cat: result: ips[0].address = 7: must be a string");
+    }
+
+    #[test]
+    fn no_truncation_of_a_result_makes_it_panic() {
+        let whole = json!({
+            "cniVersion": "0.4.0",
+            "ips": [{ "version": "4", "address": "10.1.0.5/24", "gateway": "10.1.0.1" }],
+            "routes": [{ "dst": "0.0.0.0/0", "gw": "10.1.0.1", "mtu": 1400 }],
+            "dns": { "nameservers": ["10.1.0.1"], "search": ["é"] },
+        })
+        .to_string();
+        assert!(read(whole.as_bytes()).is_ok());
+        for end in 0..whole.len() {
+            assert!(read(&whole.as_bytes()[..end]).is_err(), "accepted when cut at {end}");
+        }
     }
 }

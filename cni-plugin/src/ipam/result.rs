@@ -111,3 +111,90 @@ fn optional_ip(object: &Object<'_>, key: &str) -> Result<Option<IpAddr>, ConfigE
 fn dns(object: &Object<'_>) -> Result<Option<Dns>, ConfigError> {
     Ok(crate::config::dns(object)?.filter(|dns| *dns != Dns::default()))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(document: &Value) -> Result<IpamResult, ConfigError> {
+        IpamResult::from_map(document.as_object().unwrap())
+    }
+
+    #[test]
+    fn every_layout_gives_the_same_result() {
+        let of_1_0 = json!({
+            "cniVersion": "1.0.0",
+            "ips": [
+                { "address": "10.1.0.5/24", "gateway": "10.1.0.1" },
+                { "address": "fd00::5/64", "interface": 0 },
+            ],
+            "routes": [{ "dst": "0.0.0.0/0", "gw": "10.1.0.1" }],
+            "dns": { "nameservers": ["10.1.0.1"] },
+        });
+        let of_0_4 = json!({
+            "cniVersion": "0.4.0",
+            "ips": [
+                { "version": "4", "address": "10.1.0.5/24", "gateway": "10.1.0.1" },
+                { "version": "6", "address": "fd00::5/64" },
+            ],
+            "routes": [{ "dst": "0.0.0.0/0", "gw": "10.1.0.1" }],
+            "dns": { "nameservers": ["10.1.0.1"] },
+        });
+        let of_0_2 = json!({
+            "cniVersion": "0.2.0",
+            "ip4": {
+                "ip": "10.1.0.5/24", "gateway": "10.1.0.1",
+                "routes": [{ "dst": "0.0.0.0/0", "gw": "10.1.0.1" }],
+            },
+            "ip6": { "ip": "fd00::5/64" },
+            "dns": { "nameservers": ["10.1.0.1"] },
+        });
+
+        let result = read(&of_1_0).unwrap();
+
+        assert_eq!(result.ips[0].network.to_string(), "10.1.0.5/24");
+        assert_eq!(result.ips[0].gateway, Some("10.1.0.1".parse().unwrap()));
+        assert_eq!(result.routes.len(), 1);
+        assert_eq!(read(&of_0_4).unwrap(), result);
+        assert_eq!(read(&of_0_2).unwrap(), result);
+    }
+
+    #[test]
+    fn what_go_writes_for_absent_values_is_absent() {
+        let document = json!({
+            "ips": [{ "address": "10.1.0.5/24", "gateway": "" }], "routes": null, "dns": {},
+        });
+
+        let result = read(&document).unwrap();
+
+        assert_eq!((result.ips[0].gateway, result.routes.len(), result.dns), (None, 0, None));
+    }
+
+    #[test]
+    fn a_result_that_is_none_is_refused_with_the_field() {
+        for (document, message) in [
+            (json!({}), "ips is missing"),
+            (json!({ "ips": [{}] }), "ips[0].address is missing"),
+            (json!({ "ips": [{ "address": "x" }] }), r#"ips[0].address = "x""#),
+            (json!({ "ips": "x" }), r#"ips = "x": must be a list"#),
+            (
+                json!({ "ips": [{ "address": "10.0.0.1/8" }], "routes": [{ "dst": 1 }] }),
+                "routes[0].dst",
+            ),
+        ] {
+            let error = read(&document).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_pod_gets_the_address_alone() {
+        let document = json!({ "ips": [{ "address": "10.1.0.5/24", "gateway": "10.1.0.1" }] });
+
+        let ips = read(&document).unwrap().for_pods().ips;
+
+        assert_eq!((ips[0].network.to_string(), ips[0].gateway), ("10.1.0.5/32".into(), None));
+    }
+}
