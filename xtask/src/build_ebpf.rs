@@ -19,14 +19,15 @@ use crate::toolchain::{BPF_TARGET, Linker, Toolchain};
 use crate::workspace::{self, run as run_command};
 
 pub(crate) const PACKAGE: &str = "margay-ebpf";
-const BINARY: &str = "margay-bpf";
+const BINARY: &str = "margay-ebpf";
 const PROFILE: &str = "bpf";
 
 /// A folder apart: host builds in `target/` neither wait for it nor throw it away.
 pub(crate) const TARGET_FOLDER: &str = "target/ebpf-build";
 
-/// Compiler flags: BTF in the object, for map types in bpftool and for the verifier's log.
-const FLAGS: &[&str] = &["-Clink-arg=--btf"];
+/// Compiler flags. `--btf` puts types into the object, for map types in bpftool and for source lines
+/// in the verifier's log. `v3` has 32-bit arithmetic and jumps, which the kernel has since 5.1.
+const FLAGS: &[&str] = &["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Ctarget-cpu=v3"];
 
 /// Build the kernel half, if its sources have changed.
 #[derive(clap::Args, Default)]

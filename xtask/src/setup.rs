@@ -80,6 +80,7 @@ pub(crate) fn ensure(uses: &[Use]) -> Result<()> {
 
 /// What is missing on this machine.
 struct Missing {
+    uses: Vec<Use>,
     tools: Vec<&'static Requirement>,
     rust: Vec<RustPart>,
 }
@@ -89,7 +90,7 @@ impl Missing {
         let needed = |of: &[Use]| of.iter().any(|one| uses.contains(one));
         let tools = REQUIREMENTS.iter().filter(|r| needed(r.uses) && !r.is_present()).collect();
         let rust = RustPart::missing().into_iter().filter(|part| needed(part.uses())).collect();
-        Self { tools, rust }
+        Self { uses: uses.to_owned(), tools, rust }
     }
 
     fn is_empty(&self) -> bool {
@@ -103,8 +104,9 @@ impl Missing {
         for part in &self.rust {
             part.install(apt)?;
         }
-        // A compiler that has just come may need another linker than the one that is there.
-        for part in RustPart::missing() {
+        // A compiler that has just come may need another linker than the one that is there, and
+        // lints of its own.
+        for part in Self::find(&self.uses).rust {
             if self.rust.iter().all(|known| known.name() != part.name()) {
                 part.install(apt)?;
             }
