@@ -21,7 +21,7 @@ fn tcp_through_a_service_reaches_a_local_pod_whoever_speaks_first() {
     on_both_families(|pods| {
         let (listener, service) = pods.tcp_service(&pods.b);
 
-        let mut asked = Connection::open(&pods.a, service, &listener).expect("connect");
+        let asked = Connection::open(&pods.a, service, &listener).expect("connect");
         asked.exchange().expect("exchange");
         let mut told = Connection::open(&pods.a, service, &listener).expect("connect");
         std::mem::swap(&mut told.client, &mut told.server);
@@ -57,7 +57,7 @@ fn tcp_through_a_service_survives_the_loss_of_the_flow_table_at_any_moment() {
     on_both_families(|pods| {
         let (listener, service) = pods.tcp_service(&pods.b);
         pods.forget_flows();
-        let mut connection = Connection::open(&pods.a, service, &listener).expect("connect");
+        let connection = Connection::open(&pods.a, service, &listener).expect("connect");
 
         for round in 0..4 {
             pods.forget_flows();
@@ -73,7 +73,7 @@ fn a_direct_connection_survives_the_loss_of_the_flow_table() {
     on_both_families(|pods| {
         let listener = listen(&pods.b, SocketAddr::new(pods.ip_b, 0));
         let target = listener.local_addr().unwrap();
-        let mut connection = Connection::open(&pods.a, target, &listener).expect("connect");
+        let connection = Connection::open(&pods.a, target, &listener).expect("connect");
 
         for _ in 0..4 {
             connection.exchange().expect("exchange");
@@ -87,7 +87,7 @@ fn a_direct_connection_survives_the_loss_of_the_flow_table() {
 fn a_service_connection_that_was_idle_goes_on() {
     on_both_families(|pods| {
         let (listener, service) = pods.tcp_service(&pods.b);
-        let mut connection = Connection::open(&pods.a, service, &listener).expect("connect");
+        let connection = Connection::open(&pods.a, service, &listener).expect("connect");
         connection.exchange().expect("exchange");
 
         // Idle long enough for everything else to push the flow out of the table.
@@ -174,7 +174,7 @@ fn an_icmp_error_for_a_direct_flow_reaches_the_client() {
 fn a_pod_reaches_itself_through_a_service() {
     on_both_families(|pods| {
         let (listener, service) = pods.tcp_service(&pods.b);
-        let mut connection = Connection::open(&pods.b, service, &listener).expect("connect");
+        let connection = Connection::open(&pods.b, service, &listener).expect("connect");
         connection.exchange().expect("exchange with itself");
     });
 }

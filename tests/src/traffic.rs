@@ -73,11 +73,11 @@ impl Connection {
     ///
     /// # Panics
     /// When other bytes arrive.
-    pub fn exchange(&mut self) -> io::Result<()> {
-        for (from, to, text) in [
-            (&mut self.client, &mut self.server, b"request!"),
-            (&mut self.server, &mut self.client, b"response"),
-        ] {
+    pub fn exchange(&self) -> io::Result<()> {
+        let (client, server) = (&self.client, &self.server);
+        for (mut from, mut to, text) in
+            [(client, server, b"request!"), (server, client, b"response")]
+        {
             from.write_all(text)?;
             let mut received = [0; 8];
             to.read_exact(&mut received)?;
