@@ -1,0 +1,209 @@
+//! `from_pod`, the TC ingress hook of the host veth: what the pod sends.
+//!
+//! Reads, looks up, decides and rewrites; the outcome becomes a TC action and a counter at the end.
+//! Invariant: nothing passes whose source address is not this pod's, as far as there is one, and
+//! nothing is delivered without the stack that the stack may have under NAT.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use margay_abi::{PodInfo, flow_verdict, settings_flags};
+
+use crate::{
+    arp, drop_log,
+    ethernet::{self, Ethernet, ethertype},
+    ip::{self, Header, Ipv4, Ipv6, Payload, is_link_local, is_multicast, protocol},
+    maps::{self, KernelMaps, Tables},
+    ndp,
+    packet::{Packet, Skb},
+    transport::{self, Role, Transport},
+    verdict::{DropReason, StackReason, Verdict, conclude},
+};
+
+#[classifier]
+pub(crate) fn from_pod(context: TcContext) -> i32 {
+    let mut packet = Skb::new(&context);
+    let bytes = packet.len();
+    let outcome = handle(&mut packet, &KernelMaps);
+    if let Err(reason) = outcome
+        && maps::is_set(settings_flags::LOG_DROPS)
+    {
+        drop_log::report(&packet, reason);
+    }
+    let (action, counter) = conclude(&packet, outcome);
+    maps::count(counter, bytes);
+    action
+}
+
+#[inline(always)]
+fn handle(
+    packet: &mut impl Packet,
+    tables: &(impl Tables<Ipv4> + Tables<Ipv6>),
+) -> Result<Verdict, DropReason> {
+    if packet.has_vlan_tag() {
+        return Ok(Verdict::Stack(StackReason::Unsupported));
+    }
+    let ethernet: Ethernet = packet.read(0).ok_or(DropReason::Malformed)?;
+    match ethernet.ethertype {
+        ethertype::IPV4 => from_ipv4(packet, tables),
+        ethertype::IPV6 => from_ipv6(packet, tables),
+        ethertype::ARP => arp::receive(packet, tables),
+        _ => Ok(Verdict::Stack(StackReason::Unsupported)),
+    }
+}
+
+#[inline(never)]
+fn from_ipv4(packet: &mut impl Packet, tables: &impl Tables<Ipv4>) -> Result<Verdict, DropReason> {
+    let received = Received::<Ipv4>::read(packet)?;
+    let sender = tables.pod(&received.ip.src);
+    let sender = verified_sender(packet, &received.ethernet, sender)?;
+    forward(packet, &received, sender, tables)
+}
+
+#[inline(never)]
+fn from_ipv6(packet: &mut impl Packet, tables: &impl Tables<Ipv6>) -> Result<Verdict, DropReason> {
+    let received = Received::<Ipv6>::read(packet)?;
+    let src = received.ip.src;
+    if is_link_local(&src) || src == [0; 16] {
+        return from_link_scope(packet, &received, tables);
+    }
+    let sender = verified_sender(packet, &received.ethernet, tables.pod(&src))?;
+    if is_link_control(packet, &received)? {
+        return Ok(ndp::receive(packet, Some(sender), tables));
+    }
+    forward(packet, &received, sender, tables)
+}
+
+/// The headers of an IP packet, whose lengths agree with the packet's.
+struct Received<H> {
+    ethernet: Ethernet,
+    ip: H,
+    payload: Payload,
+}
+
+impl<H: Header> Received<H> {
+    #[inline(always)]
+    fn read(packet: &impl Packet) -> Result<Self, DropReason> {
+        let ethernet = packet.read(0).ok_or(DropReason::Malformed)?;
+        let (ip, payload) = ip::read(packet)?;
+        Ok(Self { ethernet, ip, payload })
+    }
+}
+
+/// A packet whose source address means something on this link only: it stays on the link.
+#[inline(always)]
+fn from_link_scope(
+    packet: &mut impl Packet,
+    received: &Received<Ipv6>,
+    tables: &impl Tables<Ipv6>,
+) -> Result<Verdict, DropReason> {
+    let dst = received.ip.dst;
+    if !is_multicast(&dst) && !is_link_local(&dst) {
+        return Err(DropReason::SpoofedSource);
+    }
+    if is_link_control(packet, received)? {
+        return Ok(ndp::receive(packet, None, tables));
+    }
+    // MLD reports travel behind a hop-by-hop header (RFC 3810, section 5).
+    let is_multicast_data = is_multicast(&dst) && received.payload.protocol != protocol::HOP_BY_HOP;
+    Ok(Verdict::Stack(if is_multicast_data {
+        StackReason::Multicast
+    } else {
+        StackReason::Control
+    }))
+}
+
+#[inline(always)]
+fn is_link_control(
+    packet: &impl Packet,
+    Received { payload, .. }: &Received<Ipv6>,
+) -> Result<bool, DropReason> {
+    if payload.protocol != protocol::ICMPV6 {
+        return Ok(false);
+    }
+    if payload.len == 0 {
+        return Err(DropReason::Malformed);
+    }
+    const ICMP_TYPE: usize = ethernet::HEADER_LEN + size_of::<Ipv6>();
+    packet.read(ICMP_TYPE).map(ndp::is_link_control).ok_or(DropReason::Malformed)
+}
+
+/// The pod that a source address belongs to, if it is the one behind this interface.
+#[inline(always)]
+pub(crate) fn verified_sender<'a>(
+    packet: &impl Packet,
+    ethernet: &Ethernet,
+    owner: Option<&'a PodInfo>,
+) -> Result<&'a PodInfo, DropReason> {
+    owner
+        .filter(|pod| pod.ifindex == packet.ifindex() && pod.pod_mac == ethernet.src)
+        .ok_or(DropReason::SpoofedSource)
+}
+
+/// The way of a packet from `sender`, which is verified, to wherever it goes.
+#[inline(never)]
+fn forward<H: Header>(
+    packet: &mut impl Packet,
+    Received { ethernet, ip, payload }: &Received<H>,
+    sender: &PodInfo,
+    tables: &impl Tables<H>,
+) -> Result<Verdict, DropReason> {
+    if ethernet.is_group() || ip.is_to_group() {
+        return Ok(Verdict::Stack(StackReason::Multicast));
+    }
+    if ethernet.dst != sender.host_mac || !ip.is_plain() {
+        return Ok(Verdict::Stack(StackReason::Unsupported));
+    }
+    let receiver = match tables.pod(&ip.dst()) {
+        Some(pod) if pod.ifindex != packet.ifindex() => pod,
+        _ => return Ok(Verdict::Stack(StackReason::NotLocal)),
+    };
+    // The offset of a plain header's payload, told to the compiler as the constant that it is.
+    let offset = ethernet::HEADER_LEN + size_of::<H>();
+    let transport = transport::read(packet, ip, Payload { offset, ..*payload })?;
+    if transport.role == Role::None {
+        return Ok(Verdict::Stack(StackReason::Unsupported));
+    }
+    let headers_len = size_of::<H>() + transport.header_len;
+    if ip.hop_limit() <= 1 || longest_packet(packet, headers_len) > receiver.mtu {
+        return Ok(Verdict::Stack(StackReason::IcmpError));
+    }
+    if !is_direct(&transport, tables) {
+        return Ok(Verdict::Stack(StackReason::Flow));
+    }
+    match rewrite(packet, ip, receiver) {
+        Some(()) => Ok(Verdict::Deliver { ifindex: receiver.ifindex, family: H::FAMILY }),
+        None => Err(DropReason::Malformed),
+    }
+}
+
+/// The longest packet that it becomes on a link, from its IP header on.
+#[inline(always)]
+fn longest_packet(packet: &impl Packet, headers_len: usize) -> u32 {
+    match packet.gso_size() {
+        0 => packet.len() - ethernet::HEADER_LEN as u32,
+        segment => segment + headers_len as u32,
+    }
+}
+
+/// Whether a packet bypasses the stack: its flow does, or begins with it.
+#[inline(always)]
+fn is_direct<H: Header>(transport: &Transport<H::Key>, tables: &impl Tables<H>) -> bool {
+    let Transport { role, key, .. } = transport;
+    if *role != Role::Beginning
+        && let Some(verdict) = tables.flow(key)
+    {
+        return verdict == flow_verdict::DIRECT;
+    }
+    let begins = matches!(role, Role::Beginning | Role::Any);
+    if begins {
+        tables.set_flow(key, flow_verdict::DIRECT);
+        tables.set_flow(&H::reversed(key), flow_verdict::DIRECT);
+    }
+    begins
+}
+
+/// Makes the packet what a router would have made of it on the way to `receiver`.
+#[inline(always)]
+fn rewrite<H: Header>(packet: &mut impl Packet, ip: &H, receiver: &PodInfo) -> Option<()> {
+    packet.write(0, [receiver.pod_mac, receiver.host_mac])?;
+    ip.decrement_hop_limit(packet)
+}

@@ -1,0 +1,109 @@
+//! The pinned maps: every map static of the object, and the look-ups that the hooks make in them.
+//!
+//! Names, keys and values are those of `margay_abi`; the loader may change the number of entries.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use margay_abi::{
+    Counter, DEFAULT_MAX_FLOWS, DEFAULT_MAX_PODS, Flow, FlowKeyV4, FlowKeyV6, PodInfo, Settings,
+    Traffic,
+};
+
+use crate::ip::{Ipv4, Ipv6};
+
+type Pods<A> = HashMap<A, PodInfo, { DEFAULT_MAX_PODS as usize }, { BPF_F_NO_PREALLOC as usize }>;
+type Flows<K> = LruHashMap<K, Flow, { DEFAULT_MAX_FLOWS as usize }>;
+
+#[btf_map(name = "pods_v4")]
+static PODS_V4: Pods<[u8; 4]> = Pods::new();
+
+#[btf_map(name = "pods_v6")]
+static PODS_V6: Pods<[u8; 16]> = Pods::new();
+
+#[btf_map(name = "flows_v4")]
+static FLOWS_V4: Flows<FlowKeyV4> = Flows::new();
+
+#[btf_map(name = "flows_v6")]
+static FLOWS_V6: Flows<FlowKeyV6> = Flows::new();
+
+#[btf_map(name = "stats")]
+static STATS: PerCpuArray<Traffic, { Counter::COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "settings")]
+static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// The pods and flows of one address family.
+pub(crate) trait Tables<H: crate::ip::Header> {
+    /// Where `address` is, if it is a pod on this node.
+    fn pod(&self, address: &H::Address) -> Option<&PodInfo>;
+    /// What is known of the packets that go this way: one of [`margay_abi::flow_verdict`].
+    fn flow(&self, key: &H::Key) -> Option<u8>;
+    /// Remembers `verdict` for the packets that go this way. A full or failing table forgets: the
+    /// stack then takes the flow, which is slower and right.
+    fn set_flow(&self, key: &H::Key, verdict: u8);
+}
+
+/// The maps of this object.
+pub(crate) struct KernelMaps;
+
+impl Tables<Ipv4> for KernelMaps {
+    #[inline(always)]
+    fn pod(&self, address: &[u8; 4]) -> Option<&PodInfo> {
+        // SAFETY: the entry's memory stays valid until the program ends (RCU), and an update does
+        // not change it but puts another entry in its place.
+        unsafe { PODS_V4.get(address) }
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKeyV4) -> Option<u8> {
+        // SAFETY: a single byte is copied out at once; any value of it is valid.
+        unsafe { FLOWS_V4.get(key) }.map(|flow| flow.verdict)
+    }
+
+    #[inline(always)]
+    fn set_flow(&self, key: &FlowKeyV4, verdict: u8) {
+        FLOWS_V4.insert(key, Flow { verdict, reserved: [0; 3] }, 0).ok();
+    }
+}
+
+impl Tables<Ipv6> for KernelMaps {
+    #[inline(always)]
+    fn pod(&self, address: &[u8; 16]) -> Option<&PodInfo> {
+        // SAFETY: the entry's memory stays valid until the program ends (RCU), and an update does
+        // not change it but puts another entry in its place.
+        unsafe { PODS_V6.get(address) }
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKeyV6) -> Option<u8> {
+        // SAFETY: a single byte is copied out at once; any value of it is valid.
+        unsafe { FLOWS_V6.get(key) }.map(|flow| flow.verdict)
+    }
+
+    #[inline(always)]
+    fn set_flow(&self, key: &FlowKeyV6, verdict: u8) {
+        FLOWS_V6.insert(key, Flow { verdict, reserved: [0; 3] }, 0).ok();
+    }
+}
+
+/// Adds a packet to the row `counter` of this CPU's `stats`.
+#[inline(always)]
+pub(crate) fn count(counter: u32, bytes: u32) {
+    if let Some(traffic) = STATS.get_ptr_mut(counter) {
+        // SAFETY: a non-null look-up points at this CPU's own row, which no other program writes
+        // while this one runs on the CPU; a reader in userspace may see a row between two adds.
+        unsafe {
+            (*traffic).packets += 1;
+            (*traffic).bytes += u64::from(bytes);
+        }
+    }
+}
+
+/// Whether the operator has switched on all bits of `flags` ([`margay_abi::settings_flags`]).
+#[inline(always)]
+pub(crate) fn is_set(flags: u32) -> bool {
+    SETTINGS.get(0).is_some_and(|settings| settings.flags & flags == flags)
+}

@@ -1,0 +1,191 @@
+//! Raw packet access: the only file that turns bytes of a packet into values and back, and the only
+//! one that calls the helpers which act on a packet.
+//!
+//! Invariant: nothing is read or written outside of the packet, and what lies beyond the linear part
+//! is pulled in before it is read. It knows offsets and sizes, not protocols.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{bpf_csum_update, bpf_redirect, bpf_redirect_peer, bpf_skb_store_bytes},
+    programs::TcContext,
+};
+use bytemuck::{Pod, bytes_of};
+
+/// Most bytes that any decision reads: Ethernet, IPv6, ICMPv6 and the IPv6 header and ports that an
+/// ICMPv6 error quotes.
+const MAX_HEADERS: u32 = 14 + 40 + 8 + 40 + 8;
+
+/// A packet at a TC hook, from its Ethernet header on.
+pub(crate) trait Packet {
+    /// Bytes of the whole packet, which may be a GSO packet of many segments.
+    fn len(&self) -> u32;
+    /// Payload bytes of each segment of a GSO packet, otherwise 0.
+    fn gso_size(&self) -> u32;
+    /// Interface whose hook it is at.
+    fn ifindex(&self) -> u32;
+    /// Interface by which it came to this network namespace, or 0 if it began here.
+    fn ingress_ifindex(&self) -> u32;
+    /// Whether a VLAN tag travels beside the bytes.
+    fn has_vlan_tag(&self) -> bool;
+
+    /// The value at `offset`, or `None` if the packet ends before it does.
+    fn read<T: Pod>(&self, offset: usize) -> Option<T>;
+    /// Overwrites bytes that a [`read`](Self::read) has found. `None` if they cannot be written.
+    fn write<T: Pod>(&mut self, offset: usize, value: T) -> Option<()>;
+    /// Overwrites the packet's beginning. The slow way, for whole answers.
+    fn overwrite<T: Pod>(&mut self, frame: &T) -> Option<()>;
+    /// Tells a checksum over the whole packet, if the sender's driver left one, that 16-bit words
+    /// of it have changed by `difference` (one's complement, network byte order).
+    fn adjust_checksum(&mut self, difference: [u8; 2]);
+
+    /// The TC action that delivers it into the namespace behind the host veth `ifindex`.
+    fn redirect_peer(&self, ifindex: u32) -> i32;
+    /// The TC action that sends it out by the interface it came from.
+    fn redirect_back(&self) -> i32;
+}
+
+/// The packet that the kernel runs the program on.
+pub(crate) struct Skb {
+    raw: *mut __sk_buff,
+}
+
+impl Skb {
+    #[inline(always)]
+    pub(crate) fn new(context: &TcContext) -> Self {
+        Self { raw: context.skb.skb }
+    }
+
+    /// Address of `size` bytes at `offset` if they are in the linear part.
+    #[inline(always)]
+    fn linear(&self, offset: usize, size: usize) -> Option<*mut u8> {
+        let [data, data_end] = self.linear_bounds();
+        let start = data + offset;
+        (start + size <= data_end).then_some(start as *mut u8)
+    }
+
+    /// First address of the linear part, and the one behind it, as of this moment: helpers move both.
+    ///
+    /// In assembly, since the verifier has to see two loads into whole registers, which it makes
+    /// pointers of. What the compiler makes of a 32-bit field that is widened afterwards is an
+    /// arithmetic instruction on a pointer in one place, and in another a plain number.
+    #[cfg(target_arch = "bpf")]
+    #[inline(always)]
+    fn linear_bounds(&self) -> [usize; 2] {
+        let data: usize;
+        let data_end: usize;
+        // SAFETY: `raw` is the context of this run, and both loads are of a field of it.
+        unsafe {
+            core::arch::asm!(
+                "{data} = *(u32 *)({raw} + {data_field})",
+                "{data_end} = *(u32 *)({raw} + {data_end_field})",
+                raw = in(reg) self.raw,
+                data = out(reg) data,
+                data_end = lateout(reg) data_end,
+                data_field = const core::mem::offset_of!(__sk_buff, data),
+                data_end_field = const core::mem::offset_of!(__sk_buff, data_end),
+                options(readonly, nostack, preserves_flags),
+            );
+        }
+        [data, data_end]
+    }
+
+    #[cfg(not(target_arch = "bpf"))]
+    fn linear_bounds(&self) -> [usize; 2] {
+        unreachable!("no packet comes to the host's build")
+    }
+
+    /// Brings all headers that may be read into the linear part.
+    #[inline(never)]
+    fn pull_headers(&self) {
+        let len = self.len().min(MAX_HEADERS);
+        TcContext::new(self.raw).pull_data(len).ok();
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: `raw` is the context of this run, and its fields are plain integers.
+        unsafe { (*self.raw).len }
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (*self.raw).gso_size }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (*self.raw).ifindex }
+    }
+
+    #[inline(always)]
+    fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (*self.raw).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn has_vlan_tag(&self) -> bool {
+        // SAFETY: as in `len`.
+        unsafe { (*self.raw).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
+        let start = match self.linear(offset, size_of::<T>()) {
+            Some(start) => start,
+            None => {
+                if self.len() < (offset + size_of::<T>()) as u32 {
+                    return None;
+                }
+                self.pull_headers();
+                self.linear(offset, size_of::<T>())?
+            }
+        };
+        // SAFETY: `linear` has shown that `start` and the `size_of::<T>()` bytes from it are inside
+        // of the linear part, nothing has moved it since, and any bytes make a `T: Pod`.
+        Some(unsafe { start.cast::<T>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn write<T: Pod>(&mut self, offset: usize, value: T) -> Option<()> {
+        let start = self.linear(offset, size_of::<T>())?;
+        // SAFETY: as in `read`; the kernel has made the linear part of a cloned packet writable
+        // before it ran a program that writes (`bpf_unclone_prologue`).
+        unsafe { start.cast::<T>().write_unaligned(value) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn overwrite<T: Pod>(&mut self, frame: &T) -> Option<()> {
+        let bytes = bytes_of(frame);
+        // SAFETY: `raw` is the context of this run, and the helper copies `bytes.len()` bytes out
+        // of `bytes`; it checks the packet's end by itself.
+        let result = unsafe {
+            bpf_skb_store_bytes(self.raw.cast(), 0, bytes.as_ptr().cast(), bytes.len() as u32, 0)
+        };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn adjust_checksum(&mut self, difference: [u8; 2]) {
+        // SAFETY: `raw` is the context of this run. The helper refuses a packet without such a
+        // checksum, and then there is nothing to adjust.
+        unsafe { bpf_csum_update(self.raw, u32::from(u16::from_ne_bytes(difference))) };
+    }
+
+    #[inline(always)]
+    fn redirect_peer(&self, ifindex: u32) -> i32 {
+        // SAFETY: takes two integers; the kernel checks the interface when it redirects.
+        unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+    }
+
+    #[inline(always)]
+    fn redirect_back(&self) -> i32 {
+        // SAFETY: as in `redirect_peer`.
+        unsafe { bpf_redirect(self.ifindex(), 0) as i32 }
+    }
+}

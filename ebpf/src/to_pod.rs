@@ -1,0 +1,118 @@
+//! `to_pod`, the TC egress hook of the host veth: what the host's stack sends to the pod.
+//!
+//! Its one task is to learn: a flow between pods that the stack handles may be under NAT there, so
+//! both of its directions have to stay with the stack. Invariant: it passes every packet unchanged.
+
+use aya_ebpf::{bindings::TC_ACT_OK, macros::classifier, programs::TcContext};
+use bytemuck::{Pod, Zeroable};
+use margay_abi::{Counter, flow_verdict};
+
+use crate::{
+    ethernet::{self, Ethernet, ethertype},
+    ip::{self, Header, Ipv4, Ipv6, Payload, protocol},
+    maps::{self, KernelMaps, Tables},
+    packet::{Packet, Skb},
+    transport::{self, Role},
+};
+
+#[classifier]
+pub(crate) fn to_pod(context: TcContext) -> i32 {
+    let packet = Skb::new(&context);
+    learn(&packet, &KernelMaps);
+    if !is_answer(&packet) {
+        maps::count(Counter::ToPod as u32, packet.len());
+    }
+    TC_ACT_OK
+}
+
+/// Remembers that the stack has the packet's flow, if its sender is a pod. `None` if there is
+/// nothing to learn.
+#[inline(always)]
+fn learn(packet: &impl Packet, tables: &(impl Tables<Ipv4> + Tables<Ipv6>)) -> Option<()> {
+    if packet.has_vlan_tag() {
+        return None;
+    }
+    let ethernet: Ethernet = packet.read(0)?;
+    match ethernet.ethertype {
+        ethertype::IPV4 => learn_ipv4(packet, tables),
+        ethertype::IPV6 => learn_ipv6(packet, tables),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn learn_ipv4(packet: &impl Packet, tables: &impl Tables<Ipv4>) -> Option<()> {
+    let (ip, payload) = ip::read::<Ipv4>(packet).ok()?;
+    tables.pod(&ip.src)?;
+    if ip.is_later_fragment() {
+        return None;
+    }
+    learn_flow(packet, &ip, payload, tables)
+}
+
+#[inline(always)]
+fn learn_ipv6(packet: &impl Packet, tables: &impl Tables<Ipv6>) -> Option<()> {
+    let (ip, payload) = ip::read::<Ipv6>(packet).ok()?;
+    tables.pod(&ip.src)?;
+    learn_flow(packet, &ip, first_fragment(packet, payload)?, tables)
+}
+
+/// What a fragment header has before the part of the payload that it carries (RFC 8200, 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct FragmentHeader {
+    next_header: u8,
+    reserved: u8,
+    /// Thirteen bits of offset, two reserved, one "more fragments".
+    offset: [u8; 2],
+    identification: [u8; 4],
+}
+
+/// The payload behind a fragment header, if there is one. `None` for all fragments but the first.
+#[inline(always)]
+fn first_fragment(packet: &impl Packet, payload: Payload) -> Option<Payload> {
+    if payload.protocol != protocol::FRAGMENT {
+        return Some(payload);
+    }
+    let fragment: FragmentHeader = packet.read(payload.offset)?;
+    (u16::from_be_bytes(fragment.offset) >> 3 == 0).then_some(Payload {
+        protocol: fragment.next_header,
+        offset: payload.offset + size_of::<FragmentHeader>(),
+        len: payload.len.checked_sub(size_of::<FragmentHeader>())?,
+    })
+}
+
+/// Leaves both directions to the stack, so that they never disagree. A flow that is known already
+/// costs two look-ups, which also keep its entries from being the least recently used.
+#[inline(always)]
+fn learn_flow<H: Header>(
+    packet: &impl Packet,
+    ip: &H,
+    payload: Payload,
+    tables: &impl Tables<H>,
+) -> Option<()> {
+    let transport = transport::read(packet, ip, payload).ok()?;
+    if matches!(transport.role, Role::Error | Role::None) {
+        return None;
+    }
+    for key in [H::reversed(&transport.key), transport.key] {
+        if tables.flow(&key) != Some(flow_verdict::VIA_STACK) {
+            tables.set_flow(&key, flow_verdict::VIA_STACK);
+        }
+    }
+    Some(())
+}
+
+/// Whether it is an answer of `from_pod` on its way back to the pod, which is counted there.
+#[inline(always)]
+fn is_answer(packet: &impl Packet) -> bool {
+    const NEXT_HEADER: usize = ethernet::HEADER_LEN + 6;
+    if packet.ingress_ifindex() != packet.ifindex() {
+        return false;
+    }
+    match packet.read::<Ethernet>(0).map(|ethernet| ethernet.ethertype) {
+        Some(ethertype::ARP) => true,
+        Some(ethertype::IPV6) => packet.read(NEXT_HEADER) == Some(protocol::ICMPV6),
+        _ => false,
+    }
+}

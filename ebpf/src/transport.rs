@@ -1,0 +1,163 @@
+//! What is behind the IP header, as far as the flow table is concerned: the key of the flow that a
+//! packet belongs to.
+//!
+//! Invariant: a key is made only from bytes that are inside of the IP payload.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{
+    ip::{Header, IcmpKind, Payload, protocol},
+    packet::Packet,
+    verdict::DropReason,
+};
+
+/// How a packet relates to the flows between two addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Transport<K> {
+    pub(crate) role: Role,
+    /// The flow, in the direction that the packet goes. Without meaning for [`Role::None`].
+    pub(crate) key: K,
+    /// Bytes of the transport header.
+    pub(crate) header_len: usize,
+}
+
+/// What a packet is to its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// A TCP SYN without ACK: surely the first packet.
+    Beginning,
+    /// A packet of a protocol in which any packet can be the first.
+    Any,
+    /// Any other TCP packet: surely not the first.
+    Middle,
+    /// An ICMP error about a packet that went the other way.
+    Error,
+    /// There is no flow.
+    None,
+}
+
+/// TCP, without its options.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Tcp {
+    src_port: [u8; 2],
+    dst_port: [u8; 2],
+    sequence: [u8; 4],
+    acknowledgement: [u8; 4],
+    data_offset: u8,
+    flags: u8,
+    window: [u8; 2],
+    checksum: [u8; 2],
+    urgent: [u8; 2],
+}
+
+impl Tcp {
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+}
+
+/// The first eight bytes of UDP, SCTP and ICMP, which is also what an ICMP error quotes at least.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Start {
+    /// Source port, or type and code of ICMP.
+    first: [u8; 2],
+    /// Destination port, or checksum of ICMP.
+    second: [u8; 2],
+    /// Identifier of an ICMP echo.
+    identifier: [u8; 2],
+    fourth: [u8; 2],
+}
+
+const UDP_HEADER_LEN: usize = 8;
+const SCTP_HEADER_LEN: usize = 12;
+const ICMP_HEADER_LEN: usize = 8;
+
+/// Reads the payload of `ip`, which begins with a transport header.
+#[inline(always)]
+pub(crate) fn read<H: Header>(
+    packet: &impl Packet,
+    ip: &H,
+    payload: Payload,
+) -> Result<Transport<H::Key>, DropReason> {
+    let header_len = match payload.protocol {
+        protocol::TCP => return read_tcp(packet, ip, payload),
+        protocol::UDP => UDP_HEADER_LEN,
+        protocol::SCTP => SCTP_HEADER_LEN,
+        icmp if icmp == H::ICMP => ICMP_HEADER_LEN,
+        _ => return Ok(Transport::none(ip)),
+    };
+    if payload.len < header_len {
+        return Err(DropReason::Malformed);
+    }
+    let start: Start = packet.read(payload.offset).ok_or(DropReason::Malformed)?;
+    if payload.protocol == H::ICMP && H::icmp_kind(start.first[0]) == IcmpKind::Error {
+        return Ok(match quoted_flow(packet, ip, payload) {
+            Some(key) => Transport { role: Role::Error, key: H::reversed(&key), header_len },
+            None => Transport::none(ip),
+        });
+    }
+    Ok(match ports::<H>(payload.protocol, &start) {
+        Some((src_port, dst_port)) => Transport {
+            role: Role::Any,
+            key: ip.key(payload.protocol, src_port, dst_port),
+            header_len,
+        },
+        None => Transport::none(ip),
+    })
+}
+
+impl<K> Transport<K> {
+    #[inline(always)]
+    fn none<H: Header<Key = K>>(ip: &H) -> Self {
+        Self { role: Role::None, key: ip.key(0, [0; 2], [0; 2]), header_len: 0 }
+    }
+}
+
+#[inline(always)]
+fn read_tcp<H: Header>(
+    packet: &impl Packet,
+    ip: &H,
+    payload: Payload,
+) -> Result<Transport<H::Key>, DropReason> {
+    let tcp: Tcp = packet.read(payload.offset).ok_or(DropReason::Malformed)?;
+    let header_len = usize::from(tcp.data_offset >> 4) * 4;
+    if header_len < size_of::<Tcp>() || header_len > payload.len {
+        return Err(DropReason::Malformed);
+    }
+    let role = match tcp.flags & (Tcp::SYN | Tcp::ACK) {
+        Tcp::SYN => Role::Beginning,
+        _ => Role::Middle,
+    };
+    Ok(Transport { role, key: ip.key(protocol::TCP, tcp.src_port, tcp.dst_port), header_len })
+}
+
+/// The flow of the packet that an ICMP error quotes, in the direction of the quoted packet.
+///
+/// `None` if it cannot be told: the quoted packet has options, is a fragment, has no flow, is cut
+/// off before its ports, or was not sent by the one whom the error goes to.
+#[inline(always)]
+fn quoted_flow<H: Header>(packet: &impl Packet, error: &H, payload: Payload) -> Option<H::Key> {
+    if payload.len < ICMP_HEADER_LEN + size_of::<H>() + size_of::<Start>() {
+        return None;
+    }
+    let quoted: H = packet.read(payload.offset + ICMP_HEADER_LEN)?;
+    let start: Start = packet.read(payload.offset + ICMP_HEADER_LEN + size_of::<H>())?;
+    if !quoted.is_plain() || quoted.src() != error.dst() {
+        return None;
+    }
+    let (src_port, dst_port) = ports::<H>(quoted.protocol(), &start)?;
+    Some(quoted.key(quoted.protocol(), src_port, dst_port))
+}
+
+/// What stands for the ports in a flow's key, by the first bytes of its transport header.
+#[inline(always)]
+fn ports<H: Header>(protocol: u8, start: &Start) -> Option<([u8; 2], [u8; 2])> {
+    match protocol {
+        protocol::TCP | protocol::UDP | protocol::SCTP => Some((start.first, start.second)),
+        icmp if icmp == H::ICMP && H::icmp_kind(start.first[0]) == IcmpKind::Echo => {
+            Some((start.identifier, start.identifier))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,73 @@
+//! What a hook decides about a packet, and how that becomes a TC action and a row of `stats`.
+//!
+//! Every reason is one [`Counter`]: the two enums narrow it, so that a drop cannot be counted as a
+//! pass or the other way round.
+
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
+use margay_abi::Counter;
+
+use crate::packet::Packet;
+
+/// What happens to a packet that is not dropped.
+///
+/// Together with [`DropReason`] it fits into one register, which is what lets a hook be made of
+/// several BPF functions: each has a stack frame of its own, and can return nothing larger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Rewritten for the pod behind the host veth `ifindex`, and delivered into it.
+    Deliver { ifindex: u32, family: Delivered },
+    /// Turned into the answer to itself, and sent back to the pod it came from.
+    Answer(Answered),
+    /// Left to the host's stack as it is.
+    Stack(StackReason),
+}
+
+/// The address family of what is delivered.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivered {
+    Ipv4 = Counter::DirectV4 as u8,
+    Ipv6 = Counter::DirectV6 as u8,
+}
+
+/// The protocol of an answer.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answered {
+    Arp = Counter::ArpAnswered as u8,
+    Ndp = Counter::NdpAnswered as u8,
+}
+
+/// Why the host's stack gets a packet.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StackReason {
+    NotLocal = Counter::StackNotLocal as u8,
+    Flow = Counter::StackFlow as u8,
+    Unsupported = Counter::StackUnsupported as u8,
+    IcmpError = Counter::StackIcmpError as u8,
+    Control = Counter::StackControl as u8,
+    Multicast = Counter::StackMulticast as u8,
+}
+
+/// Why a packet is dropped.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DropReason {
+    SpoofedSource = Counter::DropSpoofedSource as u8,
+    ArpIgnored = Counter::DropArpIgnored as u8,
+    Malformed = Counter::DropMalformed as u8,
+}
+
+const _: () = assert!(size_of::<Result<Verdict, DropReason>>() <= size_of::<u64>());
+
+/// Carries out a hook's outcome: the TC action, and the index of the row of `stats` that counts it.
+#[inline(always)]
+pub(crate) fn conclude(packet: &impl Packet, outcome: Result<Verdict, DropReason>) -> (i32, u32) {
+    match outcome {
+        Ok(Verdict::Deliver { ifindex, family }) => (packet.redirect_peer(ifindex), family as u32),
+        Ok(Verdict::Answer(protocol)) => (packet.redirect_back(), protocol as u32),
+        Ok(Verdict::Stack(reason)) => (TC_ACT_OK, reason as u32),
+        Err(reason) => (TC_ACT_SHOT, reason as u32),
+    }
+}
