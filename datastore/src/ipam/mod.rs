@@ -1,7 +1,43 @@
-//! Address management.
+//! Address management: pools cut into blocks, blocks claimed by nodes, slots taken by attachments.
+//!
+//! **An address is allocated by one write of one block**, by compare-and-swap, so no address can be
+//! given twice whatever else goes wrong. Everything around that write is there so that what was
+//! allocated is found again from the attachment alone, after a crash at any point:
+//!
+//! | step of `assign` | a crash after it leaves | why that is safe |
+//! | --- | --- | --- |
+//! | 1. store the pools | a pool record | it is the configuration's |
+//! | 2. only when a block is claimed: hint `open/…` | a hint for a block nobody has | following it finishes the claim |
+//! | 3. and affinity `affinities/…` | a claimed, unwritten block | the hint leads to it |
+//! | 4. handle `handles/…`, naming the blocks | a handle without slots | release finds nothing there, and removes it |
+//! | 5. block `blocks/…`, once per family | slots, all in blocks the handle names | release gives them back |
+//! | 6. hint brought up to date | a hint for a full block | who follows it removes it |
+//!
+//! | step of `release` | a crash after it leaves | why that is safe |
+//! | --- | --- | --- |
+//! | 1. only if a slot is missing: mark the handle | a marked handle | the next release goes on |
+//! | 2. only if the block was full: hint `open/…` | a hint for a full block | who follows it removes it |
+//! | 3. blocks, without the slots | a handle that names blocks without slots | the next release goes on |
+//! | 4. remove the handle | – | done |
+//!
+//! So a taken slot always has a handle that names its block. A release that meets an assignment
+//! half-way (steps 4 and 5) must not remove the handle and leave the other to write a slot that
+//! nobody finds: it marks the handle and then rewrites each block. An assignment reads a block,
+//! then looks at its handle, then writes the block; either it sees the mark, or its write loses to
+//! the rewriting and it sees the mark on the second look.
+//!
+//! Speed is in `select.rs`, the upkeep of hints in `hints.rs`. Hints can be lost or wrong; before
+//! [`IpamError::Exhausted`] every block is read.
 
+mod assign;
+mod block;
+mod clock;
 mod error;
+mod hints;
 mod pool;
+mod release;
+mod select;
+mod usage;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -78,54 +114,5 @@ impl<'a> Ipam<'a> {
     pub fn cool_down(mut self, cool_down: Duration) -> Self {
         self.cool_down = cool_down;
         self
-    }
-
-    /// Hands out what the request asks for, all of it or nothing; in the order requested addresses,
-    /// IPv4, IPv6.
-    pub fn assign(&self, request: &AssignRequest) -> Result<Vec<IpAddr>, IpamError> {
-        todo!("{request:?} {} {} {:?}", self.node, self.boot_id, self.cool_down)
-    }
-
-    /// Takes back everything that the attachment holds, and says what that was; nothing held is
-    /// fine.
-    pub fn release(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, IpamError> {
-        todo!("{attachment}")
-    }
-
-    /// What the attachment holds.
-    pub fn assigned(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, IpamError> {
-        todo!("{attachment}")
-    }
-
-    /// The attachments of a network that hold addresses, or whose assignment was begun.
-    pub fn attachments(&self, network: &str) -> Result<Vec<Attachment>, IpamError> {
-        todo!("{network} {}", self.store.pools()?.len())
-    }
-
-    /// Whether each pool can give this node another address, in the order given. Made for STATUS:
-    /// its cost does not grow with the addresses that are out, unless the pool is full.
-    pub fn has_free(&self, pools: &[Pool], strict_affinity: bool) -> Result<Vec<bool>, IpamError> {
-        todo!("{pools:?} {strict_affinity}")
-    }
-
-    /// How full each pool is, exactly. Reads every block of the pools.
-    pub fn usage(&self, pools: &[Pool]) -> Result<Vec<PoolUsage>, IpamError> {
-        todo!("{pools:?}")
-    }
-
-    /// Once per boot, releases what this node's earlier boots left behind: everything whose network
-    /// namespace `is_alive` denies. Returns the attachments released; from the second call in a
-    /// boot on it is one read and returns none.
-    pub fn reclaim_earlier_boots(
-        &self,
-        is_alive: &dyn Fn(&str) -> bool,
-    ) -> Result<Vec<Attachment>, IpamError> {
-        todo!("{}", is_alive(""))
-    }
-
-    /// Forgets a pool that has no addresses out, with its blocks, so that it can come back with
-    /// another block size. For moments when nobody assigns from it.
-    pub fn remove_pool(&self, pool: &IpNetwork) -> Result<(), IpamError> {
-        todo!("{pool}")
     }
 }

@@ -1,0 +1,172 @@
+//! Taking addresses back, and finding who has them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::block::{Block, Handle};
+use super::clock::{Patience, now_ms};
+use super::select::won;
+use super::{Ipam, IpamError};
+use crate::Attachment;
+use crate::backend::Revision;
+use crate::keys;
+use crate::records::Node;
+use crate::store::{StoreError, Stored, decode};
+
+impl Ipam<'_> {
+    /// Takes back everything that the attachment holds, and says what that was; nothing held is
+    /// fine.
+    ///
+    /// An assignment for the attachment that is on its way in another process either ends before
+    /// this, and is taken back, or fails.
+    pub fn release(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, IpamError> {
+        self.release_if(attachment, &|_| true)
+    }
+
+    /// What the attachment holds.
+    pub fn assigned(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, IpamError> {
+        let Some(handle) = self.store.read::<Handle>(&keys::handle(attachment))? else {
+            return Ok(Vec::new());
+        };
+        let mut held = Vec::new();
+        for block in &handle.record.blocks {
+            if let Some(stored) = self.read_block(block)? {
+                held.extend(stored.record.held_by(&handle.record));
+            }
+        }
+        held.sort();
+        Ok(held)
+    }
+
+    /// The attachments of a network that hold addresses, or whose assignment was begun.
+    ///
+    /// Goes by the keys, so a handle that does not decode is among them.
+    pub fn attachments(&self, network: &str) -> Result<Vec<Attachment>, IpamError> {
+        let listed = self.store.backend().list(&keys::handles(network), None)?;
+        let names = listed.iter().filter_map(|handle| handle.key.strip_prefix(keys::HANDLES));
+        Ok(names.filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// Once per boot, releases what this node's earlier boots left behind: everything whose network
+    /// namespace `is_alive` denies, or that names none. Returns the attachments released; from the
+    /// second call in a boot on it is one read and returns none.
+    pub fn reclaim_earlier_boots(
+        &self,
+        is_alive: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<Attachment>, IpamError> {
+        if self.store.node(&self.node)?.is_some_and(|node| node.boot_id == self.boot_id) {
+            return Ok(Vec::new());
+        }
+        let mut reclaimed = Vec::new();
+        for versioned in self.store.backend().list(keys::HANDLES, None)? {
+            let handle: Handle = match decode(&versioned) {
+                Ok(stored) => stored.record,
+                Err(error) => {
+                    // Whoever needs this record gets the error; the others need not wait for it.
+                    tracing::warn!(%error, "skipped while reclaiming");
+                    continue;
+                }
+            };
+            let is_ours = handle.node == self.node && handle.boot_id != self.boot_id;
+            if !is_ours || handle.netns.as_deref().is_some_and(is_alive) {
+                continue;
+            }
+            self.release_if(&handle.attachment, &|now| now.assignment == handle.assignment)?;
+            reclaimed.push(handle.attachment);
+        }
+        let (name, boot_id) = (self.node.clone(), self.boot_id.clone());
+        self.store.put_node(&Node { name, boot_id })?;
+        Ok(reclaimed)
+    }
+
+    /// Releases the attachment for as long as its handle is one that `which` accepts.
+    pub(super) fn release_if(
+        &self,
+        attachment: &Attachment,
+        which: &dyn Fn(&Handle) -> bool,
+    ) -> Result<Vec<IpAddr>, IpamError> {
+        let key = keys::handle(attachment);
+        let mut given_back = BTreeSet::new();
+        let mut patience = Patience::new();
+        loop {
+            let handle = self.store.read::<Handle>(&key)?;
+            let Some(handle) = handle.filter(|handle| which(&handle.record)) else { break };
+            if self.release_handle(&key, handle, &mut given_back)? {
+                break;
+            }
+            patience.conflict()?;
+        }
+        Ok(given_back.into_iter().collect())
+    }
+
+    /// Gives back the slots of one assignment, then removes its handle; false if somebody else
+    /// changed the handle meanwhile.
+    fn release_handle(
+        &self,
+        key: &str,
+        handle: Stored<Handle>,
+        given_back: &mut BTreeSet<IpAddr>,
+    ) -> Result<bool, IpamError> {
+        let Stored { record: mut handle, mut revision } = handle;
+        if !handle.releasing && !self.is_complete(&handle)? {
+            handle.releasing = true;
+            match won(self.store.update(key, &handle, revision))? {
+                Some(marked) => revision = marked,
+                None => return Ok(false),
+            }
+        }
+        for block in &handle.blocks {
+            given_back.extend(self.give_back(block, &handle)?);
+        }
+        Ok(won(self.remove_handle(key, revision))?.is_some())
+    }
+
+    fn remove_handle(&self, key: &str, revision: Revision) -> Result<(), StoreError> {
+        Ok(self.store.backend().delete(key, Some(revision))?)
+    }
+
+    /// Whether every block that the handle names has a slot of it. Then its assignment is over, and
+    /// nobody is about to take another slot.
+    fn is_complete(&self, handle: &Handle) -> Result<bool, IpamError> {
+        for block in &handle.blocks {
+            match self.read_block(block)? {
+                Some(stored) if !stored.record.held_by(handle).is_empty() => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Gives back what the assignment holds in one block.
+    ///
+    /// If that is nothing and the handle is marked, the block is written all the same: an
+    /// assignment that read it before the mark then loses its compare-and-swap, reads it again,
+    /// looks at the handle and stops.
+    fn give_back(&self, block: &IpNetwork, handle: &Handle) -> Result<Vec<IpAddr>, IpamError> {
+        let mut patience = Patience::new();
+        loop {
+            let (before, revision) = match self.read_block(block)? {
+                Some(stored) => (stored.record, Some(stored.revision)),
+                None => match self.owner(block)? {
+                    Some(node) => (Block::new(*block, &node), None),
+                    None => return Ok(Vec::new()),
+                },
+            };
+            let held = before.held_by(handle);
+            if held.is_empty() && !handle.releasing {
+                return Ok(held);
+            }
+            let mut after = before.clone();
+            after.give_back(&held, now_ms());
+            if !held.is_empty() {
+                self.before_give_back(&before, &after)?;
+            }
+            if self.write_block(&after, revision)? {
+                return Ok(held);
+            }
+            patience.conflict()?;
+        }
+    }
+}

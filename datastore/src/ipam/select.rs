@@ -1,0 +1,339 @@
+//! Which block an address comes from.
+//!
+//! The usual case costs two reads whatever the number of addresses out: the first hint under
+//! `open/<node>/` and the block it names. Claiming a block costs a number of reads that grows with
+//! the logarithm of the blocks claimed. Only when the hints know of no free slot at all is every
+//! block read, before [`IpamError::Exhausted`] is said.
+
+use std::collections::HashSet;
+
+use ipnetwork::IpNetwork;
+
+use super::block::{Affinity, Block, Open, Vacancy};
+use super::clock::now_ms;
+use super::pool::{Family, Pool};
+use super::{Ipam, IpamError};
+use crate::backend::{BackendError, Revision};
+use crate::keys;
+use crate::store::{StoreError, Stored, decode};
+
+/// Hints looked at before all of them are.
+const FIRST_HINTS: usize = 8;
+
+/// A block as it was read, to take slots from.
+#[derive(Clone)]
+pub(super) struct Target<'p> {
+    pub(super) pool: &'p Pool,
+    pub(super) block: Block,
+    /// `None` if the block was claimed but never written.
+    pub(super) revision: Option<Revision>,
+    /// The hint as it was before the block was read, if it was looked at.
+    pub(super) hint: Option<Revision>,
+}
+
+impl Target<'_> {
+    pub(super) fn vacancy(&self) -> Option<Vacancy> {
+        self.block.vacancy(|ip| self.pool.hands_out(ip))
+    }
+}
+
+/// The order of preference.
+impl Ipam<'_> {
+    /// A block with a free slot: one of this node's with a rested address, a block nobody has,
+    /// another node's unless affinity is strict, and at last whatever has rested longest.
+    pub(super) fn choose<'p>(
+        &self,
+        family: Family,
+        pools: &[&'p Pool],
+        strict_affinity: bool,
+    ) -> Result<Target<'p>, IpamError> {
+        for &pool in pools {
+            if let Some(target) = self.rested(pool)? {
+                return Ok(target);
+            }
+            if let Some(target) = self.claim(pool)? {
+                return Ok(target);
+            }
+        }
+        let mut hints = self.hints(family, strict_affinity, None)?;
+        let now_ms = now_ms();
+        // Rested before resting, then the order of the pools, then own before borrowed.
+        hints.sort_by_key(|hint| {
+            let open = &hint.record;
+            let rested = open.rested_at_ms <= now_ms;
+            let pool = pools.iter().position(|pool| pool.owns(&open.block));
+            (if rested { 0 } else { open.rested_at_ms }, pool, open.node != self.node)
+        });
+        for hint in hints {
+            let Some(pool) = pools.iter().find(|pool| pool.owns(&hint.record.block)) else {
+                continue;
+            };
+            if let Some(target) = self.follow(pool, &hint)? {
+                return Ok(target);
+            }
+        }
+        match self.search(family, pools, strict_affinity)? {
+            Some(target) => Ok(target),
+            None => {
+                let pools = pools.iter().map(|pool| pool.cidr).collect();
+                Err(IpamError::Exhausted { pools })
+            }
+        }
+    }
+
+    /// A block of this node with a rested address, by the hints.
+    fn rested<'p>(&self, pool: &'p Pool) -> Result<Option<Target<'p>>, IpamError> {
+        let family = Family::of(&pool.cidr);
+        let mut seen = 0;
+        for limit in [Some(FIRST_HINTS), None] {
+            let hints = self.hints(family, true, limit)?;
+            for hint in hints.iter().skip(seen) {
+                let open = &hint.record;
+                if !pool.owns(&open.block) || open.rested_at_ms > now_ms() {
+                    continue;
+                }
+                if let Some(target) = self.follow(pool, hint)?
+                    && target.vacancy().is_some_and(|vacancy| self.has_rested(&vacancy))
+                {
+                    return Ok(Some(target));
+                }
+            }
+            seen = hints.len();
+            if seen < FIRST_HINTS {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    fn has_rested(&self, vacancy: &Vacancy) -> bool {
+        vacancy.released_at_ms.is_none_or(|at_ms| self.rested_at_ms(at_ms) <= now_ms())
+    }
+
+    pub(super) fn rested_at_ms(&self, released_at_ms: u64) -> u64 {
+        let cool_down = u64::try_from(self.cool_down.as_millis()).unwrap_or(u64::MAX);
+        released_at_ms.saturating_add(cool_down)
+    }
+
+    /// Reads every block: finds slots that a lost hint hides.
+    pub(super) fn search<'p>(
+        &self,
+        family: Family,
+        pools: &[&'p Pool],
+        strict_affinity: bool,
+    ) -> Result<Option<Target<'p>>, IpamError> {
+        let mut best: Option<(u64, Target<'p>)> = None;
+        let mut written = HashSet::new();
+        for (pool, stored) in self.blocks_of(family, pools)? {
+            let Stored { record: block, revision } = stored;
+            written.insert(block.cidr);
+            if strict_affinity && block.node != self.node {
+                continue;
+            }
+            let target = Target { pool, block, revision: Some(revision), hint: None };
+            let Some(vacancy) = target.vacancy() else { continue };
+            let rank = match vacancy.released_at_ms {
+                None => u64::from(target.block.node != self.node),
+                Some(at_ms) => at_ms.max(2),
+            };
+            if best.as_ref().is_none_or(|(other, _)| rank < *other) {
+                best = Some((rank, target));
+            }
+        }
+        if let Some((_, target)) = best {
+            return Ok(Some(target));
+        }
+        let affinities = self.store.read_all::<Affinity>(&keys::affinities(family))?;
+        Ok(affinities.into_iter().find_map(|affinity| {
+            let usable = !strict_affinity || affinity.node == self.node;
+            let pool = pools.iter().find(|pool| pool.owns(&affinity.block))?;
+            let block = Block::new(affinity.block, &affinity.node);
+            let target = Target { pool, block, revision: None, hint: None };
+            (usable && !written.contains(&affinity.block) && target.vacancy().is_some())
+                .then_some(target)
+        }))
+    }
+
+    /// Every written block of these pools, each with its pool.
+    pub(super) fn blocks_of<'p>(
+        &self,
+        family: Family,
+        pools: &[&'p Pool],
+    ) -> Result<Vec<(&'p Pool, Stored<Block>)>, IpamError> {
+        let mut blocks = Vec::new();
+        for versioned in self.store.backend().list(&keys::blocks(family), None)? {
+            let stored: Stored<Block> = decode(&versioned)?;
+            if let Some(pool) = pools.iter().find(|pool| pool.owns(&stored.record.cidr)) {
+                blocks.push((*pool, stored));
+            }
+        }
+        Ok(blocks)
+    }
+}
+
+/// Claims.
+impl Ipam<'_> {
+    /// Claims a block of the pool that no node has, if there is one. Ends, since each turn leaves
+    /// one block fewer to claim.
+    fn claim<'p>(&self, pool: &'p Pool) -> Result<Option<Target<'p>>, IpamError> {
+        while let Some(block) = self.unclaimed(pool)? {
+            let target = self.claim_block(pool, &block)?;
+            if target.block.node == self.node && target.vacancy().is_some() {
+                return Ok(Some(target));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Claims `block` for this node, unless another has it already; then the target is the other's.
+    ///
+    /// The hint goes first: if the process dies in between, the hint leads the next one to finish
+    /// the claim.
+    fn claim_block<'p>(&self, pool: &'p Pool, block: &IpNetwork) -> Result<Target<'p>, IpamError> {
+        let hint_key = keys::open(&self.node, block);
+        loop {
+            let open = Open { block: *block, node: self.node.clone(), rested_at_ms: 0 };
+            let hint = won(self.store.create(&hint_key, &open))?;
+            let affinity = Affinity { block: *block, node: self.node.clone() };
+            let owner = match won(self.store.create(&keys::affinity(block), &affinity))? {
+                Some(_) => Some(self.node.clone()),
+                None => self.owner(block)?,
+            };
+            let Some(owner) = owner else { continue };
+            if owner != self.node {
+                self.store.remove(&hint_key, None)?;
+            }
+            return Ok(Target { pool, block: Block::new(*block, &owner), revision: None, hint });
+        }
+    }
+
+    /// The first unclaimed block, seen from a place in the pool that differs from node to node.
+    ///
+    /// A node claims upwards from its place, so the blocks from there are claimed up to some point.
+    /// That point is found by steps that double and then by halving: a handful of reads, also in a
+    /// pool of 2^64 blocks. Where other nodes' blocks lie in between, it is still a point where a
+    /// claimed block is followed by an unclaimed one. If all steps fall on claimed blocks, the
+    /// list of claims decides.
+    pub(super) fn unclaimed(&self, pool: &Pool) -> Result<Option<IpNetwork>, IpamError> {
+        let (count, start) = (pool.block_count(), self.place_in(pool));
+        let at = |offset: u64| {
+            let index = (u128::from(start) + u128::from(offset)) % u128::from(count);
+            pool.block_at(u64::try_from(index).unwrap_or(0))
+        };
+        let is_claimed = |offset| Ok::<_, IpamError>(self.owner(&at(offset))?.is_some());
+        if !is_claimed(0)? {
+            return Ok(Some(at(0)));
+        }
+        let (mut claimed, mut step) = (0, 1);
+        while step < count {
+            if is_claimed(step)? {
+                claimed = step;
+                step = step.saturating_mul(2);
+                continue;
+            }
+            let mut unclaimed = step;
+            while unclaimed - claimed > 1 {
+                let middle = claimed + (unclaimed - claimed) / 2;
+                if is_claimed(middle)? { claimed = middle } else { unclaimed = middle }
+            }
+            return Ok(Some(at(unclaimed)));
+        }
+        if count == 1 {
+            return Ok(None);
+        }
+        let affinities =
+            self.store.read_all::<Affinity>(&keys::affinities(Family::of(&pool.cidr)))?;
+        let taken: HashSet<IpNetwork> = affinities.into_iter().map(|a| a.block).collect();
+        Ok((0..count).map(at).find(|block| !taken.contains(block)))
+    }
+
+    /// The index of the block at which this node starts to claim: FNV-1a over node and pool, the
+    /// same on every call.
+    fn place_in(&self, pool: &Pool) -> u64 {
+        let name = format!("{} {}", self.node, pool.cidr);
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        hash % pool.block_count()
+    }
+
+    /// The node that has claimed a block.
+    pub(super) fn owner(&self, block: &IpNetwork) -> Result<Option<String>, IpamError> {
+        let affinity = self.store.read::<Affinity>(&keys::affinity(block))?;
+        Ok(affinity.map(|stored| stored.record.node))
+    }
+}
+
+/// Blocks as records.
+impl Ipam<'_> {
+    /// Reads a block, claiming it for this node if nobody has.
+    pub(super) fn target<'p>(
+        &self,
+        pool: &'p Pool,
+        block: &IpNetwork,
+    ) -> Result<Target<'p>, IpamError> {
+        if let Some(Stored { record: block, revision }) = self.read_block(block)? {
+            return Ok(Target { pool, block, revision: Some(revision), hint: None });
+        }
+        match self.owner(block)? {
+            Some(node) => {
+                let block = Block::new(*block, &node);
+                Ok(Target { pool, block, revision: None, hint: None })
+            }
+            None => self.claim_block(pool, block),
+        }
+    }
+
+    /// The target's block as it is at this moment; `None` if it is gone.
+    pub(super) fn read_again<'p>(
+        &self,
+        target: &Target<'p>,
+    ) -> Result<Option<Target<'p>>, IpamError> {
+        let read = self.read_block(&target.block.cidr)?;
+        Ok(read.map(|Stored { record: block, revision }| Target {
+            block,
+            revision: Some(revision),
+            ..*target
+        }))
+    }
+
+    pub(super) fn read_block(&self, block: &IpNetwork) -> Result<Option<Stored<Block>>, IpamError> {
+        let key = keys::block(block);
+        let stored = self.store.read::<Block>(&key)?;
+        match &stored {
+            Some(other) if other.record.cidr != *block => {
+                let message = format!("it is a record of block {}", other.record.cidr);
+                let source = serde::de::Error::custom(message);
+                Err(StoreError::Decode { key, source }.into())
+            }
+            _ => Ok(stored),
+        }
+    }
+
+    /// Writes a block if it is still as it was at `revision`; false if it is not.
+    pub(super) fn write_block(
+        &self,
+        block: &Block,
+        revision: Option<Revision>,
+    ) -> Result<bool, IpamError> {
+        let key = keys::block(&block.cidr);
+        let written = match revision {
+            Some(revision) => self.store.update(&key, block, revision),
+            None => self.store.create(&key, block),
+        };
+        Ok(won(written)?.is_some())
+    }
+}
+
+/// `None` if somebody else was faster.
+pub(super) fn won<T>(outcome: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match outcome {
+        Ok(done) => Ok(Some(done)),
+        Err(StoreError::Backend(
+            BackendError::Exists { .. }
+            | BackendError::Conflict { .. }
+            | BackendError::NotFound { .. },
+        )) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
