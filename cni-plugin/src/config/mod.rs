@@ -28,8 +28,9 @@ pub(crate) use field::{Field, Object};
 
 use crate::log::{LogConf, LogLevel};
 
-/// The IPAM plugin that runs inside the process.
-pub const BUILTIN_IPAM: &str = "margay-ipam";
+/// Values of `ipam.type` that mean margay-ipam in this process. Calico's IPAM is nothing without
+/// Calico's datastore, and the keys of its section have the same meaning here.
+const BUILTIN_IPAM: [&str; 2] = ["margay-ipam", "calico-ipam"];
 
 /// A valid network configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -295,7 +296,7 @@ fn ipam_conf(ipam: &Object<'_>, unused: &mut Vec<String>) -> Result<IpamConf, Co
     let Some(kind) = ipam.string("type")? else {
         return Err(ipam.missing("type", "margay-ipam, host-local, static, …"));
     };
-    if kind == BUILTIN_IPAM {
+    if BUILTIN_IPAM.contains(&kind) {
         unused.extend(keys::check(ipam, "ipam.", keys::IPAM_KEYS)?);
         return Ok(IpamConf::Builtin(PoolSet::from_object(ipam)?));
     }

@@ -65,7 +65,8 @@ impl PoolSet {
         if !assign_ipv4 && !assign_ipv6 {
             return Err(ipam.missing(
                 "pools",
-                "there is no enabled pool of a family that is assigned to pods",
+                "there is no enabled pool of a family that is assigned to pods; \
+                 name one here or in ipv4_pools and ipv6_pools",
             ));
         }
         let mut usable = Vec::new();

@@ -72,7 +72,7 @@ fn pools_get_the_default_block_sizes_and_both_families() {
 }
 
 #[test]
-fn a_calico_conflist_with_the_types_changed_works_and_its_idle_keys_are_listed() {
+fn a_calico_conflist_with_another_type_works_and_its_idle_keys_are_listed() {
     let document = json!({
         "cniVersion": "0.3.1",
         "name": "k8s-pod-network",
@@ -86,7 +86,7 @@ fn a_calico_conflist_with_the_types_changed_works_and_its_idle_keys_are_listed()
         "num_queues": 0,
         "log_file_max_size": 100,
         "ipam": {
-            "type": "margay-ipam",
+            "type": "calico-ipam",
             "assign_ipv4": "true",
             "assign_ipv6": "false",
             "ipv4_pools": ["192.168.0.0/16"],
