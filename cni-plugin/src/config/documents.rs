@@ -25,7 +25,7 @@ fn type_name(kind: Kind) -> &'static str {
         Kind::Number => "integer",
         Kind::Texts => "list of strings",
         Kind::Objects => "list of objects",
-        Kind::Object | Kind::OpenObject => "object",
+        Kind::Object | Kind::OpenObject | Kind::CheckedLater => "object",
         Kind::OpenList => "list",
     }
 }

@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     OpenObject,
     /// A list whose items belong to somebody else.
     OpenList,
+    /// An object that is checked when a verb reads it: a DEL must not fail because of it.
+    CheckedLater,
 }
 
 /// What margay does with a key.
@@ -56,7 +58,9 @@ const fn unused(path: &'static str, kind: Kind) -> Key {
     Key { path, kind, default: "", effect: Effect::Unused }
 }
 
-use Kind::{Number, Object as Obj, Objects, OpenList, OpenObject, Text, Texts, Truth};
+use Kind::{
+    CheckedLater, Number, Object as Obj, Objects, OpenList, OpenObject, Text, Texts, Truth,
+};
 
 /// Keys of the network configuration outside `ipam`.
 pub(crate) const NETCONF_KEYS: &[Key] = &[
@@ -73,7 +77,7 @@ pub(crate) const NETCONF_KEYS: &[Key] = &[
     used("capabilities", OpenObject, ""),
     used("runtimeConfig", OpenObject, ""),
     used("args", OpenObject, ""),
-    used("prevResult", OpenObject, ""),
+    used("prevResult", CheckedLater, ""),
     used("cni.dev/valid-attachments", OpenList, ""),
     used("cni.dev/attachments", OpenList, ""),
     unused("cniVersions", Texts),
@@ -213,6 +217,7 @@ fn check_kind(field: &Field<'_>, kind: Kind) -> Result<(), ConfigError> {
         Kind::Number => Err(field.invalid("must be a whole number, not negative")),
         Kind::Object | Kind::OpenObject => field.object().map(drop),
         Kind::OpenList => field.list().map(drop),
+        Kind::CheckedLater => Ok(()),
         Kind::Texts => field.list()?.iter().try_for_each(|item| item.string().map(drop)),
         Kind::Objects => field.list()?.iter().try_for_each(|item| item.object().map(drop)),
     }

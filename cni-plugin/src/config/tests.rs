@@ -327,7 +327,7 @@ fn what_the_runtime_adds_is_never_an_unknown_key() {
     document["runtimeConfig"] =
         json!({ "portMappings": "nonsense", "cgroupPath": "/x", "aliases": [] });
     document["args"] = json!({ "org.apache.mesos": {}, "cni": { "whatever": 1 } });
-    document["prevResult"] = json!({ "ips": "nonsense" });
+    document["prevResult"] = json!("nonsense");
     document["capabilities"] = json!({ "ips": true });
 
     let netconf = parse(&document).unwrap();
