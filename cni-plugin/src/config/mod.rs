@@ -298,6 +298,9 @@ fn ipam_conf(ipam: &Object<'_>, unused: &mut Vec<String>) -> Result<IpamConf, Co
     };
     if BUILTIN_IPAM.contains(&kind) {
         unused.extend(keys::check(ipam, "ipam.", keys::IPAM_KEYS)?);
+        let of_the_binary = ["nodename", "log_level", "log_file_path"];
+        let given = of_the_binary.into_iter().filter(|key| ipam.get(key).is_some());
+        unused.extend(given.map(|key| ipam.path_of(key)));
         return Ok(IpamConf::Builtin(PoolSet::from_object(ipam)?));
     }
     if let Some(field) = ipam.get("type").filter(|_| kind.contains('/') || kind.starts_with('.')) {

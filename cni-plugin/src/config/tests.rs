@@ -360,6 +360,12 @@ fn one_state_directory_serves_endpoints_and_addresses() {
     let inside = parse(&with("/ipam/state_dir", json!("/tmp/a"))).unwrap();
     assert_eq!(inside.paths.state_dir, PathBuf::from("/tmp/a"));
 
+    let named = parse(&with("/ipam/nodename", json!("b"))).unwrap();
+    assert_eq!(
+        (named.nodename.as_str(), named.unused_keys()),
+        ("node-a", &["ipam.nodename".to_owned()][..])
+    );
+
     let mut two = with("/ipam/state_dir", json!("/tmp/a"));
     two["state_dir"] = json!("/tmp/b");
     assert!(refused(&two).contains("ipam.state_dir"));
