@@ -9,7 +9,8 @@ use std::os::fd::AsRawFd as _;
 
 use futures_util::StreamExt as _;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{
@@ -33,6 +34,9 @@ const HANDLE: u32 = 0x6d_6779;
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
 
 const QDISC: &str = "clsact";
+
+/// The kernel sends a qdisc to whoever asks for it only with `NLM_F_ECHO` (`qdisc_get_notify`).
+const READ: u16 = NLM_F_ACK | NLM_F_ECHO;
 
 /// Three requests, whatever is attached already.
 pub(crate) async fn attach(
@@ -65,7 +69,7 @@ pub(crate) async fn detach(netlink: &Handle, ifindex: u32) -> Result<(), AttachE
         delete_filter(&netlink, program).await?;
     }
     for program in Program::ALL {
-        if has_filters(&netlink, program).await? {
+        if has_filters(netlink.handle, ifindex, program).await? {
             return Ok(());
         }
     }
@@ -88,7 +92,7 @@ async fn check_qdisc(netlink: &Netlink<'_>) -> Result<(), AttachError> {
     message.attributes.clear();
     let request = RouteNetlinkMessage::GetQueueDiscipline(message);
     let answers = netlink
-        .request("look at the clsact qdisc", request, 0)
+        .request("look at the clsact qdisc", request, READ)
         .await
         .map_err(|error| error.into_attach(netlink))?;
     let is_clsact = answers.iter().any(|answer| {
@@ -125,7 +129,7 @@ async fn filter_program(
     program: Program,
 ) -> Result<Option<ProgramId>, AttachError> {
     let request = RouteNetlinkMessage::GetTrafficFilter(netlink.filter(program));
-    match netlink.request("look at the BPF filter", request, 0).await {
+    match netlink.request("look at the BPF filter", request, READ).await {
         Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewTrafficFilter(filter) => program_id(filter),
             _ => None,
@@ -141,14 +145,19 @@ async fn delete_filter(netlink: &Netlink<'_>, program: Program) -> Result<(), At
 }
 
 /// Whether anybody has a filter at this hook.
-async fn has_filters(netlink: &Netlink<'_>, program: Program) -> Result<bool, AttachError> {
+pub(crate) async fn has_filters(
+    netlink: &Handle,
+    ifindex: u32,
+    program: Program,
+) -> Result<bool, AttachError> {
+    let netlink = Netlink { handle: netlink, ifindex };
     let mut message = TcMessage::with_index(netlink.ifindex.cast_signed());
     message.header.parent = hook(program);
     let request = RouteNetlinkMessage::GetTrafficFilter(message);
     match netlink.request("list the filters", request, NLM_F_DUMP).await {
         Ok(answers) => Ok(!answers.is_empty()),
         Err(error) if error.is_absent() => Ok(false),
-        Err(error) => Err(error.into_attach(netlink)),
+        Err(error) => Err(error.into_attach(&netlink)),
     }
 }
 

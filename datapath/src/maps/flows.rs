@@ -30,6 +30,20 @@ impl Flows {
         self.v6.get(*key)
     }
 
+    /// Writes what only programs write.
+    #[cfg(test)]
+    pub(crate) fn fill_for_test(&self, flows: u8) {
+        for flow in 0..flows {
+            let mut v4: FlowKeyV4 = bytemuck::Zeroable::zeroed();
+            v4.src[3] = flow;
+            let mut v6: FlowKeyV6 = bytemuck::Zeroable::zeroed();
+            v6.src[15] = flow;
+            let value = Flow { verdict: margay_abi::flow_verdict::DIRECT, reserved: [0; 3] };
+            self.v4.insert(v4, value).expect("insert");
+            self.v6.insert(v6, value).expect("insert");
+        }
+    }
+
     /// Entries in both maps; a flow that was seen both ways has two.
     pub fn count(&self) -> Result<usize, MapError> {
         Ok(keys(&self.v4)?.len() + keys(&self.v6)?.len())

@@ -1,0 +1,214 @@
+//! Loading and opening.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+use std::{env, fs, thread};
+
+use aya::maps::MapData;
+use margay_abi::{PodInfo, map_name};
+
+use super::node::{Node, on_a_node};
+use crate::{
+    Datapath, DatapathError, LoadError, LoadOptions, MapError, Origin, ensure_bpffs, probe,
+};
+
+const POD: PodInfo =
+    PodInfo { ifindex: 7, mtu: 1500, flags: 0, pod_mac: [2; 6], host_mac: [0xee; 6] };
+
+#[test]
+fn nothing_is_open_below_an_empty_root() {
+    on_a_node(|node| assert!(node.open().is_none()));
+}
+
+#[test]
+fn the_second_caller_opens_what_the_first_loaded() {
+    on_a_node(|node| {
+        let first = node.open_or_load();
+        let second = node.open_or_load();
+
+        assert_eq!(first.origin(), Origin::Loaded);
+        assert_eq!(second.origin(), Origin::Opened);
+        assert_eq!(first.program_ids(), second.program_ids());
+    });
+}
+
+#[test]
+fn of_eight_racing_callers_one_loads() {
+    on_a_node(|node| {
+        let all: Vec<Datapath> = thread::scope(|scope| {
+            let callers: Vec<_> = (0..8).map(|_| scope.spawn(|| node.open_or_load())).collect();
+            callers.into_iter().map(|caller| caller.join().expect("a caller")).collect()
+        });
+
+        assert_eq!(all.iter().filter(|one| one.origin() == Origin::Loaded).count(), 1);
+        assert!(all.iter().all(|one| one.program_ids() == all[0].program_ids()));
+    });
+}
+
+#[test]
+fn a_load_that_was_cut_short_is_completed() {
+    on_a_node(|node| {
+        drop(node.open_or_load());
+        // As after a kill between the first pins: some maps, and programs not yet in their place.
+        fs::remove_file(node.root().join("1/maps/stats")).expect("unpin a map");
+        let programs = node.root().join("1/progs").join(node.build.id);
+        let unfinished = node.root().join(format!("1/progs/{}-unfinished", node.build.id));
+        fs::rename(&programs, &unfinished).expect("take the programs away");
+        fs::remove_file(unfinished.join("to_pod")).expect("unpin a program");
+        assert!(node.open().is_none());
+
+        let datapath = node.open_or_load();
+
+        assert_eq!(datapath.origin(), Origin::Loaded);
+        assert!(node.open().is_some());
+        assert!(!unfinished.exists());
+    });
+}
+
+#[test]
+fn a_killed_loader_leaves_what_the_next_completes() {
+    on_a_node(|node| {
+        for delay_ms in 0..30 {
+            let mut loader = start_loader(node);
+            thread::sleep(Duration::from_millis(delay_ms));
+            loader.kill().expect("kill the loader");
+            loader.wait().expect("wait for the loader");
+
+            let datapath = node.open_or_load();
+            datapath.pods().insert(IpAddr::from([10, 0, 0, 1]), &POD).expect("write a map");
+            drop(datapath);
+            fs::remove_dir_all(node.root()).expect("unpin everything");
+        }
+    });
+}
+
+fn start_loader(node: &Node) -> std::process::Child {
+    Command::new(env::current_exe().expect("this test's executable"))
+        .args(["tests::load::loads_in_a_process_of_its_own", "--exact", "--ignored", "-q"])
+        .env("MARGAY_TEST_ROOT", node.root())
+        .env("MARGAY_TEST_LOCK_DIR", &node.options.lock_dir)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("start a loader")
+}
+
+#[test]
+#[ignore = "the process that a_killed_loader_leaves_what_the_next_completes starts"]
+fn loads_in_a_process_of_its_own() {
+    let Some(root) = env::var_os("MARGAY_TEST_ROOT").map(PathBuf::from) else { return };
+    let lock_dir = env::var_os("MARGAY_TEST_LOCK_DIR").expect("the lock folder");
+    Datapath::open_or_load(&root, &LoadOptions::new(lock_dir)).expect("open or load");
+}
+
+#[test]
+fn another_build_keeps_the_maps_and_their_entries() {
+    on_a_node(|node| {
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let first = node.open_or_load();
+        first.pods().insert(address, &POD).expect("insert");
+
+        let next = node.open_or_load_next_build();
+
+        assert_eq!(next.origin(), Origin::Loaded);
+        assert_ne!(next.program_ids(), first.program_ids());
+        assert_eq!(next.pods().get(address).expect("get"), Some(POD));
+        assert_eq!(node.open().expect("the first build").program_ids(), first.program_ids());
+    });
+}
+
+#[test]
+fn a_pinned_map_keeps_the_size_it_was_created_with() {
+    on_a_node(|node| {
+        drop(node.open_or_load());
+        let larger = LoadOptions { max_pods: 1000, ..node.options.clone() };
+
+        Datapath::open_or_load_build(&node.root(), &larger, node.next_build()).expect("load");
+
+        let map = MapData::from_pin(node.root().join("1/maps/pods_v4")).expect("open a map");
+        assert_eq!(map.info().expect("look at a map").max_entries(), node.options.max_pods);
+    });
+}
+
+#[test]
+fn a_pinned_map_of_another_layout_is_an_error_that_names_it() {
+    on_a_node(|node| {
+        drop(node.open_or_load());
+        let maps = node.root().join("1/maps");
+        fs::rename(maps.join("pods_v6"), maps.join("pods_v4")).expect("put a map in its place");
+
+        let result = Datapath::open_or_load_build(&node.root(), &node.options, node.next_build());
+
+        match result {
+            Err(DatapathError::Load(LoadError::Map(MapError::Layout {
+                map: map_name::PODS_V4,
+                property: "key size",
+                found: 16,
+                expected: 4,
+            }))) => {}
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn programs_of_maps_that_were_unpinned_are_loaded_again() {
+    on_a_node(|node| {
+        let first = node.open_or_load();
+        fs::remove_dir_all(node.root().join("1/maps")).expect("unpin the maps");
+        drop(node.open_or_load_next_build());
+        assert!(node.open().is_none(), "its programs use maps that nobody can reach");
+
+        let again = node.open_or_load();
+
+        assert_eq!(again.origin(), Origin::Loaded);
+        assert_ne!(again.program_ids(), first.program_ids());
+    });
+}
+
+#[test]
+fn pins_of_another_abi_version_are_left_alone() {
+    on_a_node(|node| {
+        drop(node.open_or_load());
+        fs::rename(node.root().join("1"), node.root().join("0")).expect("age the pins");
+        let before = node.tree("0");
+
+        let datapath = node.open_or_load();
+
+        assert_eq!(datapath.origin(), Origin::Loaded);
+        assert_eq!(node.tree("0"), before);
+    });
+}
+
+#[test]
+fn a_root_that_is_not_on_bpffs_is_an_error_that_names_it() {
+    on_a_node(|node| {
+        let root = node.options.lock_dir.join("margay");
+
+        let error = Datapath::open_or_load(&root, &node.options).expect_err("load");
+
+        assert!(error.to_string().contains(&root.display().to_string()), "{error}");
+        assert!(probe(&root).is_err());
+    });
+}
+
+#[test]
+fn eight_racing_callers_mount_the_file_system_once() {
+    on_a_node(|_| {
+        let root = PathBuf::from("/sys/fs/bpf/margay");
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| ensure_bpffs(&root).expect("ensure a BPF file system"));
+            }
+        });
+
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("read the mounts");
+        assert_eq!(mounts.lines().filter(|line| line.contains(" /sys/fs/bpf ")).count(), 1);
+    });
+}
+
+#[test]
+fn a_node_that_can_do_it_passes_the_probe() {
+    on_a_node(|node| probe(&node.root()).expect("probe"));
+}
