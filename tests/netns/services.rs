@@ -11,7 +11,7 @@ use margay_tests::node::node_address;
 use margay_tests::pod::address;
 use margay_tests::service::Protocol;
 use margay_tests::traffic::{
-    Connection, PATIENCE, Place, answers_ping, assert_ping, assert_tcp, listen, udp, udp_exchange,
+    Connection, PATIENCE, answers_ping, assert_ping, assert_tcp, listen, udp, udp_exchange,
 };
 use margay_tests::{Node, Pod};
 use serde_json::Value;
@@ -57,7 +57,7 @@ fn tcp_through_a_service_survives_the_loss_of_the_flow_table_at_any_moment() {
     on_both_families(|pods| {
         let (listener, service) = pods.tcp_service(&pods.b);
         pods.forget_flows();
-        let connection = Connection::open(&pods.a, service, &listener).expect("connect");
+        let mut connection = Connection::open(&pods.a, service, &listener).expect("connect");
 
         for round in 0..4 {
             pods.forget_flows();
@@ -73,7 +73,7 @@ fn a_direct_connection_survives_the_loss_of_the_flow_table() {
     on_both_families(|pods| {
         let listener = listen(&pods.b, SocketAddr::new(pods.ip_b, 0));
         let target = listener.local_addr().unwrap();
-        let connection = Connection::open(&pods.a, target, &listener).expect("connect");
+        let mut connection = Connection::open(&pods.a, target, &listener).expect("connect");
 
         for _ in 0..4 {
             connection.exchange().expect("exchange");
@@ -87,7 +87,7 @@ fn a_direct_connection_survives_the_loss_of_the_flow_table() {
 fn a_service_connection_that_was_idle_goes_on() {
     on_both_families(|pods| {
         let (listener, service) = pods.tcp_service(&pods.b);
-        let connection = Connection::open(&pods.a, service, &listener).expect("connect");
+        let mut connection = Connection::open(&pods.a, service, &listener).expect("connect");
         connection.exchange().expect("exchange");
 
         // Idle long enough for everything else to push the flow out of the table.

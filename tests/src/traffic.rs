@@ -106,7 +106,7 @@ pub fn udp(place: &impl Place, address: SocketAddr) -> UdpSocket {
 pub fn assert_tcp(client: &impl Place, server: &impl Place, address: IpAddr) {
     let listener = listen(server, SocketAddr::new(address, 0));
     let target = listener.local_addr().expect("address of the listener");
-    let mut connection = Connection::open(client, target, &listener)
+    let connection = Connection::open(client, target, &listener)
         .unwrap_or_else(|error| panic!("connect to {target}: {error}"));
     connection.exchange().unwrap_or_else(|error| panic!("exchange with {target}: {error}"));
 }
