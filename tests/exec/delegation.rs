@@ -12,7 +12,7 @@ const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
 #[test]
 fn host_local_gives_the_addresses_and_takes_them_back() {
     let Some(node) = Node::new() else { return };
-    let mut network = node.network();
+    let mut network = reference_network(&node);
     network["ipam"] = json!({
         "type": "host-local",
         "dataDir": node.path("state/host-local"),
@@ -45,7 +45,7 @@ fn host_local_gives_the_addresses_and_takes_them_back() {
 #[test]
 fn static_gives_the_addresses_of_the_configuration() {
     let Some(node) = Node::new() else { return };
-    let mut network = node.network();
+    let mut network = reference_network(&node);
     network["ipam"] = json!({
         "type": "static",
         "addresses": [{"address": "10.250.0.7/24"}, {"address": "fd00:10:250::7/64"}],
@@ -64,7 +64,7 @@ fn static_gives_the_addresses_of_the_configuration() {
 #[test]
 fn an_add_that_fails_after_a_delegated_plugin_gave_addresses_gives_them_back() {
     let Some(node) = Node::new() else { return };
-    let mut network = node.network();
+    let mut network = reference_network(&node);
     network["ipam"] = json!({
         "type": "host-local",
         "dataDir": node.path("state/host-local"),
@@ -84,7 +84,7 @@ fn an_add_that_fails_after_a_delegated_plugin_gave_addresses_gives_them_back() {
 #[test]
 fn an_error_of_a_delegated_plugin_keeps_its_code_and_names_the_plugin() {
     let Some(node) = Node::new() else { return };
-    let mut network = node.network();
+    let mut network = reference_network(&node);
     network["ipam"] = json!({"type": "host-local", "ranges": [[{"subnet": "nonsense"}]]});
     let pod = node.sandbox("a");
 
@@ -101,15 +101,12 @@ fn an_error_of_a_delegated_plugin_keeps_its_code_and_names_the_plugin() {
 #[test]
 fn margay_ipam_serves_the_reference_plugin_ptp() {
     let Some(node) = Node::new() else { return };
-    let mut network = node.network();
+    let mut network = reference_network(&node);
     network["type"] = json!("ptp");
-    network["cniVersion"] = json!("1.0.0");
     for key in ["log_level", "nodename", "state_dir", "run_dir", "bpffs_root"] {
         network.as_object_mut().unwrap().remove(key);
     }
     network["ipam"]["state_dir"] = json!(node.path("state"));
-    network["ipam"]["routes"] = json!(null);
-    network["ipam"].as_object_mut().unwrap().remove("routes");
     let path = format!("{REFERENCE_PLUGINS}:{}", plugin_directory().display());
     let ptp = |pod: &Pod<'_>, verb: &str, config: &Value| {
         Invocation::new(&format!("{REFERENCE_PLUGINS}/ptp"), verb, config)
@@ -133,6 +130,13 @@ fn margay_ipam_serves_the_reference_plugin_ptp() {
     let store = margay_datastore::Store::new(backend);
     let ipam = margay_datastore::Ipam::new(&store, "any", "any");
     assert_eq!(ipam.attachments("podnet").unwrap(), []);
+}
+
+/// The network in the newest version that the reference plugins of Debian 12 speak.
+fn reference_network(node: &Node) -> Value {
+    let mut network = node.network();
+    network["cniVersion"] = json!("1.0.0");
+    network
 }
 
 fn execute(pod: &Pod<'_>, verb: &str, config: &Value) -> margay_tests::CniOutput {
