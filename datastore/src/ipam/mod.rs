@@ -116,3 +116,6 @@ impl<'a> Ipam<'a> {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+mod crash;
+mod model;
+mod pools;
+mod race;
+mod rules;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::block::{Affinity, Block, Handle};
+use super::*;
+use crate::keys;
+use crate::testing::Memory;
+
+const BOOT: &str = "boot-1";
+
+fn store() -> Store {
+    Store::new(Memory::new())
+}
+
+fn node<'a>(store: &'a Store, name: &str) -> Ipam<'a> {
+    Ipam::new(store, name, BOOT)
+}
+
+fn pool(cidr: &str, block_size: u8) -> Pool {
+    Pool { block_size, ..Pool::new(cidr.parse().unwrap()) }
+}
+
+fn attachment(container: impl std::fmt::Display) -> Attachment {
+    Attachment::new("net", format!("c{container}"), "eth0").unwrap()
+}
+
+/// Asks for one address of every family that the pools have.
+fn request(container: impl std::fmt::Display, pools: &[Pool]) -> AssignRequest {
+    AssignRequest {
+        attachment: attachment(&container),
+        pod: None,
+        netns: Some(format!("/run/netns/{container}")),
+        pools: pools.to_vec(),
+        ipv4: pools.iter().any(|pool| pool.cidr.is_ipv4()),
+        ipv6: pools.iter().any(|pool| pool.cidr.is_ipv6()),
+        requested: Vec::new(),
+        strict_affinity: false,
+    }
+}
+
+fn requesting(container: impl std::fmt::Display, pools: &[Pool], ips: &[&str]) -> AssignRequest {
+    AssignRequest {
+        requested: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        ..request(container, pools)
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn texts(ips: &[IpAddr]) -> Vec<String> {
+    ips.iter().map(ToString::to_string).collect()
+}
+
+/// Everything that is taken, by address. Panics if anything contradicts itself: a slot whose
+/// attachment has no handle that names the block, a slot outside its block, a block of a node that
+/// has not claimed it.
+fn taken(store: &Store) -> BTreeMap<IpAddr, Attachment> {
+    let mut taken = BTreeMap::new();
+    for family in [Family::V4, Family::V6] {
+        for block in store.read_all::<Block>(&keys::blocks(family)).unwrap() {
+            let affinity = store.read::<Affinity>(&keys::affinity(&block.cidr)).unwrap();
+            assert_eq!(affinity.expect("a block is claimed").record.node, block.node);
+            for (ip, allocation) in &block.taken {
+                assert!(block.cidr.contains(*ip));
+                let handle = store.read::<Handle>(&keys::handle(&allocation.attachment)).unwrap();
+                let handle = handle.expect("a taken slot has a handle").record;
+                assert!(handle.blocks.contains(&block.cidr), "and the handle names the block");
+                assert_eq!(handle.assignment, allocation.assignment);
+                assert!(taken.insert(*ip, allocation.attachment.clone()).is_none());
+            }
+            let queue: BTreeSet<IpAddr> = block.released.iter().map(|r| r.ip).collect();
+            assert_eq!(queue.len(), block.released.len(), "an address waits once");
+            assert!(queue.iter().all(|ip| !block.taken.contains_key(ip)));
+        }
+    }
+    taken
+}
+
+/// Panics unless no address is out and no handle is left.
+fn assert_nothing_held(store: &Store) {
+    assert_eq!(taken(store), BTreeMap::new());
+    assert_eq!(store.backend().list(keys::HANDLES, None).unwrap(), []);
+}

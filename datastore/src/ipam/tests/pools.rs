@@ -1,0 +1,125 @@
+//! Pools of every shape, and pools that change.
+
+use super::*;
+
+#[test]
+fn pools_of_one_and_two_addresses_hand_out_all() {
+    for (cidr, count) in
+        [("10.0.0.4/32", 1), ("10.0.0.4/31", 2), ("fd00::4/128", 1), ("fd00::4/127", 2)]
+    {
+        let store = store();
+        let ipam = node(&store, "a");
+        let pools = [Pool::new(cidr.parse().unwrap())];
+        for container in 0..count {
+            ipam.assign(&request(container, &pools)).unwrap();
+        }
+        assert!(matches!(ipam.assign(&request("x", &pools)), Err(IpamError::Exhausted { .. })));
+    }
+}
+
+#[test]
+fn a_huge_pool_is_not_walked() {
+    let store = store();
+    let pools = [pool("fd00::/48", 128), pool("::/0", 122)];
+    for (index, pool) in pools.into_iter().enumerate() {
+        let store = if index == 0 { store.clone() } else { super::store() };
+        let pools = [pool];
+        for container in 0..300 {
+            let name = if container % 2 == 0 { "a" } else { "b" };
+            node(&store, name).assign(&request(container, &pools)).unwrap();
+        }
+        assert_eq!(taken(&store).len(), 300);
+        assert_eq!(node(&store, "c").has_free(&pools, true).unwrap(), [true]);
+    }
+}
+
+#[test]
+fn pools_that_contradict_each_other_or_the_store_are_refused() {
+    let store = store();
+    let ipam = node(&store, "a");
+    let refused = |pools: &[Pool]| match ipam.assign(&request(9, pools)) {
+        Err(IpamError::Pool(error)) => error,
+        other => panic!("{other:?}"),
+    };
+
+    let overlapping = [pool("10.0.0.0/16", 26), pool("10.0.1.0/24", 26)];
+    assert!(matches!(refused(&overlapping), PoolError::Overlap { .. }));
+
+    ipam.assign(&request(1, &[pool("10.0.0.0/24", 26)])).unwrap();
+    for other in [pool("10.0.0.0/24", 27), pool("10.0.0.0/16", 24), pool("10.0.0.64/28", 26)] {
+        let error = refused(&[other]);
+        assert!(matches!(error, PoolError::OtherBlockSize { .. }), "{error}");
+        assert!(error.to_string().contains("the stored pool 10.0.0.0/24 with blocks of /26"));
+    }
+    assert!(matches!(
+        ipam.assign(&AssignRequest { ipv6: true, ..request(2, &[pool("10.0.0.0/24", 26)]) }),
+        Err(IpamError::NoPool { family: "ipv6" })
+    ));
+}
+
+#[test]
+fn a_pool_can_grow_while_its_addresses_are_out() {
+    let store = store();
+    let ipam = node(&store, "a");
+    let small = [pool("10.0.0.0/27", 28)];
+    for container in 0..30 {
+        ipam.assign(&request(container, &small)).unwrap();
+    }
+    assert!(matches!(ipam.assign(&request(30, &small)), Err(IpamError::Exhausted { .. })));
+
+    let large = [pool("10.0.0.0/25", 28)];
+    for container in 30..126 {
+        ipam.assign(&request(container, &large)).unwrap();
+    }
+
+    assert_eq!(taken(&store).len(), 126);
+    assert!(matches!(ipam.assign(&request("x", &large)), Err(IpamError::Exhausted { .. })));
+}
+
+#[test]
+fn a_removed_pool_gives_no_new_addresses_and_takes_back_the_old() {
+    let store = store();
+    let ipam = node(&store, "a");
+    ipam.assign(&request(1, &[pool("10.0.0.0/24", 26)])).unwrap();
+
+    let other = [pool("10.1.0.0/24", 26)];
+    assert_eq!(
+        ipam.assign(&request(2, &other)).unwrap(),
+        [ip("10.1.0.1")].map(|_| { ipam.assigned(&attachment(2)).unwrap()[0] })
+    );
+    assert_eq!(ipam.release(&attachment(1)).unwrap().len(), 1);
+
+    let cidr = "10.1.0.0/24".parse().unwrap();
+    assert!(matches!(ipam.remove_pool(&cidr), Err(IpamError::PoolInUse { used: 1, .. })));
+    ipam.release(&attachment(2)).unwrap();
+    ipam.remove_pool(&cidr).unwrap();
+    ipam.assign(&request(3, &[pool("10.1.0.0/24", 28)])).expect("another block size");
+}
+
+#[test]
+fn a_disabled_pool_gives_nothing_new() {
+    let store = store();
+    let ipam = node(&store, "a");
+    let enabled = pool("10.0.0.0/24", 26);
+    ipam.assign(&request(1, &[enabled.clone()])).unwrap();
+    let disabled = [Pool { disabled: true, ..enabled }];
+
+    assert!(matches!(ipam.assign(&request(2, &disabled)), Err(IpamError::NoPool { .. })));
+    assert_eq!(ipam.has_free(&disabled, false).unwrap(), [false]);
+    assert_eq!(ipam.release(&attachment(1)).unwrap().len(), 1);
+}
+
+#[test]
+fn usage_counts_what_is_out() {
+    let store = store();
+    let pools = [pool("10.0.0.0/28", 30), pool("fd00::/120", 122)];
+    for container in 0..5 {
+        node(&store, "a").assign(&request(container, &pools)).unwrap();
+    }
+    node(&store, "b").release(&attachment(0)).unwrap();
+
+    let usage = node(&store, "a").usage(&pools).unwrap();
+
+    let numbers: Vec<_> = usage.iter().map(|u| (u.capacity, u.used, u.free())).collect();
+    assert_eq!(numbers, [(14, 4, 10), (255, 4, 251)]);
+}
