@@ -103,7 +103,9 @@ fn an_address_comes_with_its_pools_prefix_and_gateway_in_every_version() {
         let result = network.call("ADD", "c1").ok();
 
         assert_eq!(result["cniVersion"], version);
-        assert_eq!(addresses(&result), ["10.245.0.2/16", "fd00:10:245::2/64"]);
+        let given = addresses(&result);
+        assert!(given[0].starts_with("10.245.") && given[0].ends_with("/16"), "{given:?}");
+        assert!(given[1].starts_with("fd00:10:245:") && given[1].ends_with("/64"), "{given:?}");
         assert_eq!(result["ips"][0]["gateway"], "10.245.0.1");
         assert_eq!(result["ips"][1]["gateway"], "fd00:10:245::1");
         let legacy = version.starts_with('0');

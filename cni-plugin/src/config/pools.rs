@@ -128,6 +128,7 @@ impl From<&Pool> for margay_datastore::Pool {
             block_size: pool.block_size,
             nat_outgoing: pool.nat_outgoing,
             disabled: pool.disabled,
+            gateway: pool.gateway(),
             ..Self::new(pool.cidr)
         }
     }

@@ -28,6 +28,9 @@ pub struct Pool {
     /// Gives no new addresses; those that are out stay valid.
     #[serde(default)]
     pub disabled: bool,
+    /// An address of the range that stands for the way out and is never handed out either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
     /// How packets reach a pod of this pool on another node.
     #[serde(default)]
     pub encapsulation: Encapsulation,
@@ -108,6 +111,7 @@ impl Pool {
             block_size,
             nat_outgoing: false,
             disabled: false,
+            gateway: None,
             encapsulation: Encapsulation::None,
             node_selector: String::new(),
         }
@@ -153,14 +157,20 @@ impl Pool {
     pub fn capacity(&self) -> u128 {
         let host_bits = u32::from(width(&self.cidr) - self.cidr.prefix());
         let all = 1u128.checked_shl(host_bits).unwrap_or(u128::MAX);
-        match self.cidr {
-            _ if host_bits < 2 => all,
-            IpNetwork::V4(_) => all - 2,
-            IpNetwork::V6(_) => all - 1,
-        }
+        let ends = match self.cidr {
+            _ if host_bits < 2 => 0,
+            IpNetwork::V4(_) => 2,
+            IpNetwork::V6(_) => 1,
+        };
+        let inside = |ip: &IpAddr| self.cidr.contains(*ip) && !self.is_end(*ip);
+        all - ends - u128::from(self.gateway.as_ref().is_some_and(inside))
     }
 
     fn reserves(&self, ip: IpAddr) -> bool {
+        self.gateway == Some(ip) || self.is_end(ip)
+    }
+
+    fn is_end(&self, ip: IpAddr) -> bool {
         if width(&self.cidr) - self.cidr.prefix() < 2 {
             return false;
         }
@@ -323,6 +333,17 @@ mod tests {
         assert!(v6.hands_out("fd00::ffff:ffff:ffff:ffff".parse().unwrap()));
         assert!(pool("10.1.0.0/31", 26).hands_out("10.1.0.0".parse().unwrap()));
         assert!(pool("10.1.0.7/32", 26).hands_out("10.1.0.7".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_gateway_of_a_pool_is_not_handed_out_and_does_not_count() {
+        let gateway = |cidr, ip: &str| Pool { gateway: ip.parse().ok(), ..pool(cidr, 26) };
+        let with = gateway("10.1.0.0/29", "10.1.0.1");
+        assert!(!with.hands_out("10.1.0.1".parse().unwrap()));
+        assert!(with.hands_out("10.1.0.2".parse().unwrap()));
+        assert_eq!(with.capacity(), 5);
+        assert_eq!(gateway("10.1.0.0/29", "10.1.0.7").capacity(), 6, "an end counts once");
+        assert_eq!(gateway("10.1.0.0/29", "10.2.0.1").capacity(), 6, "outside of the range");
     }
 
     #[test]
