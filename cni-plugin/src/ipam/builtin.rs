@@ -143,3 +143,68 @@ pub fn is_netns_alive(path: &str) -> bool {
     let device = |path: &str| Path::new(path).metadata().map(|metadata| metadata.dev()).ok();
     device(path).is_some_and(|found| Some(found) == device("/proc/self/ns/net"))
 }
+
+#[cfg(test)]
+mod tests {
+    use margay_datastore::Sqlite;
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::{IpamConf, NetConf};
+
+    fn pools() -> PoolSet {
+        let document = json!({
+            "name": "pods", "type": "margay", "nodename": "a",
+            "ipam": { "type": "margay-ipam", "pools": [{ "cidr": "10.244.0.0/30" }] },
+        });
+        match NetConf::from_map(document.as_object().unwrap()).unwrap().ipam {
+            IpamConf::Builtin(pools) => pools,
+            IpamConf::Delegated(_) => unreachable!(),
+        }
+    }
+
+    fn target(netns: &str) -> Target {
+        Target {
+            container_id: "c1".into(),
+            ifname: "eth0".into(),
+            netns: Some(PathBuf::from(netns)),
+            args: CniArgs::default(),
+        }
+    }
+
+    #[test]
+    fn the_first_add_after_a_reboot_takes_dead_pods_addresses_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(Sqlite::open(&directory.path().join("margay.db")).unwrap());
+        let pools = pools();
+        let in_boot = |boot_id| Builtin { store: &store, node: "a", boot_id, pools: &pools };
+        let attachment = |id| Attachment::new("pods", id, "eth0").unwrap();
+        let dead = target("/nowhere/netns");
+        in_boot("one").add(&attachment("old"), &dead, &[]).unwrap();
+        assert!(in_boot("one").add(&attachment("new"), &dead, &[]).is_err(), "the pool is full");
+
+        let result = in_boot("two").add(&attachment("new"), &dead, &[]).unwrap();
+
+        assert_eq!(result.ips[0].network.to_string(), "10.244.0.2/30");
+        in_boot("two").check(&attachment("new"), &[result.ips[0].network.ip()]).unwrap();
+        assert!(in_boot("two").check(&attachment("old"), &[]).is_err());
+    }
+
+    #[test]
+    fn a_namespace_is_alive_if_its_path_leads_to_one() {
+        let left_behind = tempfile::NamedTempFile::new().unwrap();
+
+        assert!(is_netns_alive("/proc/self/ns/net"));
+        assert!(!is_netns_alive(left_behind.path().to_str().unwrap()));
+        assert!(!is_netns_alive("/nowhere/netns"));
+        assert!(!is_netns_alive(""));
+    }
+
+    #[test]
+    fn a_pod_has_a_name_if_the_runtime_says_both_parts() {
+        let args = CniArgs::parse("K8S_POD_NAMESPACE=n;K8S_POD_NAME=p;K8S_POD_UID=u").unwrap();
+        assert_eq!(pod_ref(&args).unwrap().uid.as_deref(), Some("u"));
+        let half = CniArgs::parse("K8S_POD_NAMESPACE=n").unwrap();
+        assert_eq!(pod_ref(&half), None);
+    }
+}
