@@ -1,5 +1,7 @@
 //! The binary `margay-ipam`, run the way a network plugin runs it, and real network plugins on it.
 
+#![expect(clippy::unwrap_used, reason = "a test panics")]
+
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;

@@ -63,8 +63,8 @@ pub struct NetConf {
     pub log: LogConf,
     /// Who gives out addresses.
     pub ipam: IpamConf,
-    /// What the configuration asks for on behalf of this pod; see [`NetConf::default_route_for`]
-    /// and [`Requested::or_args`].
+    /// What the configuration asks for on behalf of this pod; [`Requested::or_args`] adds what
+    /// `CNI_ARGS` asks for.
     pub requested: Requested,
     /// Name resolution, handed on in the result.
     pub dns: Option<Dns>,
@@ -129,8 +129,6 @@ impl NetConf {
         let ipam = ipam_conf(&ipam_object, &mut unused)?;
         let builtin = matches!(ipam, IpamConf::Builtin(_));
         let paths = paths(&netconf, builtin.then_some(&ipam_object))?;
-        let container = netconf.object("container_settings")?;
-        let ip_forwarding = container.map(|object| object.boolean("allow_ip_forwarding"));
         let max_entries = 1..=16_777_216;
         Ok(Self {
             name: name(&netconf)?,
@@ -141,7 +139,7 @@ impl NetConf {
             attach: attach(&netconf)?,
             answer_any_arp: netconf.boolean("answer_any_arp")?.unwrap_or(false),
             default_route: netconf.boolean("default_route")?,
-            ip_forwarding: ip_forwarding.transpose()?.flatten().unwrap_or(false),
+            ip_forwarding: ip_forwarding(&netconf)?,
             paths,
             max_pods: netconf
                 .integer("max_pods", max_entries.clone())?
@@ -390,6 +388,11 @@ fn mtu(netconf: &Object<'_>, ipam: &IpamConf) -> Result<Option<u32>, ConfigError
         None | Some(0) => Ok(None),
         Some(_) => netconf.integer("mtu", least..=65_535),
     }
+}
+
+fn ip_forwarding(netconf: &Object<'_>) -> Result<bool, ConfigError> {
+    let Some(settings) = netconf.object("container_settings")? else { return Ok(false) };
+    Ok(settings.boolean("allow_ip_forwarding")?.unwrap_or(false))
 }
 
 fn dataplane(netconf: &Object<'_>) -> Result<Dataplane, ConfigError> {
