@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, StatFs};
@@ -17,6 +18,12 @@ const SYSTEM_BPFFS: &str = "/sys/fs/bpf";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BpffsError {
+    /// The root is nothing the kernel takes for a path.
+    #[error("{root:?} is not a path: it holds a NUL byte")]
+    InvalidRoot {
+        /// Root of the pins.
+        root: PathBuf,
+    },
     /// The root is somewhere else.
     #[error("{} is not on a BPF file system: mount one there (`mount -t bpf bpf …`)", root.display())]
     NotBpffs {
@@ -69,6 +76,14 @@ pub fn ensure_bpffs(root: &Path) -> Result<(), BpffsError> {
         return Err(BpffsError::NotBpffs { root: root.to_owned() });
     }
     mount_once(Path::new(SYSTEM_BPFFS))
+}
+
+/// aya panics on a path that holds a NUL byte, so none may get past here.
+pub(crate) fn check_root(root: &Path) -> Result<(), BpffsError> {
+    if root.as_os_str().as_bytes().contains(&0) {
+        return Err(BpffsError::InvalidRoot { root: root.to_owned() });
+    }
+    Ok(())
 }
 
 /// Whether [`ensure_bpffs`] and pinning below `root` would succeed. Changes nothing.

@@ -9,7 +9,7 @@ use margay_abi::{Counter, Settings, Traffic};
 use rtnetlink::Handle;
 
 use crate::attach::{self, AttachError, AttachMode, AttachedPrograms};
-use crate::bpffs::{BpffsError, ensure_bpffs};
+use crate::bpffs::{self, BpffsError, ensure_bpffs};
 use crate::events::{EventLog, EventLogError};
 use crate::load::{self, LoadError, LoadOptions};
 use crate::maps::{Flows, MapError, Maps, Pods};
@@ -106,6 +106,7 @@ impl Datapath {
     }
 
     pub(crate) fn open_build(root: &Path, build: Build) -> Result<Option<Self>, DatapathError> {
+        bpffs::check_root(root)?;
         let pins = Pins::new(root, build.id);
         let Some(from_pod) = open_program(&pins, Program::FromPod)? else { return Ok(None) };
         let Some(to_pod) = open_program(&pins, Program::ToPod)? else { return Ok(None) };

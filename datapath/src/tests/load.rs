@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::Instant;
 use std::{env, fs, thread};
 
 use aya::maps::MapData;
@@ -70,19 +70,26 @@ fn a_load_that_was_cut_short_is_completed() {
 #[test]
 fn a_killed_loader_leaves_what_the_next_completes() {
     on_a_node(|node| {
-        for delay_ms in 0..30 {
+        let started = Instant::now();
+        assert!(start_loader(node).wait().expect("wait for the loader").success());
+        let undisturbed = started.elapsed();
+        assert_eq!(node.open_or_load().origin(), Origin::Opened);
+
+        for delay in (0..KILLS).map(|kill| undisturbed * kill / KILLS) {
+            fs::remove_dir_all(node.root()).expect("unpin everything");
             let mut loader = start_loader(node);
-            thread::sleep(Duration::from_millis(delay_ms));
+            thread::sleep(delay);
             loader.kill().expect("kill the loader");
             loader.wait().expect("wait for the loader");
 
             let datapath = node.open_or_load();
             datapath.pods().insert(IpAddr::from([10, 0, 0, 1]), &POD).expect("write a map");
-            drop(datapath);
-            fs::remove_dir_all(node.root()).expect("unpin everything");
         }
     });
 }
+
+/// Loaders that are killed, at moments spread evenly over the time that one takes.
+const KILLS: u32 = 12;
 
 fn start_loader(node: &Node) -> std::process::Child {
     Command::new(env::current_exe().expect("this test's executable"))
@@ -190,6 +197,19 @@ fn a_root_that_is_not_on_bpffs_is_an_error_that_names_it() {
 
         assert!(error.to_string().contains(&root.display().to_string()), "{error}");
         assert!(probe(&root).is_err());
+    });
+}
+
+#[test]
+fn a_root_that_is_no_path_is_an_error() {
+    on_a_node(|node| {
+        let root = PathBuf::from("/sys/fs/bpf/mar\0gay");
+
+        Datapath::open(&root).expect_err("open");
+        Datapath::open_or_load(&root, &node.options).expect_err("load");
+        probe(&root).expect_err("probe");
+        ensure_bpffs(&root).expect_err("ensure a BPF file system");
+        Datapath::remove_links(&root, "mgytest").expect_err("remove links");
     });
 }
 
