@@ -34,7 +34,7 @@ pub(crate) fn from_pod(context: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn handle(
+pub(crate) fn handle(
     packet: &mut impl Packet,
     tables: &(impl Tables<Ipv4> + Tables<Ipv6>),
 ) -> Result<Verdict, DropReason> {

@@ -157,15 +157,11 @@ impl Header for Ipv4 {
             0 if is_gso => room,
             len => usize::from(len),
         };
-        let agrees = self.version_and_ihl >> 4 == 4
-            && header_len >= size_of::<Self>()
-            && header_len <= total_len
-            && total_len <= room;
-        agrees.then_some(Payload {
-            protocol: self.protocol,
-            offset: ethernet::HEADER_LEN + header_len,
-            len: total_len - header_len,
-        })
+        let len = total_len.checked_sub(header_len)?;
+        let agrees =
+            self.version_and_ihl >> 4 == 4 && header_len >= size_of::<Self>() && total_len <= room;
+        let offset = ethernet::HEADER_LEN + header_len;
+        agrees.then_some(Payload { protocol: self.protocol, offset, len })
     }
 
     #[inline(always)]

@@ -22,6 +22,14 @@ mod verdict;
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+#[path = "../../tests/src/packet.rs"]
+#[expect(unreachable_pub, reason = "shared with the tests on a real kernel")]
+mod frames;
+#[cfg(test)]
+mod from_pod_tests;
+#[cfg(test)]
+mod to_pod_tests;
 
 /// Several helpers are reserved to programs under a licence compatible with the GPL.
 #[unsafe(no_mangle)]

@@ -28,7 +28,10 @@ pub(crate) fn to_pod(context: TcContext) -> i32 {
 /// Remembers that the stack has the packet's flow, if its sender is a pod. `None` if there is
 /// nothing to learn.
 #[inline(always)]
-fn learn(packet: &impl Packet, tables: &(impl Tables<Ipv4> + Tables<Ipv6>)) -> Option<()> {
+pub(crate) fn learn(
+    packet: &impl Packet,
+    tables: &(impl Tables<Ipv4> + Tables<Ipv6>),
+) -> Option<()> {
     if packet.has_vlan_tag() {
         return None;
     }
@@ -105,7 +108,7 @@ fn learn_flow<H: Header>(
 
 /// Whether it is an answer of `from_pod` on its way back to the pod, which is counted there.
 #[inline(always)]
-fn is_answer(packet: &impl Packet) -> bool {
+pub(crate) fn is_answer(packet: &impl Packet) -> bool {
     const NEXT_HEADER: usize = ethernet::HEADER_LEN + 6;
     if packet.ingress_ifindex() != packet.ifindex() {
         return false;

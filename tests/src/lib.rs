@@ -8,6 +8,7 @@
 pub mod cni;
 pub mod namespace;
 pub mod node;
+pub mod packet;
 pub mod pod;
 pub mod requirements;
 pub mod service;

@@ -1,0 +1,364 @@
+//! What `from_pod` decides, packet by packet, with the maps and the packet in memory.
+
+use margay_abi::{FlowKeyV4, GATEWAY_V4, GATEWAY_V6, flow_verdict, pod_flags};
+
+use crate::{
+    fixtures::{A, B, ELSEWHERE_V4, ELSEWHERE_V6, HOST_MAC, MTU, TestPacket, TestTables},
+    frames::{self, Ipv4, Ipv6, ethernet, tcp_flags},
+    from_pod::handle,
+    verdict::{Answered, Delivered, DropReason, StackReason, Verdict},
+};
+
+type Outcome = Result<Verdict, DropReason>;
+
+const DELIVERED_V4: Outcome = Ok(Verdict::Deliver { ifindex: B.ifindex, family: Delivered::Ipv4 });
+const DELIVERED_V6: Outcome = Ok(Verdict::Deliver { ifindex: B.ifindex, family: Delivered::Ipv6 });
+const UNSUPPORTED: Outcome = Ok(Verdict::Stack(StackReason::Unsupported));
+const FLOW: Outcome = Ok(Verdict::Stack(StackReason::Flow));
+const ICMP_ERROR: Outcome = Ok(Verdict::Stack(StackReason::IcmpError));
+const CONTROL: Outcome = Ok(Verdict::Stack(StackReason::Control));
+const MULTICAST: Outcome = Ok(Verdict::Stack(StackReason::Multicast));
+const NOT_LOCAL: Outcome = Ok(Verdict::Stack(StackReason::NotLocal));
+const SPOOFED: Outcome = Err(DropReason::SpoofedSource);
+const MALFORMED: Outcome = Err(DropReason::Malformed);
+
+const LINK_LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
+const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+#[test]
+fn first_packet_of_a_flow_is_delivered_and_remembered_both_ways() {
+    let tables = TestTables::new();
+
+    assert_eq!(run(&tables, v4(17, &frames::udp(1000, 53, b"?"))), DELIVERED_V4);
+
+    let there = key(17, 1000, 53);
+    let flows = tables.flows_v4.borrow();
+    assert_eq!(flows.len(), 2);
+    assert_eq!(flows[&there], flow_verdict::DIRECT);
+    assert_eq!(flows[&there.reversed()], flow_verdict::DIRECT);
+}
+
+#[test]
+fn every_protocol_with_flows_is_delivered() {
+    for (protocol, payload) in [
+        (6, frames::tcp(1, 2, tcp_flags::SYN)),
+        (17, frames::udp(1, 2, b"")),
+        (132, frames::sctp(1, 2)),
+    ] {
+        assert_eq!(run(&TestTables::new(), v4(protocol, &payload)), DELIVERED_V4);
+        assert_eq!(run(&TestTables::new(), v6(protocol, &payload)), DELIVERED_V6);
+    }
+    for icmp_type in [0, 8] {
+        assert_eq!(run(&TestTables::new(), v4(1, &frames::echo(icmp_type, 7))), DELIVERED_V4);
+    }
+    for icmp_type in [128, 129] {
+        assert_eq!(run(&TestTables::new(), v6(58, &frames::echo(icmp_type, 7))), DELIVERED_V6);
+    }
+}
+
+#[test]
+fn tcp_whose_beginning_was_not_seen_goes_to_the_stack() {
+    for flags in [tcp_flags::ACK, tcp_flags::SYN | tcp_flags::ACK, 0] {
+        let tables = TestTables::new();
+
+        assert_eq!(run(&tables, v4(6, &frames::tcp(1, 2, flags))), FLOW);
+
+        assert!(tables.flows_v4.borrow().is_empty());
+    }
+}
+
+#[test]
+fn syn_begins_anew_over_a_flow_of_the_stack() {
+    let tables = TestTables::new();
+    let there = key(6, 1, 2);
+    for key in [there, there.reversed()] {
+        tables.flows_v4.borrow_mut().insert(key, flow_verdict::VIA_STACK);
+    }
+
+    assert_eq!(run(&tables, v4(6, &frames::tcp(1, 2, tcp_flags::ACK))), FLOW);
+    assert_eq!(run(&tables, v4(6, &frames::tcp(1, 2, tcp_flags::SYN))), DELIVERED_V4);
+    assert_eq!(run(&tables, v4(6, &frames::tcp(1, 2, tcp_flags::ACK))), DELIVERED_V4);
+
+    assert_eq!(tables.flows_v4.borrow()[&there.reversed()], flow_verdict::DIRECT);
+}
+
+#[test]
+fn icmp_error_follows_the_flow_that_it_quotes() {
+    let quoted = Ipv4::new(B.v4, A.v4, 17).packet(&frames::udp(53, 1000, b""));
+    for icmp_type in [3, 4, 5, 11, 12] {
+        let error = v4(1, &frames::icmp_error(icmp_type, &quoted));
+        let tables = TestTables::new();
+
+        assert_eq!(run(&tables, error.clone()), FLOW, "unknown flow");
+        tables.flows_v4.borrow_mut().insert(key(17, 1000, 53), flow_verdict::VIA_STACK);
+        assert_eq!(run(&tables, error.clone()), FLOW);
+        tables.flows_v4.borrow_mut().insert(key(17, 1000, 53), flow_verdict::DIRECT);
+        assert_eq!(run(&tables, error), DELIVERED_V4);
+        assert_eq!(tables.flows_v4.borrow().len(), 1, "an error begins nothing");
+    }
+}
+
+#[test]
+fn icmp_error_with_an_unreadable_quote_goes_to_the_stack() {
+    let whole = Ipv4::new(B.v4, A.v4, 17);
+    let udp = frames::udp(53, 1000, b"");
+    for (quoted, what) in [
+        (Ipv4 { options: vec![1; 4], ..whole.clone() }.packet(&udp), "options"),
+        (Ipv4 { fragment: 0x2000, ..whole.clone() }.packet(&udp), "a fragment"),
+        (Ipv4 { protocol: 47, ..whole.clone() }.packet(&udp), "a protocol without flows"),
+        (Ipv4 { src: A.v4, ..whole.clone() }.packet(&udp), "not sent by the receiver"),
+        (whole.packet(&udp)[..24].to_vec(), "cut off"),
+    ] {
+        let outcome = run(&TestTables::new(), v4(1, &frames::icmp_error(3, &quoted)));
+        assert_eq!(outcome, UNSUPPORTED, "{what}");
+    }
+}
+
+#[test]
+fn what_the_programs_do_not_understand_goes_to_the_stack() {
+    let udp = frames::udp(1, 2, b"");
+    let header = Ipv4::new(A.v4, B.v4, 17);
+    for (packet, what) in [
+        (Ipv4 { options: vec![1; 4], ..header.clone() }.packet(&udp), "options"),
+        (Ipv4 { fragment: 0x2000, ..header.clone() }.packet(&udp), "first fragment"),
+        (Ipv4 { fragment: 0x0001, ..header.clone() }.packet(&udp), "last fragment"),
+        (Ipv4 { protocol: 47, ..header }.packet(&udp), "GRE"),
+        (Ipv4::new(A.v4, B.v4, 1).packet(&frames::echo(13, 1)), "ICMP timestamp"),
+    ] {
+        assert_eq!(run(&TestTables::new(), frame_v4(&packet)), UNSUPPORTED, "{what}");
+    }
+    for next_header in [0, 43, 44, 51, 60, 253] {
+        assert_eq!(
+            run(&TestTables::new(), v6(next_header, &[17, 0, 0, 0, 0, 0, 0, 0])),
+            UNSUPPORTED
+        );
+    }
+    let for_another_mac = ethernet([2; 6], A.mac, 0x0800, &Ipv4::new(A.v4, B.v4, 17).packet(&udp));
+    assert_eq!(run(&TestTables::new(), for_another_mac), UNSUPPORTED);
+    for ethertype in [0x8100, 0x88a8, 0x88cc] {
+        let tagged = ethernet(HOST_MAC, A.mac, ethertype, &[0; 60]);
+        assert_eq!(run(&TestTables::new(), tagged), UNSUPPORTED);
+    }
+    let mut tagged = TestPacket::new(v4(17, &udp));
+    tagged.has_vlan_tag = true;
+    assert_eq!(handle(&mut tagged, &TestTables::new()), UNSUPPORTED);
+}
+
+#[test]
+fn groups_and_strangers_are_the_stacks() {
+    let udp = frames::udp(1, 2, b"");
+    for dst in [[224, 0, 0, 1], [239, 1, 2, 3], [255; 4]] {
+        let packet = Ipv4::new(A.v4, dst, 17).packet(&udp);
+        assert_eq!(run(&TestTables::new(), frame_v4(&packet)), MULTICAST);
+    }
+    let to_nodes = Ipv6::new(A.v6, ALL_NODES, 17).packet(&udp);
+    assert_eq!(run(&TestTables::new(), frame_v6(&to_nodes)), MULTICAST);
+    let broadcast = ethernet([255; 6], A.mac, 0x0800, &Ipv4::new(A.v4, B.v4, 17).packet(&udp));
+    assert_eq!(run(&TestTables::new(), broadcast), MULTICAST);
+    for dst in [ELSEWHERE_V4, A.v4] {
+        let packet = Ipv4::new(A.v4, dst, 17).packet(&udp);
+        assert_eq!(run(&TestTables::new(), frame_v4(&packet)), NOT_LOCAL);
+    }
+    let packet = Ipv6::new(A.v6, ELSEWHERE_V6, 17).packet(&udp);
+    assert_eq!(run(&TestTables::new(), frame_v6(&packet)), NOT_LOCAL);
+}
+
+#[test]
+fn source_must_be_the_pods_own_in_address_mac_and_interface() {
+    let udp = frames::udp(1, 2, b"");
+    for src in [B.v4, ELSEWHERE_V4, [0; 4], [127, 0, 0, 1], [224, 0, 0, 1]] {
+        let packet = Ipv4::new(src, B.v4, 17).packet(&udp);
+        assert_eq!(run(&TestTables::new(), frame_v4(&packet)), SPOOFED, "{src:?}");
+    }
+    for src in [B.v6, ELSEWHERE_V6, ALL_NODES] {
+        let packet = Ipv6::new(src, B.v6, 17).packet(&udp);
+        assert_eq!(run(&TestTables::new(), frame_v6(&packet)), SPOOFED, "{src:?}");
+    }
+    let other_mac = ethernet(HOST_MAC, B.mac, 0x0800, &Ipv4::new(A.v4, B.v4, 17).packet(&udp));
+    assert_eq!(run(&TestTables::new(), other_mac), SPOOFED);
+    let mut elsewhere = TestPacket::new(v4(17, &udp));
+    elsewhere.ifindex = B.ifindex;
+    assert_eq!(handle(&mut elsewhere, &TestTables::new()), SPOOFED);
+}
+
+#[test]
+fn source_is_checked_before_a_packet_is_left_to_the_stack() {
+    let header = Ipv4 { fragment: 0x2000, options: vec![1; 8], ..Ipv4::new(B.v4, A.v4, 47) };
+
+    assert_eq!(run(&TestTables::new(), frame_v4(&header.packet(&[0; 8]))), SPOOFED);
+    let extended = Ipv6::new(B.v6, A.v6, 0).packet(&[0; 8]);
+    assert_eq!(run(&TestTables::new(), frame_v6(&extended)), SPOOFED);
+}
+
+#[test]
+fn link_scope_sources_stay_on_the_link() {
+    let udp = frames::udp(1, 2, b"");
+    for src in [LINK_LOCAL, [0; 16]] {
+        let off_link = Ipv6::new(src, B.v6, 17).packet(&udp);
+        assert_eq!(run(&TestTables::new(), frame_v6(&off_link)), SPOOFED);
+        let on_link = Ipv6::new(src, GATEWAY_V6, 17).packet(&udp);
+        assert_eq!(run(&TestTables::new(), frame_v6(&on_link)), CONTROL);
+        let to_group = Ipv6::new(src, ALL_NODES, 17).packet(&udp);
+        assert_eq!(run(&TestTables::new(), frame_v6(&to_group)), MULTICAST);
+        let report = Ipv6::new(src, ALL_NODES, 0).packet(&[58, 0, 5, 2, 0, 0, 1, 0, 143, 0, 0, 0]);
+        assert_eq!(run(&TestTables::new(), frame_v6(&report)), CONTROL);
+        let router_solicitation = Ipv6::new(src, ALL_NODES, 58).packet(&[133, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(run(&TestTables::new(), frame_v6(&router_solicitation)), CONTROL);
+    }
+}
+
+#[test]
+fn used_up_hop_limits_are_left_to_the_stack() {
+    let udp = frames::udp(1, 2, b"");
+    for limit in [0, 1] {
+        let tables = TestTables::new();
+        let packet = Ipv4 { ttl: limit, ..Ipv4::new(A.v4, B.v4, 17) }.packet(&udp);
+        assert_eq!(run(&tables, frame_v4(&packet)), ICMP_ERROR);
+        let packet = Ipv6 { hop_limit: limit, ..Ipv6::new(A.v6, B.v6, 17) }.packet(&udp);
+        assert_eq!(run(&tables, frame_v6(&packet)), ICMP_ERROR);
+        assert!(tables.flows_v4.borrow().is_empty() && tables.flows_v6.borrow().is_empty());
+    }
+}
+
+#[test]
+fn longest_packet_is_held_against_the_receivers_mtu() {
+    let fitting = frames::udp(1, 2, &[0; MTU as usize - 28]);
+    let longer = frames::udp(1, 2, &[0; MTU as usize - 27]);
+    assert_eq!(run(&TestTables::new(), v4(17, &fitting)), DELIVERED_V4);
+    assert_eq!(run(&TestTables::new(), v4(17, &longer)), ICMP_ERROR);
+
+    let mut segments = TestPacket::new(v4(17, &frames::udp(1, 2, &[0; 9000])));
+    segments.gso_size = MTU - 28;
+    assert_eq!(handle(&mut segments.clone(), &TestTables::new()), DELIVERED_V4);
+    segments.gso_size += 1;
+    assert_eq!(handle(&mut segments, &TestTables::new()), ICMP_ERROR);
+}
+
+#[test]
+fn length_of_zero_means_all_of_a_gso_packet() {
+    let mut big = TestPacket::new(v4(6, &frames::tcp(1, 2, tcp_flags::SYN)));
+    big.bytes[16..18].fill(0);
+    assert_eq!(handle(&mut big.clone(), &TestTables::new()), MALFORMED);
+    big.gso_size = 1000;
+    assert_eq!(handle(&mut big, &TestTables::new()), DELIVERED_V4);
+}
+
+#[test]
+fn delivered_packet_is_what_a_router_would_have_made_of_it() {
+    let mut packet = TestPacket::new(v4(17, &frames::udp(1, 2, b"data")));
+    let before = packet.bytes.clone();
+
+    assert_eq!(handle(&mut packet, &TestTables::new()), DELIVERED_V4);
+
+    let header = Ipv4 { ttl: 63, ..Ipv4::new(A.v4, B.v4, 17) };
+    let expected = ethernet(B.mac, HOST_MAC, 0x0800, &header.packet(&before[34..]));
+    assert_eq!(packet.bytes, expected);
+}
+
+#[test]
+fn contradicting_lengths_are_dropped() {
+    let good = v4(6, &frames::tcp(1, 2, tcp_flags::SYN));
+    for (offset, value, what) in [
+        (14, 0x55, "version 5"),
+        (14, 0x44, "header shorter than 20 bytes"),
+        (17, 255, "longer than the frame"),
+        (17, 19, "shorter than its header"),
+        (17, 39, "TCP header cut off"),
+        (46, 0x40, "TCP header shorter than 20 bytes"),
+        (46, 0xf0, "TCP header longer than the packet"),
+    ] {
+        let mut bytes = good.clone();
+        bytes[offset] = value;
+        assert_eq!(run(&TestTables::new(), bytes), MALFORMED, "{what}");
+    }
+}
+
+#[test]
+fn no_truncation_of_any_packet_takes_the_fast_path() {
+    for (name, whole) in valid_packets() {
+        for len in 0..whole.len() {
+            let tables = TestTables::with_flags(pod_flags::ANSWER_ANY);
+            let outcome = run(&tables, whole[..len].to_vec());
+            let is_fast = matches!(outcome, Ok(Verdict::Deliver { .. } | Verdict::Answer(_)));
+            assert!(!is_fast, "{name} of {} bytes cut to {len}: {outcome:?}", whole.len());
+        }
+    }
+}
+
+#[test]
+fn no_changed_byte_of_any_packet_panics() {
+    for (_, whole) in valid_packets() {
+        for offset in 0..whole.len() {
+            for value in [0, 1, 0x0f, 0x40, 0x7f, 0x80, 0xf0, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[offset] = value;
+                for len in [bytes.len(), bytes.len() / 2, bytes.len().saturating_sub(1)] {
+                    let _ = run(&TestTables::new(), bytes[..len].to_vec());
+                }
+            }
+        }
+    }
+}
+
+/// Packets that take the fast path as they are.
+fn valid_packets() -> Vec<(&'static str, Vec<u8>)> {
+    let request = frames::arp(1, (A.mac, A.v4), ([0; 6], GATEWAY_V4));
+    let ask = |src| {
+        let message = frames::solicitation(src, GATEWAY_V6, GATEWAY_V6, A.mac);
+        frame_v6(&Ipv6 { hop_limit: 255, ..Ipv6::new(src, GATEWAY_V6, 58) }.packet(&message))
+    };
+    let packets = vec![
+        ("TCP over IPv4", v4(6, &frames::tcp(1, 2, tcp_flags::SYN))),
+        ("TCP over IPv6", v6(6, &frames::tcp(1, 2, tcp_flags::SYN))),
+        ("UDP over IPv4", v4(17, &frames::udp(1, 2, b"data"))),
+        ("UDP over IPv6", v6(17, &frames::udp(1, 2, b"data"))),
+        ("SCTP over IPv4", v4(132, &frames::sctp(1, 2))),
+        ("echo over IPv4", v4(1, &frames::echo(8, 1))),
+        ("echo over IPv6", v6(58, &frames::echo(128, 1))),
+        ("ARP", ethernet([255; 6], A.mac, 0x0806, &request)),
+        ("solicitation", ask(A.v6)),
+        ("solicitation from a link-local address", ask(LINK_LOCAL)),
+    ];
+    for (name, bytes) in &packets {
+        let outcome = run(&TestTables::new(), bytes.clone());
+        let is_fast = matches!(
+            outcome,
+            Ok(Verdict::Deliver { .. } | Verdict::Answer(Answered::Arp | Answered::Ndp))
+        );
+        assert!(is_fast, "{name}: {outcome:?}");
+    }
+    packets
+}
+
+fn run(tables: &TestTables, bytes: Vec<u8>) -> Outcome {
+    handle(&mut TestPacket::new(bytes), tables)
+}
+
+fn frame_v4(packet: &[u8]) -> Vec<u8> {
+    ethernet(HOST_MAC, A.mac, 0x0800, packet)
+}
+
+fn frame_v6(packet: &[u8]) -> Vec<u8> {
+    ethernet(HOST_MAC, A.mac, 0x86dd, packet)
+}
+
+/// From A to B.
+fn v4(protocol: u8, payload: &[u8]) -> Vec<u8> {
+    frame_v4(&Ipv4::new(A.v4, B.v4, protocol).packet(payload))
+}
+
+/// From A to B.
+fn v6(next_header: u8, payload: &[u8]) -> Vec<u8> {
+    frame_v6(&Ipv6::new(A.v6, B.v6, next_header).packet(payload))
+}
+
+fn key(protocol: u8, src_port: u16, dst_port: u16) -> FlowKeyV4 {
+    FlowKeyV4 {
+        src: A.v4,
+        dst: B.v4,
+        src_port: src_port.to_be_bytes(),
+        dst_port: dst_port.to_be_bytes(),
+        protocol,
+        reserved: [0; 3],
+    }
+}

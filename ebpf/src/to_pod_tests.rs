@@ -1,0 +1,134 @@
+//! What `to_pod` learns, packet by packet, with the maps and the packet in memory.
+
+use margay_abi::flow_verdict::{DIRECT, VIA_STACK};
+
+use crate::{
+    fixtures::{A, B, ELSEWHERE_V4, HOST_MAC, TestPacket, TestTables},
+    frames::{self, Ipv4, Ipv6, ethernet, tcp_flags},
+    to_pod::{is_answer, learn},
+};
+
+#[test]
+fn both_directions_of_a_flow_between_pods_stay_with_the_stack() {
+    for (protocol, payload) in [
+        (6, frames::tcp(1, 2, tcp_flags::ACK)),
+        (17, frames::udp(1, 2, b"")),
+        (132, frames::sctp(1, 2)),
+    ] {
+        let tables = TestTables::new();
+
+        learn_v4(&tables, &Ipv4::new(A.v4, B.v4, protocol).packet(&payload));
+        learn_v6(&tables, &Ipv6::new(A.v6, B.v6, protocol).packet(&payload));
+
+        assert_eq!(verdicts_v4(&tables), [VIA_STACK; 2]);
+        assert_eq!(verdicts_v6(&tables), [VIA_STACK; 2]);
+    }
+    let tables = TestTables::new();
+    learn_v4(&tables, &Ipv4::new(A.v4, B.v4, 1).packet(&frames::echo(8, 1)));
+    assert_eq!(verdicts_v4(&tables), [VIA_STACK; 2]);
+}
+
+#[test]
+fn direct_flow_that_the_stack_gets_becomes_the_stacks() {
+    let tables = TestTables::new();
+    learn_v4(&tables, &Ipv4::new(A.v4, B.v4, 17).packet(&frames::udp(1, 2, b"")));
+    tables.flows_v4.borrow_mut().values_mut().for_each(|verdict| *verdict = DIRECT);
+
+    learn_v4(&tables, &Ipv4::new(B.v4, A.v4, 17).packet(&frames::udp(2, 1, b"")));
+
+    assert_eq!(verdicts_v4(&tables), [VIA_STACK; 2]);
+}
+
+#[test]
+fn senders_that_are_not_pods_teach_nothing() {
+    let tables = TestTables::new();
+
+    learn_v4(&tables, &Ipv4::new(ELSEWHERE_V4, B.v4, 17).packet(&frames::udp(1, 2, b"")));
+
+    assert_eq!(verdicts_v4(&tables), []);
+}
+
+#[test]
+fn first_fragments_teach_and_later_ones_do_not() {
+    let udp = frames::udp(1, 2, b"");
+    for (fragment, learnt) in [(0x2000, 2), (0x2001, 0), (0x0001, 0)] {
+        let tables = TestTables::new();
+        let header = Ipv4 { fragment, ..Ipv4::new(A.v4, B.v4, 17) };
+        learn_v4(&tables, &header.packet(&udp));
+        assert_eq!(verdicts_v4(&tables).len(), learnt, "IPv4 {fragment:#x}");
+
+        let offset_and_more = ((fragment & 0x1fff) << 3 | 1).to_be_bytes();
+        let extension = [17, 0, offset_and_more[0], offset_and_more[1], 0, 0, 0, 9];
+        let payload = [&extension[..], &udp].concat();
+        learn_v6(&tables, &Ipv6::new(A.v6, B.v6, 44).packet(&payload));
+        assert_eq!(verdicts_v6(&tables).len(), learnt, "IPv6 {fragment:#x}");
+    }
+}
+
+#[test]
+fn options_do_not_hide_the_ports() {
+    let with_options = TestTables::new();
+    let without = TestTables::new();
+    let header = Ipv4::new(A.v4, B.v4, 17);
+    let options = Ipv4 { options: vec![1; 40], ..header.clone() };
+
+    learn_v4(&with_options, &options.packet(&frames::udp(1, 2, b"")));
+    learn_v4(&without, &header.packet(&frames::udp(1, 2, b"")));
+
+    assert_eq!(*with_options.flows_v4.borrow(), *without.flows_v4.borrow());
+}
+
+#[test]
+fn icmp_errors_and_protocols_without_flows_teach_nothing() {
+    let tables = TestTables::new();
+    let quoted = Ipv4::new(B.v4, A.v4, 17).packet(&frames::udp(1, 2, b""));
+
+    learn_v4(&tables, &Ipv4::new(A.v4, B.v4, 1).packet(&frames::icmp_error(3, &quoted)));
+    learn_v4(&tables, &Ipv4::new(A.v4, B.v4, 47).packet(&[0; 8]));
+    learn_v6(&tables, &Ipv6::new(A.v6, B.v6, 60).packet(&[0; 8]));
+
+    assert_eq!(verdicts_v4(&tables), []);
+    assert_eq!(verdicts_v6(&tables), []);
+}
+
+#[test]
+fn truncated_packets_teach_nothing() {
+    let whole = frame_v4(&Ipv4::new(A.v4, B.v4, 17).packet(&frames::udp(1, 2, b"data")));
+    for len in 0..whole.len() {
+        let tables = TestTables::new();
+        learn(&TestPacket::new(whole[..len].to_vec()), &tables);
+        assert_eq!(verdicts_v4(&tables), [], "{len} bytes");
+    }
+}
+
+#[test]
+fn answers_of_from_pod_are_told_from_what_the_stack_sends() {
+    let reply = frames::arp(2, (HOST_MAC, [169, 254, 1, 1]), (A.mac, A.v4));
+    let mut packet = TestPacket::new(ethernet(A.mac, HOST_MAC, 0x0806, &reply));
+    assert!(is_answer(&packet));
+    packet.ingress_ifindex = 0;
+    assert!(!is_answer(&packet), "an ARP frame of the host itself");
+
+    let hairpin = Ipv4::new(B.v4, A.v4, 17).packet(&frames::udp(1, 2, b""));
+    assert!(!is_answer(&TestPacket::new(frame_v4(&hairpin))), "came from this pod, by the stack");
+}
+
+fn learn_v4(tables: &TestTables, packet: &[u8]) {
+    learn(&TestPacket::new(frame_v4(packet)), tables);
+}
+
+fn learn_v6(tables: &TestTables, packet: &[u8]) {
+    learn(&TestPacket::new(ethernet(A.mac, HOST_MAC, 0x86dd, packet)), tables);
+}
+
+fn frame_v4(packet: &[u8]) -> Vec<u8> {
+    ethernet(A.mac, HOST_MAC, 0x0800, packet)
+}
+
+fn verdicts_v4(tables: &TestTables) -> Vec<u8> {
+    tables.flows_v4.borrow().values().copied().collect()
+}
+
+fn verdicts_v6(tables: &TestTables) -> Vec<u8> {
+    tables.flows_v6.borrow().values().copied().collect()
+}
