@@ -68,6 +68,14 @@ impl Toolchain {
         path.is_file().then_some(path)
     }
 
+    /// The library of the compiler's LLVM, where the toolchain brings it, as rustup's do.
+    pub(crate) fn llvm_library(&self) -> Option<PathBuf> {
+        let name = format!("libLLVM.so.{}.", self.version.llvm);
+        let files = fs::read_dir(self.sysroot.join("lib")).ok()?.flatten();
+        let mut libraries = files.filter(|f| f.file_name().to_string_lossy().starts_with(&name));
+        libraries.next().map(|file| file.path())
+    }
+
     /// Sets a cargo command up to build for the BPF target with this toolchain: the rest of the
     /// machine's Rust settings have no say.
     pub(crate) fn prepare(&self, command: &mut Command) {
@@ -202,14 +210,18 @@ fn sysroot_of(rustc: &Path) -> Option<PathBuf> {
 pub(crate) struct Linker {
     pub path: PathBuf,
     /// The major version of its LLVM, where its file tells.
-    pub llvm: Option<u32>,
+    llvm: Option<u32>,
+    /// False where the LLVM that it was built on has gone, as with an update of the compiler.
+    starts: bool,
 }
 
 impl fmt::Display for Linker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
         match self.llvm {
-            Some(llvm) => write!(f, "{} (LLVM {llvm})", self.path.display()),
-            None => write!(f, "{} (LLVM version unknown)", self.path.display()),
+            _ if !self.starts => write!(f, "{path} (does not start)"),
+            Some(llvm) => write!(f, "{path} (LLVM {llvm})"),
+            None => write!(f, "{path} (LLVM version unknown)"),
         }
     }
 }
@@ -219,12 +231,13 @@ impl Linker {
     pub(crate) fn find() -> Option<Self> {
         let path = workspace::find_program("bpf-linker")?;
         let llvm = fs::read(&path).ok().and_then(|program| llvm_of(&program));
-        Some(Self { path, llvm })
+        let starts = output_of(Command::new(&path).arg("--version")).is_ok();
+        Some(Self { path, llvm, starts })
     }
 
     /// Whether it can read what this compiler writes.
     pub(crate) fn reads(&self, version: &Version) -> bool {
-        self.llvm.is_none_or(|llvm| llvm >= version.llvm)
+        self.starts && self.llvm.is_none_or(|llvm| llvm >= version.llvm)
     }
 }
 
@@ -295,9 +308,10 @@ mod tests {
     #[test]
     fn an_older_linker_does_not_read_a_newer_compiler() {
         let version = Version { release: "1.95.0".to_owned(), llvm: 22 };
-        let linker = |llvm| Linker { path: PathBuf::new(), llvm };
-        assert!(!linker(Some(21)).reads(&version));
-        assert!(linker(Some(22)).reads(&version));
-        assert!(linker(Some(23)).reads(&version));
+        let linker = |llvm, starts| Linker { path: PathBuf::new(), llvm, starts };
+        assert!(!linker(Some(21), true).reads(&version));
+        assert!(linker(Some(22), true).reads(&version));
+        assert!(linker(Some(23), true).reads(&version));
+        assert!(!linker(Some(22), false).reads(&version));
     }
 }

@@ -1,5 +1,8 @@
 //! The parts of a Rust toolchain beyond cargo and rustc: `core` for BPF, the linker, the lints.
 
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -65,7 +68,7 @@ impl RustPart {
             Self::BpfRust => "compiles the kernel half: `core` or its source".to_owned(),
             Self::Linker { unfit: None } => "links the kernel half".to_owned(),
             Self::Linker { unfit: Some(linker) } => {
-                format!("links the kernel half; {linker} is older than the compiler's LLVM")
+                format!("links the kernel half; {linker} cannot read what the compiler writes")
             }
             Self::Lints => "look the user half over".to_owned(),
             Self::BpfLints(_) => "looks the kernel half over".to_owned(),
@@ -136,29 +139,65 @@ fn install_bpf_rust(apt: &mut Apt) -> Result<()> {
     )
 }
 
-/// From source, on the LLVM of the compiler or the next later one that apt has.
+/// From source, on the first LLVM there is that reads what the compiler writes: apt's of the same
+/// version, the compiler's own, apt's of a later version. Else a built one.
 fn install_linker(apt: &mut Apt) -> Result<()> {
-    let wanted = Toolchain::find().context("the compiler tells which linker")?.version.llvm;
+    let toolchain = Toolchain::find().context("the compiler tells which linker")?;
+    let wanted = toolchain.version.llvm;
+    let mut in_apt = Vec::new();
     for llvm in LINKER_LLVMS.iter().filter(|llvm| **llvm >= wanted) {
-        let package = format!("llvm-{llvm}-dev");
-        if apt.candidate(&package)?.is_some() {
-            apt.install(&[&package, "g++"])?;
-            println!("setup: building bpf-linker {LINKER_VERSION} on LLVM {llvm}");
-            let mut command = workspace::cargo_command("install");
-            command.args(["bpf-linker", "--version", LINKER_VERSION, "--locked", "--force"]);
-            command.args(["--no-default-features", "--features", &format!("llvm-{llvm}")]);
-            command.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"));
-            return run(&mut command);
+        if apt.candidate(&llvm_package(*llvm))?.is_some() {
+            in_apt.push(*llvm);
         }
     }
-    if workspace::find_program("cargo-binstall").is_some() {
-        return run(workspace::cargo_command("binstall").args(["--no-confirm", "bpf-linker"]));
+    let own = toolchain.llvm_library().filter(|_| LINKER_LLVMS.contains(&wanted));
+    match (in_apt.first(), own) {
+        (Some(llvm), None) => build_linker_on_apt(apt, *llvm),
+        (Some(llvm), Some(_)) if *llvm == wanted => build_linker_on_apt(apt, *llvm),
+        (_, Some(library)) => build_linker_on(&library, wanted),
+        (None, None) if workspace::find_program("cargo-binstall").is_some() => {
+            run(workspace::cargo_command("binstall").args(["--no-confirm", "bpf-linker"]))
+        }
+        (None, None) => bail!(
+            "there is no LLVM to build bpf-linker on (version {wanted} or later of \
+             {LINKER_LLVMS:?}): install a built one with `cargo install cargo-binstall && cargo \
+             binstall bpf-linker`, or LLVM {wanted} from https://apt.llvm.org and run setup again"
+        ),
     }
-    bail!(
-        "apt has no llvm-N-dev that bpf-linker can be built on for LLVM {wanted} (N in \
-         {LINKER_LLVMS:?}): install a built bpf-linker with `cargo install cargo-binstall && cargo \
-         binstall bpf-linker`, or LLVM {wanted} from https://apt.llvm.org and run setup again"
-    )
+}
+
+fn llvm_package(llvm: u32) -> String {
+    format!("llvm-{llvm}-dev")
+}
+
+fn build_linker_on_apt(apt: &mut Apt, llvm: u32) -> Result<()> {
+    apt.install(&[&llvm_package(llvm)])?;
+    let prefix = PathBuf::from(format!("/usr/lib/llvm-{llvm}"));
+    build_linker(llvm, &prefix, workspace::cargo_command("install"))
+}
+
+/// The linker asks for `lib/libLLVM.so` in a folder when it is built, and for the library's real
+/// name where the compiler has it whenever it runs.
+fn build_linker_on(library: &Path, llvm: u32) -> Result<()> {
+    let prefix = workspace::root().join("target/llvm");
+    let link = prefix.join("lib/libLLVM.so");
+    fs::create_dir_all(prefix.join("lib"))?;
+    if link.is_symlink() {
+        fs::remove_file(&link)?;
+    }
+    symlink(library, &link).with_context(|| format!("cannot create {}", link.display()))?;
+
+    let folder = library.parent().context("a library without a folder")?;
+    let mut install = workspace::cargo_command("install");
+    install.env("RUSTFLAGS", format!("-Clink-arg=-Wl,-rpath,{}", folder.display()));
+    build_linker(llvm, &prefix, install)
+}
+
+fn build_linker(llvm: u32, prefix: &Path, mut install: Command) -> Result<()> {
+    println!("setup: building bpf-linker {LINKER_VERSION} on LLVM {llvm} in {}", prefix.display());
+    install.args(["bpf-linker", "--version", LINKER_VERSION, "--locked", "--force"]);
+    install.args(["--no-default-features", "--features", &format!("llvm-{llvm}")]);
+    run(install.env("LLVM_PREFIX", prefix))
 }
 
 fn rustup_add(arguments: &[&str]) -> Result<()> {
