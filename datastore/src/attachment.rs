@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 /// The kernel's `IFNAMSIZ` less the terminating zero.
 const IFNAME_MAX_BYTES: usize = 15;
 
+/// Longest text of an attachment. It must fit into a link's alias (the kernel's `IFALIASZ` of 256
+/// less the terminating zero) behind a prefix of seven bytes.
+const TEXT_MAX_BYTES: usize = 248;
+
 /// One interface of one container on one network.
 ///
 /// Written `network/container-id/ifname`, in keys, in records and by [`fmt::Display`].
@@ -38,9 +42,13 @@ impl Attachment {
         if !is_cni_name(&container_id) {
             return Err(AttachmentError::ContainerId { container_id });
         }
-        match interface_name_defect(&ifname) {
-            Some(defect) => Err(AttachmentError::Ifname { ifname, defect }),
-            None => Ok(Self { network, container_id, ifname }),
+        if let Some(defect) = interface_name_defect(&ifname) {
+            return Err(AttachmentError::Ifname { ifname, defect });
+        }
+        let attachment = Self { network, container_id, ifname };
+        match attachment.to_string() {
+            text if text.len() > TEXT_MAX_BYTES => Err(AttachmentError::TooLong { text }),
+            _ => Ok(attachment),
         }
     }
 
@@ -86,6 +94,12 @@ pub enum AttachmentError {
         ifname: String,
         /// What is wrong with it.
         defect: &'static str,
+    },
+    /// The three parts together are too long.
+    #[error("{text} is longer than 248 bytes, which is all that a link's alias can hold of it")]
+    TooLong {
+        /// The three parts as given.
+        text: String,
     },
     /// A string that is not `network/container-id/ifname`.
     #[error("{text:?} is not of the form network/container-id/ifname")]
@@ -193,6 +207,16 @@ mod tests {
                 "{bad:?}"
             );
         }
+    }
+
+    #[test]
+    fn parts_that_no_alias_can_hold_are_refused() {
+        let longest = "n".repeat(TEXT_MAX_BYTES - "/c/eth0".len());
+        assert!(Attachment::new(longest.as_str(), "c", "eth0").is_ok());
+        assert!(matches!(
+            Attachment::new(longest + "n", "c", "eth0"),
+            Err(AttachmentError::TooLong { .. })
+        ));
     }
 
     #[test]

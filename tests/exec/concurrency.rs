@@ -17,13 +17,10 @@ fn fifty_adds_at_once_all_succeed_with_addresses_of_their_own_and_fifty_dels_lea
 
     // All of them find a node without programs: one loads, the others wait for it.
     let adds: Vec<_> = pods.iter().map(|pod| pod.invocation("ADD", &network).start()).collect();
-    let results: Vec<_> =
-        adds.into_iter().map(|child| CniOutput::of(child).success()).collect();
+    let results: Vec<_> = adds.into_iter().map(|child| CniOutput::of(child).success()).collect();
 
-    let addresses: BTreeSet<IpAddr> = results
-        .iter()
-        .flat_map(|result| [address(result, true), address(result, false)])
-        .collect();
+    let addresses: BTreeSet<IpAddr> =
+        results.iter().flat_map(|result| [address(result, true), address(result, false)]).collect();
     assert_eq!(addresses.len(), 2 * PODS);
     assert_eq!(node.datapath().pods().entries().unwrap().len(), 2 * PODS);
     assert_eq!(node.pod_links().len(), PODS);

@@ -77,7 +77,8 @@ fn an_add_that_fails_after_a_delegated_plugin_gave_addresses_gives_them_back() {
 
     assert_eq!(code, 199);
     let files = std::fs::read_dir(node.path("state/host-local/podnet")).unwrap();
-    let names: Vec<_> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    let names: Vec<_> =
+        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     assert!(!names.iter().any(|name| name.starts_with("10.249")), "{names:?}");
 }
 

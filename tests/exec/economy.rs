@@ -3,8 +3,8 @@
 use std::process::{Command, Stdio};
 
 use margay_datapath::Origin;
-use margay_tests::{Node, Pod};
 use margay_tests::node::plugin_directory;
+use margay_tests::{Node, Pod};
 use serde_json::Value;
 
 #[test]

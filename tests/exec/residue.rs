@@ -10,8 +10,19 @@ use serde_json::{Value, json};
 
 /// The steps of an ADD at which a fail point can be set, in their order.
 const STEPS: [&str; 13] = [
-    "open", "look_up", "dataplane", "addresses", "mtu", "veth", "pod_side", "host_side", "attach",
-    "link_up", "routes", "map", "endpoint",
+    "open",
+    "look_up",
+    "dataplane",
+    "addresses",
+    "mtu",
+    "veth",
+    "pod_side",
+    "host_side",
+    "attach",
+    "link_up",
+    "routes",
+    "map",
+    "endpoint",
 ];
 
 #[test]
@@ -153,8 +164,7 @@ fn a_full_map_is_an_error_that_names_it_and_leaves_nothing() {
 }
 
 fn kill_at(pod: &Pod<'_>, network: &Value, step: &str) {
-    let killed =
-        pod.invocation("ADD", network).env("FAILPOINTS", &format!("{step}=return(abort)"));
+    let killed = pod.invocation("ADD", network).env("FAILPOINTS", &format!("{step}=return(abort)"));
     let output = killed.execute();
     assert!(!output.is_success(), "{step}: it was not killed");
     assert_eq!(output.stdout(), "", "{step}: it was not killed");

@@ -37,7 +37,8 @@ fn the_result_names_both_interfaces_and_the_gateways() {
     let result = pod.add(&node.network());
 
     let link = only_link(&node);
-    let pod_link = pod.netlink(async |netlink| netlink.link_by_name("eth0").await.unwrap().unwrap());
+    let pod_link =
+        pod.netlink(async |netlink| netlink.link_by_name("eth0").await.unwrap().unwrap());
     assert_eq!(result["cniVersion"], "1.1.0");
     assert_eq!(
         result["interfaces"],
@@ -185,9 +186,8 @@ fn a_recreated_sandbox_works_while_the_old_one_still_exists_and_survives_its_del
     let network = node.network();
     let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0";
     let (old, new) = (node.sandbox("old"), node.sandbox("new"));
-    let add = |pod: &Pod<'_>| {
-        pod.invocation("ADD", &network).env("CNI_ARGS", args).execute().success()
-    };
+    let add =
+        |pod: &Pod<'_>| pod.invocation("ADD", &network).env("CNI_ARGS", args).execute().success();
     let old_result = add(&old);
 
     let new_result = add(&new);
@@ -339,7 +339,8 @@ fn assert_nothing_left(node: &Node, result: &Value) {
     let datapath = node.datapath();
     assert_eq!(datapath.pods().entries().unwrap().len(), 0, "map entries");
     for ip in result["ips"].as_array().unwrap() {
-        let ip: IpAddr = ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap();
+        let ip: IpAddr =
+            ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap();
         let route = node.netlink(async |netlink| netlink.route_to(ip).await.unwrap());
         assert!(route.is_none_or(|route| route.prefix_length == 0), "a route to {ip}");
     }

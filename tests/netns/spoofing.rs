@@ -15,10 +15,9 @@ fn a_pod_that_uses_an_address_of_another_pod_or_of_nobody_is_cut_off() {
     let (liar, victim) = (node.sandbox("liar"), node.sandbox("victim"));
     liar.add(&network);
     let victim_result = victim.add(&network);
-    for (ipv4, nobody, world, host) in [
-        (true, "172.31.9.9", WORLD_V4, NODE_V4),
-        (false, "fd00:bad::9", WORLD_V6, NODE_V6),
-    ] {
+    for (ipv4, nobody, world, host) in
+        [(true, "172.31.9.9", WORLD_V4, NODE_V4), (false, "fd00:bad::9", WORLD_V6, NODE_V6)]
+    {
         let victim_ip = address(&victim_result, ipv4);
         // The gateway is known from here on: what is sent is not held back for ARP or NDP.
         assert_ping(&liar, host.parse().unwrap());

@@ -82,9 +82,7 @@ impl<'node> Pod<'node> {
 
     /// Runs `work` with a netlink socket of the sandbox.
     pub fn netlink<T: Send>(&self, work: impl AsyncFnOnce(Netlink) -> T + Send) -> T {
-        self.enter(|| {
-            node::block_on(async { work(Netlink::open().expect("open netlink")).await })
-        })
+        self.enter(|| node::block_on(async { work(Netlink::open().expect("open netlink")).await }))
     }
 
     /// Runs a command inside the sandbox and returns its standard output.

@@ -7,25 +7,24 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
 use margay_abi::HOST_VETH_MAC;
-use margay_datastore::{Attachment, Endpoint, EndpointState, PodRef};
+use margay_datastore::{Attachment, Endpoint, EndpointState};
 use rscni_types::types::CNIResult;
 use rustix::io::Errno;
 
 use super::session::{self, HostVeth, Session};
 use super::teardown::teardown;
-use crate::args::CniArgs;
 use crate::config::{IpamConf, NetConf, Requested};
 use crate::dataplane::Dataplane;
 use crate::error::Error;
 use crate::host::HostSide;
-use crate::ipam::IpamResult;
+use crate::ipam::{IpamResult, pod_ref};
 use crate::mtu::Mtu;
 use crate::netlink::VethPair;
 use crate::netns::Netns;
 use crate::phases::Phases;
 use crate::pod::PodSide;
 use crate::protocol::{Call, Target};
-use crate::{naming, result};
+use crate::{log, naming, result};
 
 /// Queues of each end of the pair unless configured: as the standard plugin has it.
 const DEFAULT_QUEUES: u32 = 1;
@@ -43,6 +42,7 @@ struct Request<'a> {
 /// Attaches a sandbox.
 pub(super) fn add(call: &Call, target: &Target) -> Result<CNIResult, Error> {
     let conf = session::configuration(call)?;
+    log::report_unused(conf.unused_keys());
     let request = Request::validate(target, &conf)?;
     session::run("ADD", &request.attachment, async |phases| {
         phases.enter("open")?;
@@ -54,7 +54,7 @@ pub(super) fn add(call: &Call, target: &Target) -> Result<CNIResult, Error> {
             // The error that counts is the one that stopped the ADD.
             if let Err(error) = teardown(&session).await {
                 let error = crate::error::chain(&error);
-                tracing::error!(error, "something stays behind until DEL");
+                tracing::warn!(error, "the clean-up after it failed too; DEL will try again");
             }
         }
         outcome
@@ -72,19 +72,6 @@ impl<'a> Request<'a> {
         let pod_mac = requested.mac.unwrap_or_else(|| naming::pod_mac(&attachment));
         Ok(Self { target, conf, attachment, netns, requested, pod_mac })
     }
-
-    fn pod(&self) -> Option<PodRef> {
-        pod_ref(&self.target.args)
-    }
-}
-
-/// The pod that the runtime named.
-pub(super) fn pod_ref(args: &CniArgs) -> Option<PodRef> {
-    Some(PodRef {
-        namespace: args.pod_namespace.clone()?,
-        name: args.pod_name.clone()?,
-        uid: args.pod_uid.clone(),
-    })
 }
 
 /// An ADD of an attachment that is alive is an error and leaves it alone. What is left of one that
@@ -218,7 +205,7 @@ fn endpoint(
     Endpoint {
         attachment: request.attachment.clone(),
         node: request.conf.nodename.clone(),
-        pod: request.pod(),
+        pod: pod_ref(&request.target.args),
         host_veth: host.name.clone(),
         pod_mac: host.pod_mac,
         host_mac: HOST_VETH_MAC,

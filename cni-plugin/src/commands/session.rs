@@ -21,7 +21,6 @@ use crate::protocol::{Call, ProtocolError, Target};
 pub(super) fn configuration(call: &Call) -> Result<NetConf, Error> {
     let conf = NetConf::from_map(&call.config)?;
     log::init(&conf.log);
-    log::report_unused(conf.unused_keys());
     Ok(conf)
 }
 

@@ -41,7 +41,7 @@ pub struct NetConf {
     pub nodename: String,
     /// MTU of the veth pair in bytes; `None` is that of the default route's interface.
     pub mtu: Option<u32>,
-    /// Queues of each kind per veth; `None` is the kernel's default.
+    /// Queues of each kind per end of the veth pair; `None` is one.
     pub num_queues: Option<u32>,
     /// Which data path pods get.
     pub dataplane: Dataplane,

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use margay_datastore::{Attachment, Store};
 
+pub(crate) use builtin::pod_ref;
 pub use builtin::{Builtin, boot_id, is_netns_alive};
 pub use delegated::Delegated;
 pub use plugin::MargayIpam;

@@ -19,7 +19,9 @@ use serde_json::{Value, json};
 
 fn main() -> ExitCode {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("The demo makes network namespaces: run it as root (`sudo -E cargo xtask demo`).");
+        eprintln!(
+            "The demo makes network namespaces: run it as root (`sudo -E cargo xtask demo`)."
+        );
         return ExitCode::FAILURE;
     }
     let Some(node) = Node::new() else { return ExitCode::FAILURE };
@@ -33,7 +35,9 @@ fn main() -> ExitCode {
 }
 
 fn demo(node: &Node) -> Result<()> {
-    println!("A node and two pods, made of network namespaces; nothing of this machine is touched.");
+    println!(
+        "A node and two pods, made of network namespaces; nothing of this machine is touched."
+    );
     let network = network(node)?;
     let (a, b) = (node.sandbox("pod-a"), node.sandbox("pod-b"));
 
