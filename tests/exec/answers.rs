@@ -203,8 +203,7 @@ fn the_arguments_of_kubernetes_end_up_in_the_endpoint() {
 
     pod.invocation("ADD", &node.network()).env("CNI_ARGS", args).execute().success();
 
-    let backend = margay_datastore::Sqlite::open(&node.path("state/margay.db")).unwrap();
-    let store = margay_datastore::Store::new(backend);
+    let store = node.store();
     let endpoint = store.endpoint(&pod.attachment("podnet", "eth0")).unwrap().unwrap();
     let pod = endpoint.pod.unwrap();
     assert_eq!((pod.namespace.as_str(), pod.name.as_str()), ("shop", "cart-0"));

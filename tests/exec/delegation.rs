@@ -127,8 +127,7 @@ fn margay_ipam_serves_the_reference_plugin_ptp() {
     assert_ping(&a, address(&result_b, false));
     ptp(&a, "DEL", &network).success();
     ptp(&b, "DEL", &network).success();
-    let backend = margay_datastore::Sqlite::open(&node.path("state/margay.db")).unwrap();
-    let store = margay_datastore::Store::new(backend);
+    let store = node.store();
     let ipam = margay_datastore::Ipam::new(&store, "any", "any");
     assert_eq!(ipam.attachments("podnet").unwrap(), []);
 }

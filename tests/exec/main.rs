@@ -1,5 +1,6 @@
 //! The real binaries, executed with an environment and a standard input: what they answer, and what
 //! they leave behind when they fail.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod answers;
 mod collection;

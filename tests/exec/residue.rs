@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use margay_datastore::{Sqlite, Store};
 use margay_tests::pod::address;
 use margay_tests::traffic::assert_ping;
 use margay_tests::{Node, Pod};
@@ -192,7 +191,7 @@ fn assert_only(node: &Node, pods: &[(&Pod<'_>, &Value)], step: &str) {
     };
     assert_eq!(entries, ips, "{step}: map entries");
 
-    let store = Store::new(Sqlite::open(&node.path("state/margay.db")).unwrap());
+    let store = node.store();
     let mut endpoints: Vec<IpAddr> = Vec::new();
     for endpoint in store.endpoints("podnet").unwrap() {
         endpoints.extend(endpoint.ips.iter().map(|ip| ip.ip()));

@@ -48,8 +48,7 @@ fn check_names_each_thing_that_is_off() {
             node.datapath().pods().remove(address(result, false)).unwrap();
         }),
         ("endpoint", "no endpoint", |node, pod, _, _| {
-            let backend = margay_datastore::Sqlite::open(&node.path("state/margay.db")).unwrap();
-            let store = margay_datastore::Store::new(backend);
+            let store = node.store();
             assert!(store.delete_endpoint(&pod.attachment("podnet", "eth0")).unwrap());
         }),
     ];
@@ -76,8 +75,7 @@ fn check_notices_an_allocation_that_is_gone() {
     let network = node.network();
     let pod = node.sandbox("a");
     let result = pod.add(&network);
-    let backend = margay_datastore::Sqlite::open(&node.path("state/margay.db")).unwrap();
-    let store = margay_datastore::Store::new(backend);
+    let store = node.store();
     let ipam = margay_datastore::Ipam::new(&store, "node-under-test", "any");
     ipam.release(&pod.attachment("podnet", "eth0")).unwrap();
 
@@ -93,16 +91,15 @@ fn check_changes_nothing_and_counts_no_packet() {
     let network = node.network();
     let pod = node.sandbox("a");
     let result = pod.add(&network);
-    let to_pod = |node: &Node| {
-        let stats = node.datapath().stats().unwrap();
-        stats.into_iter().find(|(row, _)| *row == Counter::DirectV4).unwrap().1
+    let state = || {
+        let entries = node.datapath().pods().entries().unwrap();
+        (node.pod_links(), entries, node.packets(Counter::DirectV4))
     };
-    let before = (node.pod_links(), node.datapath().pods().entries().unwrap(), to_pod(&node));
+    let before = state();
 
     for _ in 0..3 {
         assert!(pod.check(&network, &result).is_success());
     }
 
-    let after = (node.pod_links(), node.datapath().pods().entries().unwrap(), to_pod(&node));
-    assert_eq!(after, before);
+    assert_eq!(state(), before);
 }

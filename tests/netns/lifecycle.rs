@@ -85,12 +85,12 @@ fn two_pods_and_the_host_talk_over_both_families_through_the_fast_path() {
         assert_tcp(&a, &node, node_address(ipv4));
     }
 
-    assert!(packets(&node, Counter::DirectV4) > 10);
-    assert!(packets(&node, Counter::DirectV6) > 10);
-    assert!(packets(&node, Counter::ArpAnswered) >= 2);
-    assert!(packets(&node, Counter::NdpAnswered) >= 2);
-    assert_eq!(packets(&node, Counter::DropSpoofedSource), 0);
-    assert_eq!(packets(&node, Counter::DropMalformed), 0);
+    assert!(node.packets(Counter::DirectV4) > 10);
+    assert!(node.packets(Counter::DirectV6) > 10);
+    assert!(node.packets(Counter::ArpAnswered) >= 2);
+    assert!(node.packets(Counter::NdpAnswered) >= 2);
+    assert_eq!(node.packets(Counter::DropSpoofedSource), 0);
+    assert_eq!(node.packets(Counter::DropMalformed), 0);
 }
 
 #[test]
@@ -292,11 +292,6 @@ fn only_link(node: &Node) -> margay::netlink::LinkInfo {
     links.remove(0)
 }
 
-fn packets(node: &Node, counter: Counter) -> u64 {
-    let stats = node.datapath().stats().unwrap();
-    stats.into_iter().find(|(row, _)| *row == counter).unwrap().1.packets
-}
-
 fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
@@ -345,7 +340,6 @@ fn assert_nothing_left(node: &Node, result: &Value) {
         assert!(route.is_none_or(|route| route.prefix_length == 0), "a route to {ip}");
     }
     assert_eq!(std::fs::read_dir(node.path("run/lock")).unwrap().count(), 0, "lock files");
-    let backend = margay_datastore::Sqlite::open(&node.path("state/margay.db")).unwrap();
-    let store = margay_datastore::Store::new(backend);
+    let store = node.store();
     assert_eq!(store.endpoints("podnet").unwrap(), []);
 }

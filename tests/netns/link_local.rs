@@ -13,10 +13,10 @@ fn the_gateway_is_answered_for_again_after_the_pod_forgets_it() {
 
     for (ipv4, counter) in [(true, Counter::ArpAnswered), (false, Counter::NdpAnswered)] {
         for round in 1..=3 {
-            let before = packets(&node, counter);
+            let before = node.packets(counter);
             pod.run(&["ip", "neigh", "flush", "dev", "eth0"]);
             assert_ping(&pod, node_address(ipv4));
-            assert!(packets(&node, counter) > before, "round {round}");
+            assert!(node.packets(counter) > before, "round {round}");
         }
     }
 }
@@ -35,17 +35,12 @@ fn probes_for_a_pods_own_address_are_not_answered() {
     let Some(node) = Node::new() else { return };
     let pod = node.sandbox("a");
     pod.add(&node.network());
-    let before = packets(&node, Counter::DropArpIgnored);
+    let before = node.packets(Counter::DropArpIgnored);
 
     // An address that is added with ARP announcements on: the kernel tells everybody.
     pod.run(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/eth0/arp_notify"]);
     pod.run(&["ip", "link", "set", "eth0", "down"]);
     pod.run(&["ip", "link", "set", "eth0", "up"]);
 
-    assert!(packets(&node, Counter::DropArpIgnored) > before);
-}
-
-fn packets(node: &Node, counter: Counter) -> u64 {
-    let stats = node.datapath().stats().unwrap();
-    stats.into_iter().find(|(row, _)| *row == counter).unwrap().1.packets
+    assert!(node.packets(Counter::DropArpIgnored) > before);
 }

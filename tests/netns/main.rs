@@ -1,5 +1,6 @@
 //! Tests on a real kernel: a node and its pods are network namespaces, the plugins are the real
 //! binaries, traffic is real.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod lifecycle;
 mod link_local;

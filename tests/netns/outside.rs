@@ -23,9 +23,9 @@ fn a_pod_and_the_world_outside_reach_each_other_through_the_hosts_stack() {
         assert_tcp(node.world(), &pod, address(&result, ipv4));
     }
 
-    assert!(packets(&node, Counter::StackNotLocal) > 10);
-    assert!(packets(&node, Counter::ToPod) > 10);
-    assert_eq!(packets(&node, Counter::DirectV4), 0);
+    assert!(node.packets(Counter::StackNotLocal) > 10);
+    assert!(node.packets(Counter::ToPod) > 10);
+    assert_eq!(node.packets(Counter::DirectV4), 0);
 }
 
 #[test]
@@ -42,9 +42,4 @@ fn an_address_that_is_no_pods_is_the_stacks_to_answer() {
 
     assert!(!margay_tests::traffic::answers_ping(&pod, gone_address));
     assert_ping(&node, address(&result, true));
-}
-
-fn packets(node: &Node, counter: Counter) -> u64 {
-    let stats = node.datapath().stats().unwrap();
-    stats.into_iter().find(|(row, _)| *row == counter).unwrap().1.packets
 }

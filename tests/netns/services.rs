@@ -270,8 +270,7 @@ impl Pods<'_> {
 
     fn direct_packets(&self) -> u64 {
         let counter = if self.ipv4 { Counter::DirectV4 } else { Counter::DirectV6 };
-        let stats = self.node.datapath().stats().unwrap();
-        stats.into_iter().find(|(row, _)| *row == counter).unwrap().1.packets
+        self.node.packets(counter)
     }
 }
 

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use margay::netlink::{LinkInfo, Netlink};
+use margay_abi::Counter;
 use margay_datapath::Datapath;
+use margay_datastore::{Sqlite, Store};
 use rustix::mount::{MountFlags, mount};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -107,6 +109,25 @@ impl Node {
     #[must_use]
     pub fn datapath(&self) -> Datapath {
         Datapath::open(&self.bpffs_root()).expect("open the pins").expect("pins")
+    }
+
+    /// Packets that the programs have counted.
+    ///
+    /// # Panics
+    /// When there are no programs.
+    #[must_use]
+    pub fn packets(&self, counter: Counter) -> u64 {
+        let stats = self.datapath().stats().expect("stats");
+        stats.into_iter().filter(|(row, _)| *row == counter).map(|(_, row)| row.packets).sum()
+    }
+
+    /// The node's datastore.
+    ///
+    /// # Panics
+    /// When it cannot be opened.
+    #[must_use]
+    pub fn store(&self) -> Store {
+        Store::new(Sqlite::open(&self.path("state/margay.db")).expect("open the datastore"))
     }
 
     /// Runs `work` with a netlink socket of the node's namespace.

@@ -174,8 +174,7 @@ fn look_for_remains(node: &Node) -> Result<()> {
     ensure!(links.is_empty(), "links are left: {links:?}");
     let entries = node.datapath().pods().entries()?;
     ensure!(entries.is_empty(), "map entries are left: {entries:?}");
-    let backend = margay_datastore::Sqlite::open(&node.path("state/margay.db"))?;
-    let store = margay_datastore::Store::new(backend);
+    let store = node.store();
     let network = network(node)?;
     let name = network["name"].as_str().context("name")?;
     ensure!(store.endpoints(name)?.is_empty(), "endpoints are left");
