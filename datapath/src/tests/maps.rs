@@ -1,11 +1,12 @@
 //! The typed maps.
 
+use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 
 use margay_abi::{Counter, PodInfo, Settings, map_name, settings_flags};
 
 use super::node::on_a_node;
-use crate::{LoadOptions, MapError, Program, TestContext};
+use crate::{LoadOptions, MapError, Pods, Program, TestContext};
 
 const POD: PodInfo =
     PodInfo { ifindex: 7, mtu: 1500, flags: 0, pod_mac: [2; 6], host_mac: [0xee; 6] };
@@ -27,6 +28,19 @@ fn a_pod_is_there_from_insert_to_remove() {
             assert!(datapath.pods().remove(address).expect("remove"));
             assert!(!datapath.pods().remove(address).expect("remove again"));
         }
+    });
+}
+
+#[test]
+fn pods_open_without_any_program() {
+    on_a_node(|node| {
+        assert!(Pods::open(&node.root()).expect("open nothing").is_none());
+        node.open_or_load().pods().insert(V4, &POD).expect("insert");
+        fs::remove_dir_all(node.root().join("1/progs")).expect("unpin the programs");
+
+        let pods = Pods::open(&node.root()).expect("open").expect("pins");
+
+        assert!(pods.remove(V4).expect("remove"));
     });
 }
 
