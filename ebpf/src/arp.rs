@@ -53,7 +53,7 @@ pub(crate) fn receive(
     if frame.sender_mac != sender.pod_mac {
         return Err(DropReason::SpoofedSource);
     }
-    if frame.operation != REQUEST {
+    if frame.operation != REQUEST || packet.has_vlan_tag() {
         return Ok(Verdict::Stack(StackReason::Control));
     }
     let is_asked = frame.target == GATEWAY_V4 || sender.flags & pod_flags::ANSWER_ANY != 0;

@@ -10,6 +10,8 @@ pub(crate) mod ethertype {
     pub(crate) const IPV4: [u8; 2] = [0x08, 0x00];
     pub(crate) const ARP: [u8; 2] = [0x08, 0x06];
     pub(crate) const IPV6: [u8; 2] = [0x86, 0xdd];
+    pub(crate) const VLAN: [u8; 2] = [0x81, 0x00];
+    pub(crate) const SERVICE_VLAN: [u8; 2] = [0x88, 0xa8];
 }
 
 #[repr(C)]

@@ -38,14 +38,14 @@ pub(crate) fn handle(
     packet: &mut impl Packet,
     tables: &(impl Tables<Ipv4> + Tables<Ipv6>),
 ) -> Result<Verdict, DropReason> {
-    if packet.has_vlan_tag() {
-        return Ok(Verdict::Stack(StackReason::Unsupported));
-    }
     let ethernet: Ethernet = packet.read(0).ok_or(DropReason::Malformed)?;
     match ethernet.ethertype {
         ethertype::IPV4 => from_ipv4(packet, tables),
         ethertype::IPV6 => from_ipv6(packet, tables),
         ethertype::ARP => arp::receive(packet, tables),
+        // The kernel has taken a first tag off already. The stack would take this one off too if
+        // both are for VLAN 0, and believe whatever source address comes to light.
+        ethertype::VLAN | ethertype::SERVICE_VLAN => Err(DropReason::SpoofedSource),
         _ => Ok(Verdict::Stack(StackReason::Unsupported)),
     }
 }
@@ -149,7 +149,7 @@ fn forward<H: Header>(
     if ethernet.is_group() || ip.is_to_group() {
         return Ok(Verdict::Stack(StackReason::Multicast));
     }
-    if ethernet.dst != sender.host_mac || !ip.is_plain() {
+    if ethernet.dst != sender.host_mac || !ip.is_plain() || packet.has_vlan_tag() {
         return Ok(Verdict::Stack(StackReason::Unsupported));
     }
     let receiver = match tables.pod(&ip.dst()) {

@@ -135,13 +135,33 @@ fn what_the_programs_do_not_understand_goes_to_the_stack() {
     }
     let for_another_mac = ethernet([2; 6], A.mac, 0x0800, &Ipv4::new(A.v4, B.v4, 17).packet(&udp));
     assert_eq!(run(&TestTables::new(), for_another_mac), UNSUPPORTED);
-    for ethertype in [0x8100, 0x88a8, 0x88cc] {
-        let tagged = ethernet(HOST_MAC, A.mac, ethertype, &[0; 60]);
-        assert_eq!(run(&TestTables::new(), tagged), UNSUPPORTED);
+    let lldp = ethernet(HOST_MAC, A.mac, 0x88cc, &[0; 60]);
+    assert_eq!(run(&TestTables::new(), lldp), UNSUPPORTED);
+}
+
+#[test]
+fn a_vlan_tag_sends_what_is_the_pods_to_the_stack_and_hides_nothing_else() {
+    let udp = frames::udp(1, 2, b"");
+    let tagged = |frame: Vec<u8>| {
+        let mut packet = TestPacket::new(frame);
+        packet.has_vlan_tag = true;
+        handle(&mut packet, &TestTables::new())
+    };
+    assert_eq!(tagged(v4(17, &udp)), UNSUPPORTED);
+    assert_eq!(tagged(v6(17, &udp)), UNSUPPORTED);
+    let request = frames::arp(1, (A.mac, A.v4), ([0; 6], GATEWAY_V4));
+    assert_eq!(tagged(ethernet([255; 6], A.mac, 0x0806, &request)), CONTROL);
+    let solicitation = frames::solicitation(A.v6, GATEWAY_V6, GATEWAY_V6, A.mac);
+    let solicitation =
+        Ipv6 { hop_limit: 255, ..Ipv6::new(A.v6, GATEWAY_V6, 58) }.packet(&solicitation);
+    assert_eq!(tagged(frame_v6(&solicitation)), CONTROL);
+    let stolen = Ipv4::new(ELSEWHERE_V4, B.v4, 17).packet(&udp);
+    assert_eq!(tagged(frame_v4(&stolen)), SPOOFED);
+    for ethertype in [0x8100, 0x88a8] {
+        let tag_behind_a_tag = ethernet(HOST_MAC, A.mac, ethertype, &[0; 60]);
+        assert_eq!(tagged(tag_behind_a_tag.clone()), SPOOFED);
+        assert_eq!(run(&TestTables::new(), tag_behind_a_tag), SPOOFED);
     }
-    let mut tagged = TestPacket::new(v4(17, &udp));
-    tagged.has_vlan_tag = true;
-    assert_eq!(handle(&mut tagged, &TestTables::new()), UNSUPPORTED);
 }
 
 #[test]

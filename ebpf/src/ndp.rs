@@ -73,7 +73,10 @@ fn answer(
     tables: &impl Tables<Ipv6>,
 ) -> Option<Verdict> {
     let mut frame: NeighbourFrame = packet.read(0)?;
-    if !frame.is_answerable() || !is_asked(&frame, packet.ifindex(), sender, tables) {
+    if packet.has_vlan_tag()
+        || !frame.is_answerable()
+        || !is_asked(&frame, packet.ifindex(), sender, tables)
+    {
         return None;
     }
     let host_mac = sender.map_or(HOST_VETH_MAC, |pod| pod.host_mac);

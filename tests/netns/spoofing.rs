@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use margay_abi::Counter;
+use margay_abi::{Counter, HOST_VETH_MAC};
 use margay_tests::node::{NODE_V4, NODE_V6, WORLD_V4, WORLD_V6};
 use margay_tests::pod::address;
 use margay_tests::traffic::{SILENCE, assert_ping, udp};
@@ -44,6 +44,61 @@ fn a_pod_that_uses_an_address_of_another_pod_or_of_nobody_is_cut_off() {
         assert_ping(&node, victim_ip);
         assert_ping(&liar, victim_ip);
     }
+}
+
+/// The kernel takes tags of VLAN 0 off and goes on as if there had been none.
+#[test]
+fn a_vlan_tag_does_not_hide_a_stolen_address() {
+    let Some(node) = Node::new() else { return };
+    let pod = node.sandbox("a");
+    let result = pod.add(&node.network());
+    let mac = pod.netlink(async |netlink| netlink.link_by_name("eth0").await.unwrap().unwrap().mac);
+    let destination: SocketAddr = format!("{NODE_V4}:7777").parse().unwrap();
+    let receiver = udp(&node, destination);
+    receiver.set_read_timeout(Some(SILENCE)).unwrap();
+    let received = || receiver.recv_from(&mut [0; 64]).is_ok();
+    let own = address(&result, true);
+
+    pod.send_frame("eth0", &datagram(mac, 0, own, destination));
+    assert!(received(), "without a tag, with its own address");
+    pod.send_frame("eth0", &datagram(mac, 1, own, destination));
+    assert!(received(), "with a tag, with its own address");
+
+    for tags in 0..=3 {
+        let before = node.packets(Counter::DropSpoofedSource);
+        let stolen = "172.31.9.9".parse().unwrap();
+        pod.send_frame("eth0", &datagram(mac, tags, stolen, destination));
+        assert!(!received(), "{tags} tags");
+        assert_eq!(node.packets(Counter::DropSpoofedSource), before + 1, "{tags} tags");
+    }
+}
+
+/// A UDP datagram over IPv4 without checksum, behind tags of VLAN 0.
+fn datagram(mac: [u8; 6], tags: usize, source: IpAddr, destination: SocketAddr) -> Vec<u8> {
+    let (IpAddr::V4(source), SocketAddr::V4(destination)) = (source, destination) else {
+        panic!("IPv4 only");
+    };
+    let payload = b"I am somebody else";
+    let udp_len = 8 + payload.len() as u16;
+    let mut ip = vec![0x45, 0];
+    ip.extend((20 + udp_len).to_be_bytes());
+    ip.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    ip.extend(source.octets());
+    ip.extend(destination.ip().octets());
+    let sum: u32 = ip.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+
+    let mut frame = [HOST_VETH_MAC, mac].concat();
+    frame.extend([0x81, 0x00, 0, 0].repeat(tags));
+    frame.extend([0x08, 0x00]);
+    frame.extend(ip);
+    frame.extend(9_u16.to_be_bytes());
+    frame.extend(destination.port().to_be_bytes());
+    frame.extend(udp_len.to_be_bytes());
+    frame.extend([0, 0]);
+    frame.extend(payload);
+    frame
 }
 
 #[test]

@@ -10,6 +10,7 @@ pub mod namespace;
 pub mod node;
 pub mod packet;
 pub mod pod;
+pub mod raw;
 pub mod requirements;
 pub mod service;
 pub mod traffic;

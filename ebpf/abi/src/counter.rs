@@ -29,7 +29,8 @@ pub enum Counter {
     StackMulticast = 9,
     /// `to_pod`: passed to the pod.
     ToPod = 10,
-    /// `from_pod`, dropped: the sender is not this interface's pod.
+    /// `from_pod`, dropped: the sender is not this interface's pod, or cannot be told for a VLAN tag
+    /// behind a VLAN tag.
     DropSpoofedSource = 11,
     /// `from_pod`, dropped: ARP request that must not be answered (probe, gratuitous, not for the
     /// gateway).
