@@ -1,0 +1,200 @@
+//! Two pods that exist in the maps alone, and a way to hand packets to the programs.
+
+use std::net::IpAddr;
+
+use margay_abi::{Counter, Flow, FlowKeyV4, FlowKeyV6, HOST_VETH_MAC, PodInfo, Traffic};
+use margay_datapath::{Datapath, LoadOptions, Program, TestContext};
+use margay_tests::node::{Node, UPLINK};
+use margay_tests::packet::{Ipv4, Ipv6, Mac, ethernet};
+
+/// What the kernel half says of a packet. `bpf_redirect` and `bpf_redirect_peer` alike.
+pub(crate) const TC_ACT_OK: i32 = 0;
+pub(crate) const TC_ACT_SHOT: i32 = 2;
+pub(crate) const TC_ACT_REDIRECT: i32 = 7;
+
+pub(crate) const HOST_MAC: Mac = HOST_VETH_MAC;
+pub(crate) const A: End = End { mac: [2, 0, 0, 0, 0, 5], v4: [10, 244, 0, 5], v6: v6(5) };
+pub(crate) const B: End = End { mac: [2, 0, 0, 0, 0, 6], v4: [10, 244, 0, 6], v6: v6(6) };
+pub(crate) const B_IFINDEX: u32 = 4242;
+pub(crate) const ELSEWHERE_V4: [u8; 4] = [192, 0, 2, 1];
+pub(crate) const ELSEWHERE_V6: [u8; 16] = v6(0x99);
+pub(crate) const LINK_LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
+pub(crate) const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+pub(crate) const MTU: u32 = 1400;
+
+/// A pod's addresses.
+pub(crate) struct End {
+    pub(crate) mac: Mac,
+    pub(crate) v4: [u8; 4],
+    pub(crate) v6: [u8; 16],
+}
+
+const fn v6(last: u8) -> [u8; 16] {
+    [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
+}
+
+/// The programs, and pods [`A`] on an interface that exists and [`B`] on one that need not.
+pub(crate) struct Bench {
+    pub(crate) node: Node,
+    pub(crate) datapath: Datapath,
+    pub(crate) ifindex: u32,
+}
+
+/// What became of a packet.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) action: i32,
+    pub(crate) counter: Option<Counter>,
+    pub(crate) frame: Vec<u8>,
+}
+
+impl Bench {
+    /// `None` where the machine does not let it.
+    pub(crate) fn new() -> Option<Self> {
+        Self::with_flags(0)
+    }
+
+    /// With these `pod_flags` for pod A.
+    pub(crate) fn with_flags(flags: u32) -> Option<Self> {
+        let node = Node::new()?;
+        let options = LoadOptions { max_pods: 16, max_flows: 1024, lock_dir: node.path("run") };
+        let datapath = Datapath::open_or_load(&node.bpffs_root(), &options).expect("load");
+        let links = node.netlink(async |netlink| netlink.links().await.expect("links"));
+        let uplink = links.iter().find(|link| link.name == UPLINK).expect("uplink");
+        let bench = Self { datapath, ifindex: uplink.index, node };
+        bench.add_pod(&A, bench.ifindex, flags);
+        bench.add_pod(&B, B_IFINDEX, 0);
+        Some(bench)
+    }
+
+    fn add_pod(&self, end: &End, ifindex: u32, flags: u32) {
+        let pod = PodInfo { ifindex, mtu: MTU, flags, pod_mac: end.mac, host_mac: HOST_MAC };
+        for address in [IpAddr::from(end.v4), IpAddr::from(end.v6)] {
+            self.datapath.pods().insert(address, &pod).expect("insert pod");
+        }
+    }
+
+    /// Hands pod A's packet to `from_pod`.
+    pub(crate) fn from_pod(&self, frame: &[u8]) -> Outcome {
+        self.run(Program::FromPod, frame, self.ifindex)
+    }
+
+    /// Hands a packet of the stack for pod A to `to_pod`.
+    pub(crate) fn to_pod(&self, frame: &[u8]) -> Outcome {
+        self.run(Program::ToPod, frame, 0)
+    }
+
+    /// Hands a packet that came in by `ingress_ifindex` to a program on pod A's interface.
+    pub(crate) fn run(&self, program: Program, frame: &[u8], ingress_ifindex: u32) -> Outcome {
+        let context =
+            TestContext { ifindex: self.ifindex, ingress_ifindex, ..TestContext::default() };
+        let before = self.datapath.stats().expect("stats");
+        let run = self.datapath.test_run(program, frame, context).expect("test run");
+        let after = self.datapath.stats().expect("stats");
+        Outcome { action: run.action, counter: counted(&before, &after, frame), frame: run.frame }
+    }
+
+    pub(crate) fn flow_v4(&self, key: &FlowKeyV4) -> Option<u8> {
+        self.datapath.flows().get_v4(key).expect("flow").map(|Flow { verdict, .. }| verdict)
+    }
+
+    pub(crate) fn flow_v6(&self, key: &FlowKeyV6) -> Option<u8> {
+        self.datapath.flows().get_v6(key).expect("flow").map(|Flow { verdict, .. }| verdict)
+    }
+
+    pub(crate) fn flow_count(&self) -> usize {
+        self.datapath.flows().count().expect("flows")
+    }
+}
+
+/// The one counter that went up, by one packet and the frame's bytes.
+fn counted(
+    before: &[(Counter, Traffic)],
+    after: &[(Counter, Traffic)],
+    frame: &[u8],
+) -> Option<Counter> {
+    let mut changed = before.iter().zip(after).filter(|(before, after)| before != after);
+    let ((counter, before), (_, after)) = changed.next()?;
+    assert!(changed.next().is_none(), "a packet counted twice");
+    assert_eq!(after.packets - before.packets, 1);
+    assert_eq!(after.bytes - before.bytes, frame.len() as u64);
+    Some(*counter)
+}
+
+impl Outcome {
+    /// Asserts that the packet was left as it is.
+    #[track_caller]
+    pub(crate) fn expect(&self, action: i32, counter: Counter, sent: &[u8]) {
+        assert_eq!((self.action, self.counter), (action, Some(counter)));
+        assert_eq!(self.frame, sent, "the frame is changed");
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_stack(&self, counter: Counter, sent: &[u8]) {
+        self.expect(TC_ACT_OK, counter, sent);
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_drop(&self, counter: Counter, sent: &[u8]) {
+        self.expect(TC_ACT_SHOT, counter, sent);
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_redirect(&self, counter: Counter) {
+        assert_eq!((self.action, self.counter), (TC_ACT_REDIRECT, Some(counter)));
+    }
+}
+
+/// What pod A sends as an IPv4 packet.
+pub(crate) fn frame_v4(packet: &[u8]) -> Vec<u8> {
+    ethernet(HOST_MAC, A.mac, 0x0800, packet)
+}
+
+/// What pod A sends as an IPv6 packet.
+pub(crate) fn frame_v6(packet: &[u8]) -> Vec<u8> {
+    ethernet(HOST_MAC, A.mac, 0x86dd, packet)
+}
+
+/// From pod A to pod B.
+pub(crate) fn a_to_b_v4(protocol: u8, payload: &[u8]) -> Vec<u8> {
+    frame_v4(&Ipv4::new(A.v4, B.v4, protocol).packet(payload))
+}
+
+/// From pod A to pod B.
+pub(crate) fn a_to_b_v6(next_header: u8, payload: &[u8]) -> Vec<u8> {
+    frame_v6(&Ipv6::new(A.v6, B.v6, next_header).packet(payload))
+}
+
+/// What the stack sends to pod A.
+pub(crate) fn stack_v4(packet: &[u8]) -> Vec<u8> {
+    ethernet(A.mac, HOST_MAC, 0x0800, packet)
+}
+
+/// What the stack sends to pod A.
+pub(crate) fn stack_v6(packet: &[u8]) -> Vec<u8> {
+    ethernet(A.mac, HOST_MAC, 0x86dd, packet)
+}
+
+/// Key of the packets from A to B.
+pub(crate) fn key_v4(protocol: u8, src_port: u16, dst_port: u16) -> FlowKeyV4 {
+    FlowKeyV4 {
+        src: A.v4,
+        dst: B.v4,
+        src_port: src_port.to_be_bytes(),
+        dst_port: dst_port.to_be_bytes(),
+        protocol,
+        reserved: [0; 3],
+    }
+}
+
+/// Key of the packets from A to B.
+pub(crate) fn key_v6(protocol: u8, src_port: u16, dst_port: u16) -> FlowKeyV6 {
+    FlowKeyV6 {
+        src: A.v6,
+        dst: B.v6,
+        src_port: src_port.to_be_bytes(),
+        dst_port: dst_port.to_be_bytes(),
+        protocol,
+        reserved: [0; 3],
+    }
+}
