@@ -15,7 +15,7 @@ fn request_for_the_gateway_is_answered_with_the_host_veths_mac() {
     for dst in [BROADCAST, HOST_MAC] {
         let request = packet::arp(1, (A.mac, A.v4), ([0; 6], GATEWAY_V4));
 
-        let outcome = bench.from_pod(&ethernet(dst, A.mac, 0x0806, &request));
+        let outcome = bench.pod_sends(&ethernet(dst, A.mac, 0x0806, &request));
 
         outcome.expect_redirect(Counter::ArpAnswered);
         let reply = packet::arp(2, (HOST_MAC, GATEWAY_V4), (A.mac, A.v4));
@@ -34,7 +34,7 @@ fn other_requests_are_ignored() {
         ([0; 4], GATEWAY_V4, "probe for the gateway"),
     ] {
         let frame = arp_frame(&packet::arp(1, (A.mac, sender), ([0; 6], target)));
-        let outcome = bench.from_pod(&frame);
+        let outcome = bench.pod_sends(&frame);
         assert_eq!(outcome.counter, Some(Counter::DropArpIgnored), "{what}");
     }
 }
@@ -44,15 +44,15 @@ fn any_address_is_answered_where_that_is_configured_but_never_the_pods_own() {
     let Some(bench) = Bench::with_flags(pod_flags::ANSWER_ANY) else { return };
     let request = |target| arp_frame(&packet::arp(1, (A.mac, A.v4), ([0; 6], target)));
 
-    bench.from_pod(&request(ELSEWHERE_V4)).expect_redirect(Counter::ArpAnswered);
+    bench.pod_sends(&request(ELSEWHERE_V4)).expect_redirect(Counter::ArpAnswered);
     let gratuitous = request(A.v4);
-    bench.from_pod(&gratuitous).expect_drop(Counter::DropArpIgnored, &gratuitous);
+    bench.pod_sends(&gratuitous).expect_drop(Counter::DropArpIgnored, &gratuitous);
 
     let solicitation = |target| solicitation_frame(A.v6, target, target);
-    bench.from_pod(&solicitation(ELSEWHERE_V6)).expect_redirect(Counter::NdpAnswered);
+    bench.pod_sends(&solicitation(ELSEWHERE_V6)).expect_redirect(Counter::NdpAnswered);
     for target in [A.v6, GATEWAY_GROUP] {
         let frame = solicitation_frame(A.v6, GATEWAY_V6, target);
-        bench.from_pod(&frame).expect_stack(Counter::StackControl, &frame);
+        bench.pod_sends(&frame).expect_stack(Counter::StackControl, &frame);
     }
 }
 
@@ -62,7 +62,7 @@ fn arp_of_another_sender_is_dropped() {
     for operation in [1, 2] {
         for sender in [(A.mac, B.v4), (B.mac, A.v4), (A.mac, GATEWAY_V4)] {
             let frame = arp_frame(&packet::arp(operation, sender, ([0; 6], GATEWAY_V4)));
-            bench.from_pod(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
+            bench.pod_sends(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
         }
     }
 }
@@ -72,7 +72,7 @@ fn arp_reply_of_the_pod_is_the_stacks() {
     let Some(bench) = Bench::new() else { return };
     let frame = arp_frame(&packet::arp(2, (A.mac, A.v4), (HOST_MAC, ELSEWHERE_V4)));
 
-    bench.from_pod(&frame).expect_stack(Counter::StackControl, &frame);
+    bench.pod_sends(&frame).expect_stack(Counter::StackControl, &frame);
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn arp_of_another_link_or_protocol_is_dropped() {
     for (offset, value) in [(15, 6), (16, 0x86), (18, 8), (19, 16)] {
         let mut frame = good.clone();
         frame[offset] = value;
-        bench.from_pod(&frame).expect_drop(Counter::DropMalformed, &frame);
+        bench.pod_sends(&frame).expect_drop(Counter::DropMalformed, &frame);
     }
 }
 
@@ -91,7 +91,7 @@ fn solicitation_for_the_gateway_is_answered_with_a_valid_advertisement() {
     let Some(bench) = Bench::new() else { return };
     for src in [A.v6, LINK_LOCAL] {
         for dst in [GATEWAY_GROUP, GATEWAY_V6] {
-            let outcome = bench.from_pod(&solicitation_frame(src, dst, GATEWAY_V6));
+            let outcome = bench.pod_sends(&solicitation_frame(src, dst, GATEWAY_V6));
 
             outcome.expect_redirect(Counter::NdpAnswered);
             assert_eq!(outcome.frame.len(), 86);
@@ -123,16 +123,16 @@ fn other_solicitations_are_the_stacks() {
     ] {
         let mut frame = good.clone();
         frame[offset] = value;
-        let outcome = bench.from_pod(&frame);
+        let outcome = bench.pod_sends(&frame);
         assert_eq!(outcome.counter, Some(Counter::StackControl), "{what}");
         assert_eq!(outcome.frame, frame, "{what}");
     }
     let message = &packet::solicitation(A.v6, GATEWAY_GROUP, GATEWAY_V6, A.mac)[..24];
     let header = Ipv6 { hop_limit: 255, ..Ipv6::new(A.v6, GATEWAY_GROUP, 58) };
     let bare = frame_v6(&header.packet(message));
-    bench.from_pod(&bare).expect_stack(Counter::StackControl, &bare);
+    bench.pod_sends(&bare).expect_stack(Counter::StackControl, &bare);
     let duplicate_detection = solicitation_frame([0; 16], GATEWAY_GROUP, GATEWAY_V6);
-    bench.from_pod(&duplicate_detection).expect_stack(Counter::StackControl, &duplicate_detection);
+    bench.pod_sends(&duplicate_detection).expect_stack(Counter::StackControl, &duplicate_detection);
 }
 
 fn arp_frame(arp: &[u8]) -> Vec<u8> {

@@ -35,9 +35,9 @@ const fn v6(last: u8) -> [u8; 16] {
 
 /// The programs, and pods [`A`] on an interface that exists and [`B`] on one that need not.
 pub(crate) struct Bench {
-    pub(crate) node: Node,
     pub(crate) datapath: Datapath,
     pub(crate) ifindex: u32,
+    _node: Node,
 }
 
 /// What became of a packet.
@@ -61,7 +61,7 @@ impl Bench {
         let datapath = Datapath::open_or_load(&node.bpffs_root(), &options).expect("load");
         let links = node.netlink(async |netlink| netlink.links().await.expect("links"));
         let uplink = links.iter().find(|link| link.name == UPLINK).expect("uplink");
-        let bench = Self { datapath, ifindex: uplink.index, node };
+        let bench = Self { datapath, ifindex: uplink.index, _node: node };
         bench.add_pod(&A, bench.ifindex, flags);
         bench.add_pod(&B, B_IFINDEX, 0);
         Some(bench)
@@ -75,12 +75,12 @@ impl Bench {
     }
 
     /// Hands pod A's packet to `from_pod`.
-    pub(crate) fn from_pod(&self, frame: &[u8]) -> Outcome {
+    pub(crate) fn pod_sends(&self, frame: &[u8]) -> Outcome {
         self.run(Program::FromPod, frame, self.ifindex)
     }
 
     /// Hands a packet of the stack for pod A to `to_pod`.
-    pub(crate) fn to_pod(&self, frame: &[u8]) -> Outcome {
+    pub(crate) fn stack_sends(&self, frame: &[u8]) -> Outcome {
         self.run(Program::ToPod, frame, 0)
     }
 

@@ -12,8 +12,8 @@ const VIA_STACK: Option<u8> = Some(flow_verdict::VIA_STACK);
 fn first_packet_is_remembered_both_ways() {
     let Some(bench) = Bench::new() else { return };
 
-    bench.from_pod(&a_to_b_v4(17, &packet::udp(1000, 53, b""))).expect_redirect(Counter::DirectV4);
-    bench.from_pod(&a_to_b_v6(58, &packet::echo(128, 7))).expect_redirect(Counter::DirectV6);
+    bench.pod_sends(&a_to_b_v4(17, &packet::udp(1000, 53, b""))).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&a_to_b_v6(58, &packet::echo(128, 7))).expect_redirect(Counter::DirectV6);
 
     assert_eq!(bench.flow_v4(&key_v4(17, 1000, 53)), DIRECT);
     assert_eq!(bench.flow_v4(&key_v4(17, 1000, 53).reversed()), DIRECT);
@@ -27,9 +27,9 @@ fn tcp_whose_beginning_was_not_seen_is_the_stacks() {
     let Some(bench) = Bench::new() else { return };
     for flags in [tcp_flags::ACK, tcp_flags::SYN | tcp_flags::ACK, 0] {
         let v4 = a_to_b_v4(6, &packet::tcp(1, 2, flags));
-        bench.from_pod(&v4).expect_stack(Counter::StackFlow, &v4);
+        bench.pod_sends(&v4).expect_stack(Counter::StackFlow, &v4);
         let v6 = a_to_b_v6(6, &packet::tcp(1, 2, flags));
-        bench.from_pod(&v6).expect_stack(Counter::StackFlow, &v6);
+        bench.pod_sends(&v6).expect_stack(Counter::StackFlow, &v6);
     }
     assert_eq!(bench.flow_count(), 0);
 }
@@ -39,37 +39,37 @@ fn connection_is_direct_from_its_syn_on() {
     let Some(bench) = Bench::new() else { return };
     for flags in [tcp_flags::SYN, tcp_flags::ACK, 0] {
         let frame = a_to_b_v4(6, &packet::tcp(1, 2, flags));
-        bench.from_pod(&frame).expect_redirect(Counter::DirectV4);
+        bench.pod_sends(&frame).expect_redirect(Counter::DirectV4);
     }
 }
 
 #[test]
 fn flow_that_the_stack_was_seen_to_have_stays_there() {
     let Some(bench) = Bench::new() else { return };
-    bench.to_pod(&stack_v4(&Ipv4::new(B.v4, A.v4, 17).packet(&packet::udp(53, 1000, b""))));
-    bench.to_pod(&stack_v6(&Ipv6::new(B.v6, A.v6, 132).packet(&packet::sctp(53, 1000))));
+    bench.stack_sends(&stack_v4(&Ipv4::new(B.v4, A.v4, 17).packet(&packet::udp(53, 1000, b""))));
+    bench.stack_sends(&stack_v6(&Ipv6::new(B.v6, A.v6, 132).packet(&packet::sctp(53, 1000))));
 
     let v4 = a_to_b_v4(17, &packet::udp(1000, 53, b""));
-    bench.from_pod(&v4).expect_stack(Counter::StackFlow, &v4);
+    bench.pod_sends(&v4).expect_stack(Counter::StackFlow, &v4);
     let v6 = a_to_b_v6(132, &packet::sctp(1000, 53));
-    bench.from_pod(&v6).expect_stack(Counter::StackFlow, &v6);
+    bench.pod_sends(&v6).expect_stack(Counter::StackFlow, &v6);
 }
 
 #[test]
 fn syn_begins_anew_over_a_flow_of_the_stack() {
     let Some(bench) = Bench::new() else { return };
     let there = key_v4(6, 1000, 80);
-    bench.to_pod(&stack_v4(&Ipv4::new(B.v4, A.v4, 6).packet(&packet::tcp(80, 1000, 0x12))));
+    bench.stack_sends(&stack_v4(&Ipv4::new(B.v4, A.v4, 6).packet(&packet::tcp(80, 1000, 0x12))));
     assert_eq!(bench.flow_v4(&there), VIA_STACK);
     let data = a_to_b_v4(6, &packet::tcp(1000, 80, tcp_flags::ACK));
-    bench.from_pod(&data).expect_stack(Counter::StackFlow, &data);
+    bench.pod_sends(&data).expect_stack(Counter::StackFlow, &data);
 
     let syn = a_to_b_v4(6, &packet::tcp(1000, 80, tcp_flags::SYN));
-    bench.from_pod(&syn).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&syn).expect_redirect(Counter::DirectV4);
 
     assert_eq!(bench.flow_v4(&there), DIRECT);
     assert_eq!(bench.flow_v4(&there.reversed()), DIRECT);
-    bench.from_pod(&data).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&data).expect_redirect(Counter::DirectV4);
 }
 
 #[test]
@@ -81,20 +81,20 @@ fn icmp_errors_follow_the_flow_that_they_quote() {
     let error_v4 = a_to_b_v4(1, &packet::icmp_error(3, &quoted_v4));
     let error_v6 = a_to_b_v6(58, &packet::icmp_error(1, &quoted_v6));
 
-    bench.from_pod(&error_v4).expect_stack(Counter::StackFlow, &error_v4);
-    bench.from_pod(&error_v6).expect_stack(Counter::StackFlow, &error_v6);
+    bench.pod_sends(&error_v4).expect_stack(Counter::StackFlow, &error_v4);
+    bench.pod_sends(&error_v6).expect_stack(Counter::StackFlow, &error_v6);
     assert_eq!(bench.flow_count(), 0, "an error begins nothing");
 
-    bench.to_pod(&stack_v4(&quoted_v4));
-    bench.to_pod(&stack_v6(&quoted_v6));
-    bench.from_pod(&error_v4).expect_stack(Counter::StackFlow, &error_v4);
-    bench.from_pod(&error_v6).expect_stack(Counter::StackFlow, &error_v6);
+    bench.stack_sends(&stack_v4(&quoted_v4));
+    bench.stack_sends(&stack_v6(&quoted_v6));
+    bench.pod_sends(&error_v4).expect_stack(Counter::StackFlow, &error_v4);
+    bench.pod_sends(&error_v6).expect_stack(Counter::StackFlow, &error_v6);
 
     bench.datapath.flows().clear().expect("clear");
-    bench.from_pod(&a_to_b_v4(17, &packet::udp(1000, 53, b""))).expect_redirect(Counter::DirectV4);
-    bench.from_pod(&a_to_b_v6(17, &packet::udp(1000, 53, b""))).expect_redirect(Counter::DirectV6);
-    bench.from_pod(&error_v4).expect_redirect(Counter::DirectV4);
-    bench.from_pod(&error_v6).expect_redirect(Counter::DirectV6);
+    bench.pod_sends(&a_to_b_v4(17, &packet::udp(1000, 53, b""))).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&a_to_b_v6(17, &packet::udp(1000, 53, b""))).expect_redirect(Counter::DirectV6);
+    bench.pod_sends(&error_v4).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&error_v6).expect_redirect(Counter::DirectV6);
 }
 
 #[test]
@@ -102,18 +102,18 @@ fn icmp_errors_about_an_echo_follow_the_echo() {
     let Some(bench) = Bench::new() else { return };
     let echo = Ipv4::new(B.v4, A.v4, 1).packet(&packet::echo(8, 77));
     let error = a_to_b_v4(1, &packet::icmp_error(11, &echo));
-    bench.from_pod(&error).expect_stack(Counter::StackFlow, &error);
+    bench.pod_sends(&error).expect_stack(Counter::StackFlow, &error);
 
-    bench.from_pod(&a_to_b_v4(1, &packet::echo(8, 77))).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&a_to_b_v4(1, &packet::echo(8, 77))).expect_redirect(Counter::DirectV4);
 
-    bench.from_pod(&error).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&error).expect_redirect(Counter::DirectV4);
 }
 
 #[test]
 fn icmp_errors_with_an_unreadable_quote_are_the_stacks() {
     let Some(bench) = Bench::new() else { return };
     let udp = packet::udp(53, 1000, b"");
-    bench.from_pod(&a_to_b_v4(17, &packet::udp(1000, 53, b""))).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&a_to_b_v4(17, &packet::udp(1000, 53, b""))).expect_redirect(Counter::DirectV4);
     let whole = Ipv4::new(B.v4, A.v4, 17);
     for quoted in [
         Ipv4 { options: vec![1; 4], ..whole.clone() }.packet(&udp),
@@ -123,10 +123,10 @@ fn icmp_errors_with_an_unreadable_quote_are_the_stacks() {
         Vec::new(),
     ] {
         let error = a_to_b_v4(1, &packet::icmp_error(3, &quoted));
-        bench.from_pod(&error).expect_stack(Counter::StackUnsupported, &error);
+        bench.pod_sends(&error).expect_stack(Counter::StackUnsupported, &error);
     }
     let quoted =
         Ipv6::new(B.v6, A.v6, 44).packet(&[17, 0, 0, 1, 0, 0, 0, 9, 0, 53, 0, 9, 0, 8, 0, 0]);
     let error = a_to_b_v6(58, &packet::icmp_error(1, &quoted));
-    bench.from_pod(&error).expect_stack(Counter::StackUnsupported, &error);
+    bench.pod_sends(&error).expect_stack(Counter::StackUnsupported, &error);
 }

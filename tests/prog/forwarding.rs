@@ -15,7 +15,7 @@ fn every_protocol_with_flows_is_delivered_over_ipv4() {
         (1, packet::echo(8, 7)),
         (1, packet::echo(0, 8)),
     ] {
-        let outcome = bench.from_pod(&a_to_b_v4(protocol, &payload));
+        let outcome = bench.pod_sends(&a_to_b_v4(protocol, &payload));
 
         outcome.expect_redirect(Counter::DirectV4);
         let header = Ipv4 { ttl: 63, ..Ipv4::new(A.v4, B.v4, protocol) };
@@ -34,7 +34,7 @@ fn every_protocol_with_flows_is_delivered_over_ipv6() {
         (58, packet::echo(128, 7)),
         (58, packet::echo(129, 8)),
     ] {
-        let outcome = bench.from_pod(&a_to_b_v6(next_header, &payload));
+        let outcome = bench.pod_sends(&a_to_b_v6(next_header, &payload));
 
         outcome.expect_redirect(Counter::DirectV6);
         let header = Ipv6 { hop_limit: 63, ..Ipv6::new(A.v6, B.v6, next_header) };
@@ -48,7 +48,7 @@ fn every_ttl_above_one_goes_down_by_one_with_a_right_checksum() {
     for ttl in 2..=255 {
         let header = Ipv4 { ttl, ..Ipv4::new(A.v4, B.v4, 17) };
 
-        let outcome = bench.from_pod(&frame_v4(&header.packet(&packet::udp(1, 2, b""))));
+        let outcome = bench.pod_sends(&frame_v4(&header.packet(&packet::udp(1, 2, b""))));
 
         outcome.expect_redirect(Counter::DirectV4);
         assert_eq!(outcome.frame[22], ttl - 1);
@@ -69,7 +69,7 @@ fn used_up_hop_limits_and_long_packets_are_left_to_the_stack() {
         a_to_b_v4(17, &long),
         a_to_b_v6(17, &long),
     ] {
-        bench.from_pod(&frame).expect_stack(Counter::StackIcmpError, &frame);
+        bench.pod_sends(&frame).expect_stack(Counter::StackIcmpError, &frame);
     }
     assert_eq!(bench.flow_count(), 0, "what is not delivered begins no flow");
 }
@@ -80,8 +80,8 @@ fn packet_as_long_as_the_receivers_mtu_is_delivered() {
     let fitting_v4 = packet::udp(1, 2, &[0; MTU as usize - 28]);
     let fitting_v6 = packet::udp(1, 2, &[0; MTU as usize - 48]);
 
-    bench.from_pod(&a_to_b_v4(17, &fitting_v4)).expect_redirect(Counter::DirectV4);
-    bench.from_pod(&a_to_b_v6(17, &fitting_v6)).expect_redirect(Counter::DirectV6);
+    bench.pod_sends(&a_to_b_v4(17, &fitting_v4)).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&a_to_b_v6(17, &fitting_v6)).expect_redirect(Counter::DirectV6);
 }
 
 #[test]
@@ -90,10 +90,10 @@ fn padding_behind_the_packet_is_no_part_of_it() {
     let mut padded = a_to_b_v4(17, &packet::udp(1, 2, b""));
     padded.resize(60, 0);
 
-    bench.from_pod(&padded).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&padded).expect_redirect(Counter::DirectV4);
 
     let error = packet::icmp_error(3, &Ipv4::new(B.v4, A.v4, 17).packet(b""));
     let mut padded = a_to_b_v4(1, &error);
     padded.resize(90, 0);
-    bench.from_pod(&padded).expect_stack(Counter::StackUnsupported, &padded);
+    bench.pod_sends(&padded).expect_stack(Counter::StackUnsupported, &padded);
 }

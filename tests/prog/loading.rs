@@ -24,14 +24,14 @@ fn drops_are_reported_only_where_that_is_switched_on() {
     let spoofed = frame_v4(&Ipv4::new(ELSEWHERE_V4, B.v4, 17).packet(&packet::udp(1, 2, b"")));
     let fine = frame_v4(&Ipv4::new(A.v4, B.v4, 17).packet(&packet::udp(1, 2, b"")));
 
-    bench.from_pod(&spoofed);
+    bench.pod_sends(&spoofed);
     assert!(log.drain().is_empty());
 
     let flags = settings_flags::LOG_DROPS;
     bench.datapath.set_settings(&Settings { flags }).expect("settings");
-    bench.from_pod(&fine);
+    bench.pod_sends(&fine);
     assert!(log.drain().is_empty(), "nothing was dropped");
-    bench.from_pod(&spoofed).expect_drop(Counter::DropSpoofedSource, &spoofed);
+    bench.pod_sends(&spoofed).expect_drop(Counter::DropSpoofedSource, &spoofed);
 
     let [event] = &log.drain()[..] else { panic!("one event") };
     let reason = Counter::DropSpoofedSource as u32;

@@ -15,11 +15,11 @@ fn another_address_is_dropped() {
     let udp = packet::udp(1, 2, b"");
     for src in [B.v4, ELSEWHERE_V4, GATEWAY_V4, [0; 4], [127, 0, 0, 1], [224, 0, 0, 1]] {
         let frame = frame_v4(&Ipv4::new(src, B.v4, 17).packet(&udp));
-        bench.from_pod(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
+        bench.pod_sends(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
     }
     for src in [B.v6, ELSEWHERE_V6, ALL_NODES] {
         let frame = frame_v6(&Ipv6::new(src, B.v6, 17).packet(&udp));
-        bench.from_pod(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
+        bench.pod_sends(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
     }
     assert_eq!(bench.flow_count(), 0);
 }
@@ -34,7 +34,7 @@ fn another_mac_is_dropped() {
         (0x0806, packet::arp(1, (A.mac, A.v4), ([0; 6], GATEWAY_V4))),
     ] {
         let frame = ethernet(HOST_MAC, B.mac, ethertype, &packet);
-        bench.from_pod(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
+        bench.pod_sends(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
     }
 }
 
@@ -60,11 +60,11 @@ fn check_comes_before_everything_that_the_stack_would_take() {
         header,
     ] {
         let frame = frame_v4(&header.packet(&[0; 8]));
-        bench.from_pod(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
+        bench.pod_sends(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
     }
     for next_header in [0, 43, 44, 58, 60] {
         let frame = frame_v6(&Ipv6::new(B.v6, ALL_NODES, next_header).packet(&[135; 24]));
-        bench.from_pod(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
+        bench.pod_sends(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
     }
 }
 
@@ -75,11 +75,11 @@ fn link_scope_addresses_do_not_leave_the_link() {
     for src in [LINK_LOCAL, [0; 16]] {
         for dst in [B.v6, ELSEWHERE_V6] {
             let frame = frame_v6(&Ipv6::new(src, dst, 17).packet(&udp));
-            bench.from_pod(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
+            bench.pod_sends(&frame).expect_drop(Counter::DropSpoofedSource, &frame);
         }
         let frame = frame_v6(&Ipv6::new(src, GATEWAY_V6, 17).packet(&udp));
-        bench.from_pod(&frame).expect_stack(Counter::StackControl, &frame);
+        bench.pod_sends(&frame).expect_stack(Counter::StackControl, &frame);
         let frame = frame_v6(&Ipv6::new(src, ALL_NODES, 17).packet(&udp));
-        bench.from_pod(&frame).expect_stack(Counter::StackMulticast, &frame);
+        bench.pod_sends(&frame).expect_stack(Counter::StackMulticast, &frame);
     }
 }

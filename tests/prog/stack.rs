@@ -22,10 +22,10 @@ fn fragments_options_and_unknown_protocols_are_the_stacks() {
         Ipv4 { protocol: 47, ..header },
     ] {
         let frame = frame_v4(&header.packet(&udp));
-        bench.from_pod(&frame).expect_stack(Counter::StackUnsupported, &frame);
+        bench.pod_sends(&frame).expect_stack(Counter::StackUnsupported, &frame);
     }
     let dont_fragment = Ipv4 { fragment: 0x4000, ..Ipv4::new(A.v4, B.v4, 17) };
-    bench.from_pod(&frame_v4(&dont_fragment.packet(&udp))).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&frame_v4(&dont_fragment.packet(&udp))).expect_redirect(Counter::DirectV4);
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn extension_headers_are_the_stacks() {
     for next_header in [0, 43, 44, 50, 51, 59, 60, 135, 139, 140, 253, 254] {
         let payload = [&[17, 0, 0, 0, 0, 0, 0, 0], &packet::udp(1, 2, b"")[..]].concat();
         let frame = a_to_b_v6(next_header, &payload);
-        bench.from_pod(&frame).expect_stack(Counter::StackUnsupported, &frame);
+        bench.pod_sends(&frame).expect_stack(Counter::StackUnsupported, &frame);
     }
 }
 
@@ -43,7 +43,7 @@ fn tagged_and_foreign_frames_are_the_stacks_unread() {
     let Some(bench) = Bench::new() else { return };
     for ethertype in [0x8100, 0x88a8, 0x88cc, 0x8847, 0x0026] {
         let frame = ethernet(HOST_MAC, A.mac, ethertype, &a_to_b_v4(17, &[0; 20]));
-        let outcome = bench.from_pod(&frame);
+        let outcome = bench.pod_sends(&frame);
         assert_eq!((outcome.action, outcome.counter), (0, Some(Counter::StackUnsupported)));
     }
 }
@@ -54,7 +54,7 @@ fn frames_for_another_mac_are_the_stacks() {
     let packet = Ipv4::new(A.v4, B.v4, 17).packet(&packet::udp(1, 2, b""));
     let frame = ethernet([2, 9, 9, 9, 9, 9], A.mac, 0x0800, &packet);
 
-    bench.from_pod(&frame).expect_stack(Counter::StackUnsupported, &frame);
+    bench.pod_sends(&frame).expect_stack(Counter::StackUnsupported, &frame);
 }
 
 #[test]
@@ -63,12 +63,12 @@ fn groups_are_the_stacks() {
     let udp = packet::udp(1, 2, b"");
     for dst in [[224, 0, 0, 251], [239, 1, 1, 1], [255; 4]] {
         let frame = frame_v4(&Ipv4::new(A.v4, dst, 17).packet(&udp));
-        bench.from_pod(&frame).expect_stack(Counter::StackMulticast, &frame);
+        bench.pod_sends(&frame).expect_stack(Counter::StackMulticast, &frame);
     }
     let frame = frame_v6(&Ipv6::new(A.v6, ALL_NODES, 17).packet(&udp));
-    bench.from_pod(&frame).expect_stack(Counter::StackMulticast, &frame);
+    bench.pod_sends(&frame).expect_stack(Counter::StackMulticast, &frame);
     let frame = ethernet([255; 6], A.mac, 0x0800, &Ipv4::new(A.v4, B.v4, 17).packet(&udp));
-    bench.from_pod(&frame).expect_stack(Counter::StackMulticast, &frame);
+    bench.pod_sends(&frame).expect_stack(Counter::StackMulticast, &frame);
 }
 
 #[test]
@@ -77,11 +77,11 @@ fn strangers_and_the_pod_itself_are_the_stacks() {
     let syn = packet::tcp(1, 2, tcp_flags::SYN);
     for dst in [ELSEWHERE_V4, A.v4] {
         let frame = frame_v4(&Ipv4::new(A.v4, dst, 6).packet(&syn));
-        bench.from_pod(&frame).expect_stack(Counter::StackNotLocal, &frame);
+        bench.pod_sends(&frame).expect_stack(Counter::StackNotLocal, &frame);
     }
     for dst in [ELSEWHERE_V6, A.v6] {
         let frame = frame_v6(&Ipv6::new(A.v6, dst, 6).packet(&syn));
-        bench.from_pod(&frame).expect_stack(Counter::StackNotLocal, &frame);
+        bench.pod_sends(&frame).expect_stack(Counter::StackNotLocal, &frame);
     }
     assert_eq!(bench.flow_count(), 0);
 }
@@ -91,11 +91,11 @@ fn link_control_is_the_stacks() {
     let Some(bench) = Bench::new() else { return };
     let report = [&[58, 0, 5, 2, 0, 0, 1, 0], &[143, 0, 0, 0, 0, 0, 0, 0][..]].concat();
     let frame = frame_v6(&Ipv6::new(LINK_LOCAL, ALL_NODES, 0).packet(&report));
-    bench.from_pod(&frame).expect_stack(Counter::StackControl, &frame);
+    bench.pod_sends(&frame).expect_stack(Counter::StackControl, &frame);
     for (src, icmp_type) in [(LINK_LOCAL, 133), ([0; 16], 133), (A.v6, 133), (A.v6, 136)] {
         let frame =
             frame_v6(&Ipv6::new(src, ALL_NODES, 58).packet(&[icmp_type, 0, 0, 0, 0, 0, 0, 0]));
-        bench.from_pod(&frame).expect_stack(Counter::StackControl, &frame);
+        bench.pod_sends(&frame).expect_stack(Counter::StackControl, &frame);
     }
 }
 
@@ -120,7 +120,7 @@ fn contradicting_lengths_are_dropped() {
     ] {
         let mut frame = good.clone();
         frame[offset] = value;
-        let outcome = bench.from_pod(&frame);
+        let outcome = bench.pod_sends(&frame);
         assert_eq!(outcome.counter, Some(Counter::DropMalformed), "{what}");
     }
 }

@@ -144,7 +144,10 @@ pub fn checksum(bytes: &[u8]) -> u16 {
     for (index, byte) in bytes.iter().enumerate() {
         sum += u64::from(*byte) << if index % 2 == 0 { 8 } else { 0 };
     }
-    !((sum % 0xffff) as u16)
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
 }
 
 /// The checksum of an ICMPv6 message, pseudo-header included. Over a message with a right one it
