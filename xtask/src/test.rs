@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test of the workspace, counted.
 //!
 //! A test that cannot run here (no root, a kernel feature missing) says so in the file named by
-//! `MARGAY_SKIPPED`, one line of name and reason. It is then a visible, counted skip, never a pass.
+//! `MARGAY_SKIP_LOG`, one line of name and reason. It is then a visible, counted skip, never a pass.
 //! Where everything must run, `MARGAY_REQUIRE_ALL` makes a skip a failure.
 
 use std::io::{BufRead, BufReader, Write};
@@ -15,7 +15,7 @@ use crate::build_ebpf;
 use crate::setup::{self, Use};
 use crate::workspace::{self, cargo_command, run as run_command, shown};
 
-const SKIPPED: &str = "MARGAY_SKIPPED";
+const SKIP_LOG: &str = "MARGAY_SKIP_LOG";
 const REQUIRE_ALL: &str = "MARGAY_REQUIRE_ALL";
 
 /// Run the tests.
@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let skips = workspace::root().join("target/skipped-tests");
     fs::write(&skips, "").with_context(|| format!("cannot write {}", skips.display()))?;
     let mut command = cargo_command("test");
-    command.arg("--no-fail-fast").args(failpoints()?).env(SKIPPED, &skips);
+    command.arg("--no-fail-fast").args(failpoints()?).env(SKIP_LOG, &skips);
     if arguments.require_all || env::var_os("CI").is_some_and(|ci| ci == "true") {
         command.env(REQUIRE_ALL, "1");
     }
@@ -123,8 +123,8 @@ fn report(counts: &Counts, succeeded: bool) -> Result<()> {
         println!("skipped: {skip}");
     }
     let Counts { passed, failed, ignored, skipped } = counts;
-    let skipped = skipped.len() + ignored;
-    println!("tests: {passed} passed, {failed} failed, {skipped} skipped");
+    let skipped = skipped.len();
+    println!("tests: {passed} passed, {failed} failed, {skipped} skipped, {ignored} ignored");
     if !succeeded || *failed > 0 {
         bail!("the tests failed");
     }
