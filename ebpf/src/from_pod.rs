@@ -66,7 +66,9 @@ fn from_ipv6(packet: &mut impl Packet, tables: &impl Tables<Ipv6>) -> Result<Ver
         return from_link_scope(packet, &received, tables);
     }
     let sender = verified_sender(packet, &received.ethernet, tables.pod(&src))?;
-    if is_link_control(packet, &received)? {
+    if let Some(icmp_type) = icmpv6_type(packet, &received)?
+        && ndp::is_link_control(icmp_type)
+    {
         return Ok(ndp::receive(packet, Some(sender), tables));
     }
     forward(packet, &received, sender, tables)
@@ -76,7 +78,7 @@ fn from_ipv6(packet: &mut impl Packet, tables: &impl Tables<Ipv6>) -> Result<Ver
 struct Received<H> {
     ethernet: Ethernet,
     ip: H,
-    payload: Payload,
+    payload_len: usize,
 }
 
 impl<H: Header> Received<H> {
@@ -84,7 +86,7 @@ impl<H: Header> Received<H> {
     fn read(packet: &impl Packet) -> Result<Self, DropReason> {
         let ethernet = packet.read(0).ok_or(DropReason::Malformed)?;
         let (ip, payload) = ip::read(packet)?;
-        Ok(Self { ethernet, ip, payload })
+        Ok(Self { ethernet, ip, payload_len: payload.len })
     }
 }
 
@@ -99,31 +101,51 @@ fn from_link_scope(
     if !is_multicast(&dst) && !is_link_local(&dst) {
         return Err(DropReason::SpoofedSource);
     }
-    if is_link_control(packet, received)? {
-        return Ok(ndp::receive(packet, None, tables));
+    match icmpv6_type(packet, received)? {
+        Some(icmp_type) if ndp::is_router_message(icmp_type) => {
+            return Err(DropReason::RouterMessage);
+        }
+        Some(icmp_type) if ndp::is_link_control(icmp_type) => {
+            return Ok(ndp::receive(packet, None, tables));
+        }
+        _ => {}
     }
-    // MLD reports travel behind a hop-by-hop header (RFC 3810, section 5).
-    let is_multicast_data = is_multicast(&dst) && received.payload.protocol != protocol::HOP_BY_HOP;
-    Ok(Verdict::Stack(if is_multicast_data {
-        StackReason::Multicast
-    } else {
-        StackReason::Control
-    }))
+    match received.ip.next_header {
+        protocol::HOP_BY_HOP if is_listener_report(packet) => {
+            Ok(Verdict::Stack(StackReason::Control))
+        }
+        protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION => {
+            Err(DropReason::RouterMessage)
+        }
+        _ if is_multicast(&dst) => Ok(Verdict::Stack(StackReason::Multicast)),
+        _ => Ok(Verdict::Stack(StackReason::Control)),
+    }
 }
 
+const PAYLOAD_V6: usize = ethernet::HEADER_LEN + size_of::<Ipv6>();
+
+/// The ICMPv6 type, if it is ICMPv6.
 #[inline(always)]
-fn is_link_control(
+fn icmpv6_type(
     packet: &impl Packet,
-    Received { payload, .. }: &Received<Ipv6>,
-) -> Result<bool, DropReason> {
-    if payload.protocol != protocol::ICMPV6 {
-        return Ok(false);
+    Received { ip, payload_len, .. }: &Received<Ipv6>,
+) -> Result<Option<u8>, DropReason> {
+    if ip.next_header != protocol::ICMPV6 {
+        return Ok(None);
     }
-    if payload.len == 0 {
+    if *payload_len == 0 {
         return Err(DropReason::Malformed);
     }
-    const ICMP_TYPE: usize = ethernet::HEADER_LEN + size_of::<Ipv6>();
-    packet.read(ICMP_TYPE).map(ndp::is_link_control).ok_or(DropReason::Malformed)
+    packet.read(PAYLOAD_V6).map(Some).ok_or(DropReason::Malformed)
+}
+
+/// Whether it is MLD, which travels behind a hop-by-hop header of eight bytes (RFC 3810, section 5).
+#[inline(always)]
+fn is_listener_report(packet: &impl Packet) -> bool {
+    let start: Option<[u8; 9]> = packet.read(PAYLOAD_V6);
+    start.is_some_and(|[next_header, units, .., icmp_type]| {
+        next_header == protocol::ICMPV6 && units == 0 && ndp::is_listener_message(icmp_type)
+    })
 }
 
 /// The pod that a source address belongs to, if it is the one behind this interface.
@@ -142,7 +164,7 @@ pub(crate) fn verified_sender<'a>(
 #[inline(never)]
 fn forward<H: Header>(
     packet: &mut impl Packet,
-    Received { ethernet, ip, payload }: &Received<H>,
+    Received { ethernet, ip, payload_len }: &Received<H>,
     sender: &PodInfo,
     tables: &impl Tables<H>,
 ) -> Result<Verdict, DropReason> {
@@ -156,9 +178,13 @@ fn forward<H: Header>(
         Some(pod) if pod.ifindex != packet.ifindex() => pod,
         _ => return Ok(Verdict::Stack(StackReason::NotLocal)),
     };
-    // The offset of a plain header's payload, told to the compiler as the constant that it is.
-    let offset = ethernet::HEADER_LEN + size_of::<H>();
-    let transport = transport::read(packet, ip, Payload { offset, ..*payload })?;
+    let payload = Payload {
+        protocol: ip.protocol(),
+        // Of a plain header: a constant.
+        offset: ethernet::HEADER_LEN + size_of::<H>(),
+        len: *payload_len,
+    };
+    let transport = transport::read(packet, ip, payload)?;
     if transport.role == Role::None {
         return Ok(Verdict::Stack(StackReason::Unsupported));
     }

@@ -228,6 +228,26 @@ fn link_scope_sources_stay_on_the_link() {
 }
 
 #[test]
+fn router_messages_of_a_pod_are_dropped_however_they_are_wrapped() {
+    let wrapped = |next_header, payload: &[u8]| {
+        run(
+            &TestTables::new(),
+            frame_v6(&Ipv6::new(LINK_LOCAL, ALL_NODES, next_header).packet(payload)),
+        )
+    };
+    let message = |icmp_type| [icmp_type, 0, 0, 0, 0, 0, 0, 0];
+    for icmp_type in [134, 137] {
+        assert_eq!(wrapped(58, &message(icmp_type)), Err(DropReason::RouterMessage));
+        for extension in [0, 43, 60] {
+            let payload = [[58, 0, 1, 4, 0, 0, 0, 0], message(icmp_type)].concat();
+            assert_eq!(wrapped(extension, &payload), Err(DropReason::RouterMessage));
+        }
+    }
+    let twice = [[60, 0, 1, 4, 0, 0, 0, 0], [58, 0, 1, 4, 0, 0, 0, 0], message(134)].concat();
+    assert_eq!(wrapped(0, &twice), Err(DropReason::RouterMessage));
+}
+
+#[test]
 fn used_up_hop_limits_are_left_to_the_stack() {
     let udp = frames::udp(1, 2, b"");
     for limit in [0, 1] {

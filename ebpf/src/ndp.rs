@@ -3,6 +3,7 @@
 //! Invariant: only the one form of solicitation that hosts send is answered, complete in one frame
 //! with the sender's MAC address as its only option. Every other message goes to the stack, which
 //! has the gateway's address too (it is the host veth's link-local address) and drops what is wrong.
+//! What only a router may say is dropped before it gets here.
 
 use bytemuck::{Pod, Zeroable, bytes_of};
 use margay_abi::{GATEWAY_V6, HOST_VETH_MAC, PodInfo, pod_flags};
@@ -16,8 +17,10 @@ use crate::{
     verdict::{Answered, StackReason, Verdict},
 };
 
+const ROUTER_ADVERTISEMENT: u8 = 134;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
+const REDIRECT: u8 = 137;
 const SOURCE_MAC: u8 = 1;
 const TARGET_MAC: u8 = 2;
 /// Router, solicited, override.
@@ -53,6 +56,18 @@ const MESSAGE_LEN: [u8; 2] = (size_of::<NeighbourMessage>() as u16).to_be_bytes(
 #[inline(always)]
 pub(crate) fn is_link_control(icmp_type: u8) -> bool {
     matches!(icmp_type, 130..=137 | 143)
+}
+
+/// Whether an ICMPv6 type is of multicast listener discovery.
+#[inline(always)]
+pub(crate) fn is_listener_message(icmp_type: u8) -> bool {
+    matches!(icmp_type, 130..=132 | 143)
+}
+
+/// Whether an ICMPv6 type is a router's alone: the host would take routes from it (CVE-2020-10749).
+#[inline(always)]
+pub(crate) fn is_router_message(icmp_type: u8) -> bool {
+    matches!(icmp_type, ROUTER_ADVERTISEMENT | REDIRECT)
 }
 
 /// Answers or passes on an ICMPv6 message for which [`is_link_control`] holds. `sender` is the pod

@@ -57,6 +57,7 @@ pub(crate) enum DropReason {
     SpoofedSource = Counter::DropSpoofedSource as u8,
     ArpIgnored = Counter::DropArpIgnored as u8,
     Malformed = Counter::DropMalformed as u8,
+    RouterMessage = Counter::DropRouterMessage as u8,
 }
 
 const _: () = assert!(size_of::<Result<Verdict, DropReason>>() <= size_of::<u64>());

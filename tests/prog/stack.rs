@@ -111,6 +111,21 @@ fn link_control_is_the_stacks() {
 }
 
 #[test]
+fn router_messages_of_a_pod_are_dropped() {
+    let Some(bench) = Bench::new() else { return };
+    for icmp_type in [134, 137] {
+        let message = [icmp_type, 0, 0, 0, 0, 0, 0, 0];
+        let frame = frame_v6(&Ipv6::new(LINK_LOCAL, ALL_NODES, 58).packet(&message));
+        bench.pod_sends(&frame).expect_drop(Counter::DropRouterMessage, &frame);
+        for extension in [0, 43, 60] {
+            let payload = [[58, 0, 1, 4, 0, 0, 0, 0], message].concat();
+            let frame = frame_v6(&Ipv6::new(LINK_LOCAL, ALL_NODES, extension).packet(&payload));
+            bench.pod_sends(&frame).expect_drop(Counter::DropRouterMessage, &frame);
+        }
+    }
+}
+
+#[test]
 fn contradicting_lengths_are_dropped() {
     let Some(bench) = Bench::new() else { return };
     let v4 = a_to_b_v4(6, &packet::tcp(1, 2, tcp_flags::SYN));

@@ -12,18 +12,18 @@ pub enum Counter {
     ArpAnswered = 2,
     /// `from_pod`: neighbour solicitation answered in place.
     NdpAnswered = 3,
-    /// `from_pod`, to the stack: the destination is not a pod on this node.
+    /// `from_pod`, to the stack: the destination is no other pod on this node.
     StackNotLocal = 4,
     /// `from_pod`, to the stack: the flow is the stack's, or its beginning was not seen.
     StackFlow = 5,
-    /// `from_pod`, to the stack: fragment, IP options, extension header, VLAN tag, or a protocol
-    /// or EtherType that has no flow verdict.
+    /// `from_pod`, to the stack: fragment, IP options, extension header, VLAN tag, another MAC than
+    /// the host veth's, or a protocol or EtherType that has no flow verdict.
     StackUnsupported = 6,
     /// `from_pod`, to the stack: TTL or hop limit used up, or larger than the receiver's MTU; the
     /// stack sends the ICMP error.
     StackIcmpError = 7,
     /// `from_pod`, to the stack: ARP reply, router solicitation, duplicate address detection, MLD
-    /// and other control traffic of the link.
+    /// and other traffic that stays on the link.
     StackControl = 8,
     /// `from_pod`, to the stack: broadcast or multicast.
     StackMulticast = 9,
@@ -38,11 +38,14 @@ pub enum Counter {
     /// `from_pod`, dropped: shorter than its own headers say, or lengths that contradict each
     /// other.
     DropMalformed = 13,
+    /// `from_pod`, dropped: a router advertisement or an IPv6 redirect, which would reconfigure the
+    /// host, or a link-local packet whose extension headers may hide one.
+    DropRouterMessage = 14,
 }
 
 impl Counter {
     /// Every counter, in the order of its index.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::DirectV4,
         Self::DirectV6,
         Self::ArpAnswered,
@@ -57,6 +60,7 @@ impl Counter {
         Self::DropSpoofedSource,
         Self::DropArpIgnored,
         Self::DropMalformed,
+        Self::DropRouterMessage,
     ];
 
     /// Number of rows of `stats`.
@@ -80,6 +84,27 @@ impl Counter {
             Self::DropSpoofedSource => "drop_spoofed_source",
             Self::DropArpIgnored => "drop_arp_ignored",
             Self::DropMalformed => "drop_malformed",
+            Self::DropRouterMessage => "drop_router_message",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counters_number_is_its_place() {
+        for (index, counter) in Counter::ALL.into_iter().enumerate() {
+            assert_eq!(counter as usize, index, "{counter:?}");
+        }
+    }
+
+    #[test]
+    fn no_two_counters_share_a_name() {
+        for (index, counter) in Counter::ALL.into_iter().enumerate() {
+            let others = &Counter::ALL[index + 1..];
+            assert!(others.iter().all(|other| other.name() != counter.name()), "{counter:?}");
         }
     }
 }

@@ -204,3 +204,55 @@ impl FlowKeyV6 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::bytes_of;
+
+    use super::*;
+
+    #[test]
+    fn names_fit_into_the_kernels_object_names() {
+        for name in map_name::ALL.into_iter().chain(program_name::ALL) {
+            assert!(name.len() <= 15, "{name}");
+        }
+    }
+
+    #[test]
+    fn pod_info_has_the_bytes_of_the_abi() {
+        let pod = PodInfo { ifindex: 1, mtu: 2, flags: 3, pod_mac: [4; 6], host_mac: [5; 6] };
+
+        let numbers = [1u32.to_ne_bytes(), 2u32.to_ne_bytes(), 3u32.to_ne_bytes()];
+        assert_eq!(bytes_of(&pod)[..12], *numbers.as_flattened());
+        assert_eq!(bytes_of(&pod)[12..], [4, 4, 4, 4, 4, 4, 5, 5, 5, 5, 5, 5]);
+    }
+
+    #[test]
+    fn flow_key_has_the_bytes_of_the_abi() {
+        let key = FlowKeyV4 {
+            src: [10, 0, 0, 1],
+            dst: [10, 0, 0, 2],
+            src_port: [3, 4],
+            dst_port: [5, 6],
+            protocol: 7,
+            reserved: [0; 3],
+        };
+
+        assert_eq!(bytes_of(&key), [10, 0, 0, 1, 10, 0, 0, 2, 3, 4, 5, 6, 7, 0, 0, 0]);
+    }
+
+    #[test]
+    fn reversing_a_key_twice_gives_it_back() {
+        let key = FlowKeyV6 {
+            src: [1; 16],
+            dst: [2; 16],
+            src_port: [3; 2],
+            dst_port: [4; 2],
+            protocol: 5,
+            reserved: [0; 3],
+        };
+
+        assert_ne!(key.reversed(), key);
+        assert_eq!(key.reversed().reversed(), key);
+    }
+}
