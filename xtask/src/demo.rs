@@ -4,9 +4,9 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
-use crate::build_ebpf;
 use crate::setup::{self, Use};
 use crate::workspace::{self, run as run_command};
+use crate::{bpftool, build_ebpf};
 
 /// Show two pods that talk to each other through the TC programs.
 #[derive(clap::Args)]
@@ -27,5 +27,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ]))?;
     let mut demo = workspace::cargo_command("run");
     demo.args(["--quiet", "--package", "margay-tests", "--bin", "demo", "--"]);
+    bpftool::put_in_path(&mut demo)?;
     run_command(demo.args(&arguments.arguments))
 }

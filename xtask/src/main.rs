@@ -4,6 +4,7 @@
 //! has only Rust and a C compiler.
 #![deny(unsafe_code)]
 
+mod bpftool;
 mod build;
 mod build_ebpf;
 mod check;

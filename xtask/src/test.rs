@@ -11,9 +11,9 @@ use std::{env, fs, io};
 
 use anyhow::{Context, Result, bail};
 
-use crate::build_ebpf;
 use crate::setup::{self, Use};
 use crate::workspace::{self, cargo_command, run as run_command, shown};
+use crate::{bpftool, build_ebpf};
 
 const SKIP_LOG: &str = "MARGAY_SKIP_LOG";
 const REQUIRE_ALL: &str = "MARGAY_REQUIRE_ALL";
@@ -42,6 +42,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     fs::write(&skips, "").with_context(|| format!("cannot write {}", skips.display()))?;
     let mut command = cargo_command("test");
     command.arg("--no-fail-fast").args(failpoints()?).env(SKIP_LOG, &skips);
+    bpftool::put_in_path(&mut command)?;
     if arguments.require_all || env::var_os("CI").is_some_and(|ci| ci == "true") {
         command.env(REQUIRE_ALL, "1");
     }
