@@ -56,15 +56,8 @@ pub enum DataplaneError {
 /// What carries a pod's packets.
 #[derive(Debug)]
 pub enum Dataplane {
-    /// margay's programs.
-    Ebpf {
-        /// The pinned programs and maps.
-        datapath: Box<Datapath>,
-        /// How they are attached.
-        mode: AttachMode,
-        /// Bits of [`pod_flags`] for the pod's map entries.
-        pod_flags: u32,
-    },
+    /// margay's programs, pinned.
+    Ebpf(Box<Datapath>),
     /// The host's stack.
     Linux,
 }
@@ -72,7 +65,7 @@ pub enum Dataplane {
 impl fmt::Display for Dataplane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Ebpf { .. } => EBPF,
+            Self::Ebpf(_) => EBPF,
             Self::Linux => LINUX,
         })
     }
@@ -99,7 +92,13 @@ impl Dataplane {
             ..LoadOptions::new(conf.paths.run_dir.join("load"))
         };
         match Datapath::open_or_load(&conf.paths.bpffs_root, &options) {
-            Ok(datapath) => Ok(Self::ebpf(conf, datapath)),
+            Ok(datapath) => {
+                if datapath.origin() == Origin::Loaded {
+                    let root = conf.paths.bpffs_root.display();
+                    tracing::info!(%root, "loaded and pinned the programs");
+                }
+                Ok(Self::Ebpf(Box::new(datapath)))
+            }
             Err(error) if conf.dataplane == config::Dataplane::Auto => {
                 let error = crate::error::chain(&error);
                 tracing::warn!(error, "no eBPF dataplane on this node: the host's stack it is");
@@ -107,30 +106,6 @@ impl Dataplane {
             }
             Err(error) => Err(DataplaneError::Unavailable(error)),
         }
-    }
-
-    /// The dataplane that an endpoint was made with, for a look at it; nothing is loaded.
-    ///
-    /// # Errors
-    /// When the pins cannot be opened.
-    pub fn of_endpoint(conf: &NetConf, name: &str) -> Result<Option<Self>, DataplaneError> {
-        if name == LINUX {
-            return Ok(Some(Self::Linux));
-        }
-        let found = Datapath::open(&conf.paths.bpffs_root).map_err(DataplaneError::Unavailable)?;
-        Ok(found.map(|datapath| Self::ebpf(conf, datapath)))
-    }
-
-    fn ebpf(conf: &NetConf, datapath: Datapath) -> Self {
-        if datapath.origin() == Origin::Loaded {
-            tracing::info!(root = %conf.paths.bpffs_root.display(), "loaded and pinned the programs");
-        }
-        let mode = match conf.attach {
-            config::Attach::Clsact => AttachMode::Clsact,
-            config::Attach::Tcx => AttachMode::Tcx,
-        };
-        let pod_flags = if conf.answer_any_arp { pod_flags::ANSWER_ANY } else { 0 };
-        Self::Ebpf { datapath: Box::new(datapath), mode, pod_flags }
     }
 
     /// Whether the host's stack answers ARP and NDP for the gateway.
@@ -143,9 +118,14 @@ impl Dataplane {
     ///
     /// # Errors
     /// When the kernel refuses them.
-    pub async fn attach(&self, netlink: &Netlink, host: &HostSide) -> Result<(), DataplaneError> {
-        let Self::Ebpf { datapath, mode, .. } = self else { return Ok(()) };
-        let attached = datapath.attach(netlink.handle(), host.ifindex, *mode).await;
+    pub async fn attach(
+        &self,
+        conf: &NetConf,
+        netlink: &Netlink,
+        host: &HostSide,
+    ) -> Result<(), DataplaneError> {
+        let Self::Ebpf(datapath) = self else { return Ok(()) };
+        let attached = datapath.attach(netlink.handle(), host.ifindex, attach_mode(conf)).await;
         attached.map_err(|source| DataplaneError::Attach { interface: host.name.clone(), source })
     }
 
@@ -153,27 +133,34 @@ impl Dataplane {
     ///
     /// # Errors
     /// When a map is full.
-    pub fn publish(&self, host: &HostSide, mtu: u32) -> Result<(), DataplaneError> {
-        let Self::Ebpf { datapath, .. } = self else { return Ok(()) };
-        let Some(entry) = self.map_entry(host, mtu) else { return Ok(()) };
+    pub fn publish(&self, conf: &NetConf, host: &HostSide, mtu: u32) -> Result<(), DataplaneError> {
+        let Self::Ebpf(datapath) = self else { return Ok(()) };
         for &address in &host.addresses {
-            let inserted = datapath.pods().insert(address, &entry);
+            let inserted = datapath.pods().insert(address, &map_entry(conf, host, mtu));
             inserted.map_err(|source| DataplaneError::Map { address, source })?;
         }
         Ok(())
     }
+}
 
-    /// What the map says of each of the pod's addresses.
-    #[must_use]
-    pub fn map_entry(&self, host: &HostSide, mtu: u32) -> Option<PodInfo> {
-        let Self::Ebpf { pod_flags, .. } = self else { return None };
-        Some(PodInfo {
-            ifindex: host.ifindex,
-            mtu,
-            flags: *pod_flags,
-            pod_mac: host.pod_mac,
-            host_mac: HOST_VETH_MAC,
-        })
+/// How the programs are attached.
+#[must_use]
+pub fn attach_mode(conf: &NetConf) -> AttachMode {
+    match conf.attach {
+        config::Attach::Clsact => AttachMode::Clsact,
+        config::Attach::Tcx => AttachMode::Tcx,
+    }
+}
+
+/// What the map says of each of a pod's addresses.
+#[must_use]
+pub fn map_entry(conf: &NetConf, host: &HostSide, mtu: u32) -> PodInfo {
+    PodInfo {
+        ifindex: host.ifindex,
+        mtu,
+        flags: if conf.answer_any_arp { pod_flags::ANSWER_ANY } else { 0 },
+        pod_mac: host.pod_mac,
+        host_mac: HOST_VETH_MAC,
     }
 }
 

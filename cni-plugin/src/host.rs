@@ -75,14 +75,18 @@ impl HostSide {
         if proxy {
             sysctls.push((format!("ipv4/neigh/{name}/proxy_delay"), "0"));
         }
+        let conf = format!("ipv6/conf/{name}");
+        if sysctl::has_ipv6() {
+            // A pod must not reconfigure the host, with or without IPv6 addresses of its own.
+            sysctls.push((format!("{conf}/accept_ra"), "0"));
+            sysctls.push((format!("{conf}/accept_redirects"), "0"));
+        }
         if self.has(IpAddr::is_ipv6) {
-            let conf = format!("ipv6/conf/{name}");
             sysctls.extend([
                 (format!("{conf}/disable_ipv6"), "0"),
                 // The link-local address must be the one that the MAC address gives: the gateway.
                 (format!("{conf}/addr_gen_mode"), "0"),
                 (format!("{conf}/accept_dad"), "0"),
-                (format!("{conf}/accept_ra"), "0"),
                 (format!("{conf}/forwarding"), "1"),
                 (format!("{conf}/proxy_ndp"), on_if(proxy)),
             ]);

@@ -47,6 +47,12 @@ pub fn get(key: &str) -> Result<String, SysctlError> {
     }
 }
 
+/// Whether the kernel has IPv6 at all.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    path("ipv6").exists()
+}
+
 // `/proc/sys/net` follows the network namespace of the thread that opens it.
 fn path(key: &str) -> PathBuf {
     PathBuf::from("/proc/sys/net").join(key)

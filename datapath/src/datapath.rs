@@ -1,6 +1,7 @@
 //! One node's dataplane, open: the story from a root of pins to attached programs.
 
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use crate::events::{EventLog, EventLogError};
 use crate::load::{self, LoadError, LoadOptions};
 use crate::maps::{Flows, MapError, Maps, Pods};
 use crate::object::Build;
-use crate::pins::Pins;
+use crate::pins::{self, Pins};
 use crate::program::{PinnedProgram, Program, ProgramId};
 
 /// Opening or loading the dataplane failed.
@@ -43,6 +44,15 @@ pub enum DatapathError {
         #[source]
         /// What the kernel said.
         source: Box<ProgramError>,
+    },
+    /// The folder of every build's programs cannot be read.
+    #[error("list the builds pinned below {root}")]
+    Builds {
+        /// Root of the pins.
+        root: String,
+        #[source]
+        /// Errno.
+        source: io::Error,
     },
     /// Everything was pinned, and something was gone when it was opened.
     #[error("the pins below {root} vanished right after they were made")]
@@ -77,6 +87,15 @@ impl Datapath {
         Self::open_build(root, Build::embedded()?)
     }
 
+    /// Opens what every build of this ABI version has pinned below `root`. After an upgrade, pods
+    /// that were there before it keep the programs of the build that attached them.
+    pub fn open_builds(root: &Path) -> Result<Vec<Self>, DatapathError> {
+        let builds = pins::published_builds(root)
+            .map_err(|source| DatapathError::Builds { root: root.display().to_string(), source })?;
+        let opened = builds.iter().map(|build| Self::open_pins(root, build));
+        opened.filter_map(Result::transpose).collect()
+    }
+
     /// Opens what this build has pinned below `root`, and loads and pins it first if need be.
     ///
     /// However many processes call this at once, one of them loads. One that was killed half-way
@@ -106,8 +125,12 @@ impl Datapath {
     }
 
     pub(crate) fn open_build(root: &Path, build: Build) -> Result<Option<Self>, DatapathError> {
+        Self::open_pins(root, build.id)
+    }
+
+    fn open_pins(root: &Path, build: &str) -> Result<Option<Self>, DatapathError> {
         bpffs::check_root(root)?;
-        let pins = Pins::new(root, build.id);
+        let pins = Pins::new(root, build);
         let Some(from_pod) = open_program(&pins, Program::FromPod)? else { return Ok(None) };
         let Some(to_pod) = open_program(&pins, Program::ToPod)? else { return Ok(None) };
         let Some(maps) = Maps::open(&pins)? else { return Ok(None) };

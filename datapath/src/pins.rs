@@ -5,21 +5,25 @@
 //! and interface name finds the pin. File names hold no dot: bpffs refuses them.
 
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use margay_abi::ABI_VERSION;
 
 use crate::Program;
 
+/// Ends the name of a folder of programs that are not all there yet.
+const UNFINISHED: &str = "-unfinished";
+
 /// The pin paths of one build below one root.
 #[derive(Clone, Debug)]
 pub(crate) struct Pins {
     abi: PathBuf,
-    build: &'static str,
+    build: String,
 }
 
 impl Pins {
-    pub(crate) fn new(root: &Path, build: &'static str) -> Self {
-        Self { abi: abi_dir(root), build }
+    pub(crate) fn new(root: &Path, build: &str) -> Self {
+        Self { abi: abi_dir(root), build: build.to_owned() }
     }
 
     pub(crate) fn maps(&self) -> PathBuf {
@@ -37,12 +41,12 @@ impl Pins {
 
     /// This build's programs. Exists with all of them in it, or not at all.
     pub(crate) fn programs(&self) -> PathBuf {
-        self.builds().join(self.build)
+        self.builds().join(&self.build)
     }
 
     /// Where this build's programs are pinned until they are complete.
     pub(crate) fn unfinished_programs(&self) -> PathBuf {
-        self.builds().join(format!("{}-unfinished", self.build))
+        self.builds().join(format!("{}{UNFINISHED}", self.build))
     }
 
     pub(crate) fn program(&self, program: Program) -> PathBuf {
@@ -56,6 +60,24 @@ impl Pins {
     pub(crate) fn link(&self, interface: &str, program: Program) -> PathBuf {
         self.links().join(link_name(interface, program))
     }
+}
+
+/// The builds that have published their programs below `root`, in no order.
+pub(crate) fn published_builds(root: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(abi_dir(root).join("progs")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut builds = Vec::new();
+    for entry in entries {
+        // Whatever is not UTF-8 is not margay's.
+        if let Ok(name) = entry?.file_name().into_string()
+            && !name.ends_with(UNFINISHED)
+        {
+            builds.push(name);
+        }
+    }
+    Ok(builds)
 }
 
 /// The folder of this ABI version below `root`.

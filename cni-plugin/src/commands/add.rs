@@ -122,7 +122,7 @@ async fn attach(
     host.set_sysctls(dataplane.uses_proxy())?;
 
     phases.enter("attach")?;
-    dataplane.attach(&session.netlink, &host).await?;
+    dataplane.attach(request.conf, &session.netlink, &host).await?;
 
     phases.enter("link_up")?;
     session.netlink.set_link_up(host.ifindex).await?;
@@ -131,7 +131,7 @@ async fn attach(
     host.route_to_pod(&session.netlink).await?;
 
     phases.enter("map")?;
-    dataplane.publish(&host, mtu.bytes)?;
+    dataplane.publish(request.conf, &host, mtu.bytes)?;
 
     phases.enter("endpoint")?;
     let endpoint = endpoint(session, request, &host, &dataplane, mtu.bytes);

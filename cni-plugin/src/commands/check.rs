@@ -5,12 +5,12 @@
 use std::net::IpAddr;
 
 use margay_abi::HOST_VETH_MAC;
-use margay_datapath::Program;
+use margay_datapath::{Datapath, Program};
 use margay_datastore::Endpoint;
 
 use super::session::{self, HostVeth, Session};
 use crate::config;
-use crate::dataplane::{Dataplane, DataplaneError};
+use crate::dataplane::{self, DataplaneError};
 use crate::error::{Error, chain};
 use crate::host::HostSide;
 use crate::netlink::{LinkInfo, Netlink, ROUTE_PROTOCOL};
@@ -157,12 +157,12 @@ async fn check_host(
         pod_mac: endpoint.pod_mac,
     };
     check_routes(findings, &session.netlink, &host).await?;
-    let Some(dataplane) = Dataplane::of_endpoint(session.conf, &endpoint.dataplane)? else {
-        findings.0.push("the programs of this build are not loaded on this node".to_owned());
-        return Ok(());
-    };
-    check_sysctls(findings, &host, dataplane.uses_proxy());
-    check_dataplane(findings, session, &dataplane, &host, endpoint.mtu).await
+    let uses_ebpf = endpoint.dataplane == dataplane::EBPF;
+    check_sysctls(findings, &host, !uses_ebpf);
+    if uses_ebpf {
+        check_dataplane(findings, session, &host, endpoint.mtu).await?;
+    }
+    Ok(())
 }
 
 async fn check_routes(
@@ -199,30 +199,36 @@ fn check_sysctls(findings: &mut Findings, host: &HostSide, proxy: bool) {
 async fn check_dataplane(
     findings: &mut Findings,
     session: &Session<'_>,
-    dataplane: &Dataplane,
     host: &HostSide,
     mtu: u32,
 ) -> Result<(), Error> {
-    let Dataplane::Ebpf { datapath, mode, .. } = dataplane else { return Ok(()) };
-    let attached = datapath.inspect(session.netlink.handle(), host.ifindex, *mode).await;
+    let conf = session.conf;
+    let builds = Datapath::open_builds(&conf.paths.bpffs_root);
+    let builds = builds.map_err(DataplaneError::Unavailable)?;
+    let Some(datapath) = builds.first() else {
+        findings.0.push("no programs are pinned on this node".to_owned());
+        return Ok(());
+    };
+    let mode = dataplane::attach_mode(conf);
+    let attached = datapath.inspect(session.netlink.handle(), host.ifindex, mode).await;
     let attached = attached
         .map_err(|source| DataplaneError::Attach { interface: host.name.clone(), source })?;
-    let loaded = datapath.program_ids();
     for program in Program::ALL {
-        let (found, wanted) = (attached.get(program), loaded.get(program));
+        let found = attached.get(program);
+        let is_ours = builds.iter().any(|build| build.program_ids().get(program) == found);
         let name = program.name();
         findings
             .expect(found.is_some(), || format!("program {name} is not attached to {}", host.name));
-        findings.expect(found.is_none() || found == wanted, || {
-            format!("{} runs another {name} than the one this node has loaded", host.name)
+        findings.expect(found.is_none() || is_ours, || {
+            format!("{} runs another {name} than any that is pinned on this node", host.name)
         });
     }
-    let wanted = dataplane.map_entry(host, mtu);
+    let wanted = dataplane::map_entry(conf, host, mtu);
     for &address in &host.addresses {
         let found = datapath.pods().get(address);
         let found = found.map_err(|source| DataplaneError::Map { address, source })?;
         findings.expect(found.is_some(), || format!("map entry of {address} is missing"));
-        findings.expect(found.is_none() || found == wanted, || {
+        findings.expect(found.is_none_or(|entry| entry == wanted), || {
             format!("map entry of {address} is {found:?}, not {wanted:?}")
         });
     }
