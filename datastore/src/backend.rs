@@ -5,7 +5,7 @@
 //! are no transactions over several keys, so every layer above orders its writes such that a crash
 //! between any two of them is safe.
 //!
-//! What an implementation owes is written down as tests in [`crate::testing::contract`] (feature
+//! What an implementation owes is written down as tests in `testing::contract` (feature
 //! `test-support`).
 
 use std::error::Error;
@@ -59,6 +59,12 @@ pub trait Backend: Send + Sync {
     ///
     /// [`BackendError::Compacted`] if the store no longer remembers that far back.
     fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, BackendError>;
+
+    /// Does work that the backend has put off, if there is much of it. Changes no record. To be
+    /// called where nobody waits: by STATUS, at the end of DEL and GC, never by ADD.
+    fn upkeep(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
 }
 
 /// A running watch.
@@ -245,5 +251,9 @@ impl<B: Backend + ?Sized> Backend for Arc<B> {
 
     fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, BackendError> {
         (**self).watch(prefix, after)
+    }
+
+    fn upkeep(&self) -> Result<(), BackendError> {
+        (**self).upkeep()
     }
 }

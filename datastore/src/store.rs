@@ -71,6 +71,11 @@ impl Store {
         &*self.backend
     }
 
+    /// See [`Backend::upkeep`].
+    pub fn upkeep(&self) -> Result<(), StoreError> {
+        Ok(self.backend.upkeep()?)
+    }
+
     /// The endpoint of `attachment`, if it has one.
     pub fn endpoint(&self, attachment: &Attachment) -> Result<Option<Endpoint>, StoreError> {
         Ok(self.read(&keys::endpoint(attachment))?.map(|stored| stored.record))

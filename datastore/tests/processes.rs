@@ -1,5 +1,7 @@
 //! Fifty processes on one database, as when a node starts all its pods at once.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic like the tests themselves")]
+
 use std::collections::BTreeSet;
 use std::env;
 use std::fs::{self, File};

@@ -10,7 +10,7 @@ use super::clock::{Patience, now_ms};
 use super::select::won;
 use super::{Ipam, IpamError};
 use crate::Attachment;
-use crate::backend::Revision;
+use crate::backend::{Revision, Versioned};
 use crate::keys;
 use crate::records::Node;
 use crate::store::{StoreError, Stored, decode};
@@ -61,24 +61,33 @@ impl Ipam<'_> {
         }
         let mut reclaimed = Vec::new();
         for versioned in self.store.backend().list(keys::HANDLES, None)? {
-            let handle: Handle = match decode(&versioned) {
-                Ok(stored) => stored.record,
-                Err(error) => {
-                    // Whoever needs this record gets the error; the others need not wait for it.
-                    tracing::warn!(%error, "skipped while reclaiming");
-                    continue;
+            match self.reclaim(&versioned, is_alive) {
+                Ok(attachment) => reclaimed.extend(attachment),
+                // A damaged record stops whoever needs it, not every verb on the node.
+                Err(IpamError::Store(error @ StoreError::Decode { .. })) => {
+                    tracing::warn!(handle = versioned.key, %error, "not reclaimed");
                 }
-            };
-            let is_ours = handle.node == self.node && handle.boot_id != self.boot_id;
-            if !is_ours || handle.netns.as_deref().is_some_and(is_alive) {
-                continue;
+                Err(error) => return Err(error),
             }
-            self.release_if(&handle.attachment, &|now| now.assignment == handle.assignment)?;
-            reclaimed.push(handle.attachment);
         }
         let (name, boot_id) = (self.node.clone(), self.boot_id.clone());
         self.store.put_node(&Node { name, boot_id })?;
         Ok(reclaimed)
+    }
+
+    /// Releases one handle if it is left from an earlier boot of this node.
+    fn reclaim(
+        &self,
+        versioned: &Versioned,
+        is_alive: &dyn Fn(&str) -> bool,
+    ) -> Result<Option<Attachment>, IpamError> {
+        let handle: Handle = decode(versioned)?.record;
+        let is_stale = handle.node == self.node && handle.boot_id != self.boot_id;
+        if !is_stale || handle.netns.as_deref().is_some_and(is_alive) {
+            return Ok(None);
+        }
+        self.release_if(&handle.attachment, &|now| now.assignment == handle.assignment)?;
+        Ok(Some(handle.attachment))
     }
 
     /// Releases the attachment for as long as its handle is one that `which` accepts.

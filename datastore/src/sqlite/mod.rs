@@ -17,9 +17,12 @@
 //! SQLite's own schedule, whose steps grow to 100 ms. Only after [`BUSY_DEADLINE`] does a call fail,
 //! with [`BackendError::Busy`].
 //!
-//! **Closing.** The last process to close a SQLite database normally checkpoints it, which here
-//! would be every process. That is off; the log is checkpointed whenever it has grown past
-//! [`CHECKPOINT_PAGES`].
+//! **Checkpoints.** Moving the log into the database costs two fsyncs, 10 ms and more where an ADD
+//! takes 4. The last process to close a database normally does it, which here would be every
+//! process; that is off. [`Backend::upkeep`] does it from [`UPKEEP_PAGES`] on, in verbs that can
+//! afford it, so that a commit has to do it only if the log grows past [`CHECKPOINT_PAGES`] between
+//! them. A process that opens the database while no other has it open reads the log once (0.4 ms
+//! for 1,000 pages).
 
 mod file;
 mod schema;
@@ -37,9 +40,11 @@ use crate::backend::{Backend, BackendError, Revision, Versioned, Watch, check_pr
 /// How long a call waits for others before it fails with [`BackendError::Busy`].
 const BUSY_DEADLINE: Duration = Duration::from_secs(15);
 
-/// Size of the write-ahead log, in pages of 4 KiB, that makes a commit move it into the database.
-/// A process that opens the database alone reads the log once, so this bounds that time as well.
-const CHECKPOINT_PAGES: u32 = 256;
+/// Size of the write-ahead log, in pages of 4 KiB, that makes a commit checkpoint it.
+const CHECKPOINT_PAGES: i64 = 1_000;
+
+/// Size of the write-ahead log that makes [`Backend::upkeep`] checkpoint it: about ten verbs.
+const UPKEEP_PAGES: i64 = 192;
 
 /// How many changes a watch can lie behind. Pruned in steps, so up to an eighth more are kept.
 const REMEMBERED_CHANGES: i64 = 16_384;
@@ -157,6 +162,29 @@ impl Backend for Sqlite {
         check_prefix(prefix)?;
         let watch = watch::Changes::new(Arc::clone(&self.connection), prefix, after)?;
         Ok(Box::new(watch))
+    }
+
+    fn upkeep(&self) -> Result<(), BackendError> {
+        let connection = self.connection();
+        // Answers with the pages in the log, and how many of them were moved.
+        let checkpoint = |mode: &str| {
+            let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
+            connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], row)
+        };
+        // A passive checkpoint holds up no writer. Once it has moved everything, emptying the log
+        // is a matter of microseconds; without that, a process that opens the database alone would
+        // not know what was moved and take the log for a long one again.
+        let run = || {
+            if checkpoint("NOOP")?.0 < UPKEEP_PAGES {
+                return Ok(());
+            }
+            let (pages, moved) = checkpoint("PASSIVE")?;
+            if pages == moved {
+                checkpoint("TRUNCATE")?;
+            }
+            Ok(())
+        };
+        run().map_err(|source| failure("checkpoint".to_owned(), source))
     }
 }
 

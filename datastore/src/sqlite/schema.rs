@@ -11,12 +11,16 @@ const VERSION: u32 = 1;
 
 /// `revision` of a record is that of the newest line with its key in `changes`. A record's value is
 /// text, or a blob if it is not UTF-8.
+///
+/// The keys have an index of their own rather than being the table's order (`WITHOUT ROWID`): a
+/// search in the latter compares whole rows, and would read the overflow pages of every block on
+/// its way. `revision` comes before `value` for the same reason.
 const TABLES: &str = "
     CREATE TABLE records (
-        key      TEXT NOT NULL PRIMARY KEY,
+        key      TEXT NOT NULL UNIQUE,
         revision INTEGER NOT NULL,
         value    ANY NOT NULL
-    ) STRICT, WITHOUT ROWID;
+    ) STRICT;
     CREATE TABLE changes (
         revision INTEGER PRIMARY KEY,
         key      TEXT NOT NULL,

@@ -134,6 +134,21 @@ fn a_database_without_write_permission_is_reported_as_read_only() {
 }
 
 #[test]
+fn upkeep_moves_a_long_log_and_leaves_a_short_one() {
+    let (_directory, path) = fresh();
+    let store = Sqlite::open(&path).unwrap();
+    let log_bytes = || fs::metadata(path.with_extension("db-wal")).unwrap().len();
+    store.create("k", b"v").unwrap();
+    store.upkeep().unwrap();
+    assert!(log_bytes() > 0);
+
+    store.create("big", &vec![b'x'; UPKEEP_PAGES as usize * 4096]).unwrap();
+    store.upkeep().unwrap();
+    assert_eq!(log_bytes(), 0);
+    assert_eq!(store.get("k").unwrap().unwrap().value, b"v");
+}
+
+#[test]
 fn history_is_pruned_and_a_watch_from_before_says_so() {
     let (_directory, path) = fresh();
     let store = Sqlite::open(&path).unwrap();

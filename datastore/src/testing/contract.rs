@@ -1,5 +1,7 @@
 //! What every [`Backend`] owes, as tests that panic. Each takes an empty backend.
 
+#![expect(clippy::unwrap_used, reason = "these are tests, built for other crates as well")]
+
 use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};

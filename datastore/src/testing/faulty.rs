@@ -108,4 +108,8 @@ impl<B: Backend> Backend for Faulty<B> {
     fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, BackendError> {
         self.read(|inner| inner.watch(prefix, after))
     }
+
+    fn upkeep(&self) -> Result<(), BackendError> {
+        self.read(Backend::upkeep)
+    }
 }

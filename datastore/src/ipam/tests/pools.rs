@@ -83,10 +83,8 @@ fn a_removed_pool_gives_no_new_addresses_and_takes_back_the_old() {
     ipam.assign(&request(1, &[pool("10.0.0.0/24", 26)])).unwrap();
 
     let other = [pool("10.1.0.0/24", 26)];
-    assert_eq!(
-        ipam.assign(&request(2, &other)).unwrap(),
-        [ip("10.1.0.1")].map(|_| { ipam.assigned(&attachment(2)).unwrap()[0] })
-    );
+    let elsewhere = ipam.assign(&request(2, &other)).unwrap();
+    assert!(other[0].cidr.contains(elsewhere[0]), "{elsewhere:?}");
     assert_eq!(ipam.release(&attachment(1)).unwrap().len(), 1);
 
     let cidr = "10.1.0.0/24".parse().unwrap();
@@ -101,7 +99,7 @@ fn a_disabled_pool_gives_nothing_new() {
     let store = store();
     let ipam = node(&store, "a");
     let enabled = pool("10.0.0.0/24", 26);
-    ipam.assign(&request(1, &[enabled.clone()])).unwrap();
+    ipam.assign(&request(1, std::slice::from_ref(&enabled))).unwrap();
     let disabled = [Pool { disabled: true, ..enabled }];
 
     assert!(matches!(ipam.assign(&request(2, &disabled)), Err(IpamError::NoPool { .. })));

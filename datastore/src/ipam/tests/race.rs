@@ -1,10 +1,11 @@
 //! Many at once.
 
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use super::*;
+use crate::{Backend, BackendError, Revision, Versioned, Watch};
 
 #[test]
 fn assigns_and_releases_of_one_attachment_racing_leave_all_or_nothing() {
@@ -36,6 +37,141 @@ fn assigns_and_releases_of_one_attachment_racing_leave_all_or_nothing() {
         assert!([0, 2].contains(&out), "{out}");
         node(&store, "a").release(&attachment("x")).unwrap();
         assert_nothing_held(&store);
+    }
+}
+
+#[test]
+fn a_release_between_any_two_steps_of_an_assign_leaves_all_or_nothing() {
+    at_every_step(assign_x, |store| drop(node(store, "a").release(&attachment("x")).unwrap()));
+}
+
+#[test]
+fn a_release_and_a_new_assign_between_any_two_steps_of_an_assign_keep_the_new_one() {
+    let again = |store: &Store| {
+        node(store, "a").release(&attachment("x")).unwrap();
+        assign_x(store).unwrap();
+    };
+    at_every_step_leaving(&[2], assign_x, again);
+}
+
+#[test]
+fn another_assign_between_any_two_steps_of_an_assign_gets_other_addresses() {
+    let other = |store: &Store| {
+        let ips = node(store, "a").assign(&request("y", &small_pools())).unwrap();
+        assert_eq!(ips.len(), 2);
+    };
+    at_every_step(assign_x, other);
+    at_every_step(assign_x, |store| drop(assign_x(store)));
+    let borrower = |store: &Store| {
+        node(store, "b").assign(&request("y", &small_pools())).unwrap();
+    };
+    at_every_step(assign_x, borrower);
+}
+
+#[test]
+fn anything_between_any_two_steps_of_a_release_leaves_all_or_nothing() {
+    let story: Story = |store| {
+        assign_x(store)?;
+        node(store, "a").release(&attachment("x"))
+    };
+    at_every_step(story, |store| drop(node(store, "a").release(&attachment("x")).unwrap()));
+    at_every_step(story, |store| drop(assign_x(store)));
+    let reboot = |store: &Store| {
+        let after = Ipam::new(store, "a", "boot-2");
+        after.reclaim_earlier_boots(&|_| false).unwrap();
+        drop(after.assign(&request("x", &small_pools())));
+    };
+    at_every_step(story, reboot);
+    at_every_step(assign_x, reboot);
+}
+
+type Story = fn(&Store) -> Result<Vec<IpAddr>, IpamError>;
+
+fn assign_x(store: &Store) -> Result<Vec<IpAddr>, IpamError> {
+    node(store, "a").assign(&request("x", &small_pools()))
+}
+
+fn small_pools() -> Vec<Pool> {
+    vec![pool("10.0.0.0/29", 30), pool("fd00::/125", 126)]
+}
+
+/// Runs the story with `meanwhile` before its first step, its second, and so on to its last.
+fn at_every_step(story: Story, meanwhile: fn(&Store)) {
+    at_every_step_leaving(&[0, 2], story, meanwhile);
+}
+
+/// The same, where attachment x must hold one of these numbers of addresses in the end.
+fn at_every_step_leaving(x_holds: &[usize], story: Story, meanwhile: fn(&Store)) {
+    for step in 0.. {
+        let memory = Memory::new();
+        let sound = Store::new(memory.clone());
+        let meanwhile_store = sound.clone();
+        let hook = Box::new(move || meanwhile(&meanwhile_store));
+        let hooked =
+            Hooked { inner: memory, left: AtomicU32::new(step), hook: Mutex::new(Some(hook)) };
+        let hooked = std::sync::Arc::new(hooked);
+
+        let outcome = story(&Store::new(hooked.clone()));
+
+        if let Err(error) = outcome {
+            let expected =
+                matches!(error, IpamError::AlreadyAssigned { .. } | IpamError::Interrupted { .. });
+            assert!(expected, "{error} with an interruption at step {step}");
+        }
+        let out = taken(&sound);
+        for (name, allowed) in [("x", x_holds), ("y", &[0, 2])] {
+            let held = out.values().filter(|holder| **holder == attachment(name)).count();
+            assert!(allowed.contains(&held), "{name} holds {held} at step {step}");
+            assert_eq!(node(&sound, "a").assigned(&attachment(name)).unwrap().len(), held);
+            node(&sound, "a").release(&attachment(name)).unwrap();
+        }
+        assert_nothing_held(&sound);
+        if hooked.hook.lock().unwrap().is_some() {
+            assert!(step > 10, "the story has more steps than that");
+            return;
+        }
+    }
+}
+
+/// Runs a hook before one operation of another backend.
+struct Hooked {
+    inner: Memory,
+    left: AtomicU32,
+    hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Hooked {
+    fn step(&self) -> &Memory {
+        if self.left.fetch_sub(1, Ordering::SeqCst) == 0
+            && let Some(hook) = self.hook.lock().unwrap().take()
+        {
+            hook();
+        }
+        &self.inner
+    }
+}
+
+impl Backend for Hooked {
+    fn get(&self, key: &str) -> Result<Option<Versioned>, BackendError> {
+        self.step().get(key)
+    }
+    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
+        self.step().create(key, value)
+    }
+    fn update(&self, key: &str, value: &[u8], at: Revision) -> Result<Revision, BackendError> {
+        self.step().update(key, value, at)
+    }
+    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
+        self.step().delete(key, expected)
+    }
+    fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
+        self.step().list(prefix, limit)
+    }
+    fn revision(&self) -> Result<Revision, BackendError> {
+        self.inner.revision()
+    }
+    fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, BackendError> {
+        self.inner.watch(prefix, after)
     }
 }
 
