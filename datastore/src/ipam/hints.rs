@@ -13,8 +13,9 @@ use super::{Ipam, IpamError};
 use crate::keys;
 use crate::store::{StoreError, Stored, decode};
 
-/// The largest number of slots of a block that no pool hands out (both ends of a one-block pool).
-const MOST_RESERVED: usize = 2;
+/// The largest number of slots of a block that a pool may not hand out: both ends and the gateway of
+/// a pool of one block.
+const MOST_RESERVED: usize = 3;
 
 impl Ipam<'_> {
     /// Hints of this node (`own_only`), or of all nodes, for blocks of one family.

@@ -237,6 +237,24 @@ fn lost_and_wrong_hints_cost_nothing_but_time() {
 }
 
 #[test]
+fn a_full_block_that_gets_a_slot_back_has_a_hint_again() {
+    let gateway = Some(ip("10.0.0.1"));
+    for shape in [pool("10.0.0.0/28", 28), Pool { gateway, ..pool("10.0.0.0/28", 28) }] {
+        let (store, pools) = (store(), [shape]);
+        let ipam = node(&store, "a");
+        let count = u32::try_from(pools[0].capacity()).unwrap();
+        for container in 0..count {
+            ipam.assign(&request(container, &pools)).unwrap();
+        }
+        assert_eq!(store.backend().list(keys::OPEN, None).unwrap(), []);
+
+        ipam.release(&attachment(0)).unwrap();
+
+        assert_eq!(store.backend().list(keys::OPEN, None).unwrap().len(), 1);
+    }
+}
+
+#[test]
 fn a_record_that_does_not_decode_is_an_error_that_names_its_key() {
     let pools = [pool("10.0.0.0/24", 26)];
     for garbage in ["", "{", "null", "{\"cidr\":\"x\"}", "[]", "\u{0}"] {
