@@ -219,7 +219,9 @@ fn ipam(error: &IpamError, details: String) -> CniError {
     use margay_datastore::IpamError as Allocator;
     match error {
         IpamError::Allocator(error) if error.is_transient() => CniError::TryAgainLater(details),
-        IpamError::Allocator(Allocator::Store(error)) => store(error, details),
+        IpamError::Store(error) | IpamError::Allocator(Allocator::Store(error)) => {
+            store(error, details)
+        }
         IpamError::Allocator(Allocator::Pool(_)) | IpamError::NoGateway { .. } => {
             CniError::InvalidNetworkConfig(details)
         }

@@ -4,6 +4,7 @@
 use super::session::{self, Session};
 use super::teardown::teardown;
 use crate::error::Error;
+use crate::ipam;
 use crate::protocol::{Call, Target};
 
 /// Takes away everything of the attachment.
@@ -14,6 +15,9 @@ pub(super) fn del(call: &Call, target: &Target) -> Result<(), Error> {
         phases.enter("open")?;
         let session = Session::open(call, &conf, attachment.clone())?;
         phases.enter("teardown")?;
-        teardown(&session).await
+        teardown(&session).await?;
+        phases.enter("upkeep")?;
+        ipam::upkeep(&session.store);
+        Ok(())
     })
 }

@@ -55,6 +55,7 @@ pub(super) fn gc(call: &Call) -> Result<(), Error> {
         let valid: Vec<Attachment> = valid.iter().cloned().collect();
         let ipam = Ipam::new(&conf, call, &store, &boot_id);
         note(ipam.gc(&conf.name, &valid).map_err(Error::from));
+        ipam::upkeep(&store);
 
         first_error.map_or(Ok(()), Err)
     })

@@ -121,11 +121,6 @@ impl<'a> Session<'a> {
 /// Opens the node's datastore. The first verb of a boot takes back what earlier boots left behind.
 pub(super) fn open_store(conf: &NetConf, boot_id: &str) -> Result<Store, Error> {
     let store = Store::new(Sqlite::open(&conf.paths.database()).map_err(StoreError::from)?);
-    let ipam = margay_datastore::Ipam::new(&store, &conf.nodename, boot_id);
-    let reclaimed = ipam.reclaim_earlier_boots(&ipam::is_netns_alive).map_err(IpamError::from)?;
-    for attachment in reclaimed {
-        tracing::info!(%attachment, "took back the addresses of an earlier boot");
-        store.delete_endpoint(&attachment)?;
-    }
+    ipam::reclaim_earlier_boots(&store, &conf.nodename, boot_id)?;
     Ok(store)
 }

@@ -20,7 +20,9 @@ pub(super) fn status(call: &Call) -> Result<(), Error> {
         let boot_id = ipam::boot_id()?;
         let store = session::open_store(&conf, &boot_id)?;
         phases.enter("ipam")?;
-        Ok(Ipam::new(&conf, call, &store, &boot_id).status()?)
+        Ipam::new(&conf, call, &store, &boot_id).status()?;
+        ipam::upkeep(&store);
+        Ok(())
     });
     outcome.map_err(Error::into_status)
 }

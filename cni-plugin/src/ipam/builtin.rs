@@ -10,6 +10,7 @@ use margay_datastore::{AssignRequest, Attachment, PodRef, Store};
 use super::{AssignedIp, IpamError, IpamResult};
 use crate::args::CniArgs;
 use crate::config::PoolSet;
+use crate::error::chain;
 use crate::protocol::Target;
 
 /// margay-ipam on a datastore.
@@ -33,7 +34,7 @@ impl Builtin<'_> {
         target: &Target,
         requested: &[IpAddr],
     ) -> Result<IpamResult, IpamError> {
-        self.reclaim_earlier_boots()?;
+        reclaim_earlier_boots(self.store, self.node, self.boot_id)?;
         let request = AssignRequest {
             attachment: attachment.clone(),
             pod: pod_ref(&target.args),
@@ -107,17 +108,27 @@ impl Builtin<'_> {
         Ok(())
     }
 
-    /// Takes back what pods of earlier boots held whose network namespace is gone.
-    pub fn reclaim_earlier_boots(&self) -> Result<Vec<Attachment>, IpamError> {
-        let reclaimed = self.ipam().reclaim_earlier_boots(&is_netns_alive)?;
-        if !reclaimed.is_empty() {
-            tracing::info!(count = reclaimed.len(), "addresses of an earlier boot are free again");
-        }
-        Ok(reclaimed)
-    }
-
     fn ipam(&self) -> margay_datastore::Ipam<'_> {
         margay_datastore::Ipam::new(self.store, self.node, self.boot_id)
+    }
+}
+
+/// Takes back what pods of earlier boots held whose network namespace is gone, and their endpoints.
+/// The first call of a boot does that; each later one is a single read.
+pub fn reclaim_earlier_boots(store: &Store, node: &str, boot_id: &str) -> Result<(), IpamError> {
+    let ipam = margay_datastore::Ipam::new(store, node, boot_id);
+    for attachment in ipam.reclaim_earlier_boots(&is_netns_alive)? {
+        tracing::info!(%attachment, "took back the addresses of an earlier boot");
+        store.delete_endpoint(&attachment)?;
+    }
+    Ok(())
+}
+
+/// Lets the datastore do work that it put off: for verbs that nobody waits for. Nothing depends on
+/// it, so a failure is only logged.
+pub fn upkeep(store: &Store) {
+    if let Err(error) = store.upkeep() {
+        tracing::warn!(error = chain(&error), "upkeep of the datastore");
     }
 }
 

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use margay_datastore::{Attachment, Store};
 
 pub(crate) use builtin::pod_ref;
-pub use builtin::{Builtin, boot_id, is_netns_alive};
+pub use builtin::{Builtin, boot_id, is_netns_alive, reclaim_earlier_boots, upkeep};
 pub use delegated::Delegated;
 pub use plugin::MargayIpam;
 pub use result::{AssignedIp, IpamResult, Route};
@@ -96,6 +96,9 @@ impl<'a> Ipam<'a> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IpamError {
+    /// The datastore failed.
+    #[error("datastore")]
+    Store(#[from] margay_datastore::StoreError),
     /// margay-ipam's allocator failed or refused.
     #[error("margay-ipam")]
     Allocator(#[from] margay_datastore::IpamError),

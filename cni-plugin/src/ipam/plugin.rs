@@ -8,7 +8,7 @@ use margay_datastore::{Attachment, Sqlite, Store, StoreError};
 use rscni_types::ipnet::IpNet;
 use rscni_types::types::{CNIResult, IpConfig};
 
-use super::builtin::{Builtin, boot_id};
+use super::builtin::{Builtin, boot_id, upkeep};
 use super::{AssignedIp, IpamError};
 use crate::config::{IpamNetConf, prev_result, valid_attachments};
 use crate::error::Error;
@@ -46,7 +46,9 @@ impl Plugin for MargayIpam {
             phases.enter("open_datastore")?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
             phases.enter("release_addresses")?;
-            Ok(builtin(&netconf, &store, &boot_id).del(&attachment)?)
+            builtin(&netconf, &store, &boot_id).del(&attachment)?;
+            upkeep(&store);
+            Ok(())
         })
     }
 
@@ -78,6 +80,7 @@ impl Plugin for MargayIpam {
             phases.enter("release_addresses")?;
             let released = builtin(&netconf, &store, &boot_id).gc(&netconf.name, &valid)?;
             released.iter().for_each(|attachment| tracing::info!("{attachment} was stale"));
+            upkeep(&store);
             Ok(())
         })
     }
@@ -88,7 +91,9 @@ impl Plugin for MargayIpam {
             phases.enter("open_datastore")?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
             phases.enter("look_for_free_addresses")?;
-            Ok(builtin(&netconf, &store, &boot_id).status()?)
+            builtin(&netconf, &store, &boot_id).status()?;
+            upkeep(&store);
+            Ok(())
         })
         .map_err(Error::into_status)
     }
