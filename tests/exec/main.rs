@@ -7,5 +7,6 @@ mod collection;
 mod concurrency;
 mod delegation;
 mod economy;
+mod reboot;
 mod residue;
 mod sabotage;

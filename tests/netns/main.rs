@@ -2,9 +2,11 @@
 //! binaries, traffic is real.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod framing;
 mod lifecycle;
 mod link_local;
 mod outside;
 mod services;
 mod spoofing;
 mod stack_mode;
+mod tcx;

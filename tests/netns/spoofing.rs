@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use margay_abi::{Counter, HOST_VETH_MAC};
 use margay_tests::node::{NODE_V4, NODE_V6, WORLD_V4, WORLD_V6};
+use margay_tests::packet::{self, Ipv4};
 use margay_tests::pod::address;
 use margay_tests::traffic::{SILENCE, assert_ping, udp};
 use margay_tests::{Node, Pod};
@@ -78,26 +79,11 @@ fn datagram(mac: [u8; 6], tags: usize, source: IpAddr, destination: SocketAddr) 
     let (IpAddr::V4(source), SocketAddr::V4(destination)) = (source, destination) else {
         panic!("IPv4 only");
     };
-    let payload = b"I am somebody else";
-    let udp_len = 8 + payload.len() as u16;
-    let mut ip = vec![0x45, 0];
-    ip.extend((20 + udp_len).to_be_bytes());
-    ip.extend([0, 0, 0, 0, 64, 17, 0, 0]);
-    ip.extend(source.octets());
-    ip.extend(destination.ip().octets());
-    let sum: u32 = ip.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
-
+    let udp = packet::udp(9, destination.port(), b"I am somebody else");
     let mut frame = [HOST_VETH_MAC, mac].concat();
     frame.extend([0x81, 0x00, 0, 0].repeat(tags));
     frame.extend([0x08, 0x00]);
-    frame.extend(ip);
-    frame.extend(9_u16.to_be_bytes());
-    frame.extend(destination.port().to_be_bytes());
-    frame.extend(udp_len.to_be_bytes());
-    frame.extend([0, 0]);
-    frame.extend(payload);
+    frame.extend(Ipv4::new(source.octets(), destination.ip().octets(), 17).packet(&udp));
     frame
 }
 

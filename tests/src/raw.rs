@@ -11,15 +11,42 @@ impl Pod<'_> {
     /// # Panics
     /// When the interface does not exist or refuses it.
     pub fn send_frame(&self, ifname: &str, frame: &[u8]) {
+        let ifindex = self.ifindex(ifname);
+        self.enter(|| send(ifindex, frame, Layout::Linear)).expect("send a frame");
+    }
+
+    /// Sends a frame of more than a page in the way that leaves nothing but its Ethernet header in
+    /// the linear part of the kernel's buffer.
+    ///
+    /// # Panics
+    /// When the frame is too short for that, or as with [`send_frame`](Self::send_frame).
+    pub fn send_scattered_frame(&self, ifname: &str, frame: &[u8]) {
+        assert!(frame.len() > 4096, "the kernel keeps a frame of one page together");
+        let ifindex = self.ifindex(ifname);
+        self.enter(|| send(ifindex, frame, Layout::Scattered)).expect("send a frame");
+    }
+
+    fn ifindex(&self, ifname: &str) -> u32 {
         let link =
             self.netlink(async |netlink| netlink.link_by_name(ifname).await.expect("look up"));
-        let ifindex = link.expect("interface").index;
-        self.enter(|| send(ifindex, frame)).expect("send a frame");
+        link.expect("interface").index
     }
 }
 
+/// How the kernel is to lay a frame out in its buffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    Linear,
+    Scattered,
+}
+
+/// `struct virtio_net_hdr`: no checksum to fill in, no segments, a header of 14 bytes.
+const ETHERNET_HEADER_ALONE: [u8; 10] = [0, 0, 14, 0, 0, 0, 0, 0, 0, 0];
+/// `PACKET_VNET_HDR` of `linux/if_packet.h`.
+const PACKET_VNET_HDR: libc::c_int = 15;
+
 #[expect(unsafe_code, reason = "packet(7) sockets have no safe wrapper among the dependencies")]
-fn send(ifindex: u32, frame: &[u8]) -> io::Result<()> {
+fn send(ifindex: u32, frame: &[u8], layout: Layout) -> io::Result<()> {
     // SAFETY: takes three integers.
     let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
@@ -27,18 +54,36 @@ fn send(ifindex: u32, frame: &[u8]) -> io::Result<()> {
     }
     // SAFETY: the call above returned it, and nothing else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut bytes = frame.to_vec();
+    if layout == Layout::Scattered {
+        let on: libc::c_int = 1;
+        // SAFETY: the pointer is to an integer that lives through the call, with its own size.
+        let set = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                PACKET_VNET_HDR,
+                (&raw const on).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if set < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        bytes.splice(..0, ETHERNET_HEADER_ALONE);
+    }
     // SAFETY: all fields are integers, for which zero is a value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_ifindex = ifindex as i32;
     address.sll_halen = 6;
-    // SAFETY: the pointers are to a slice and to a struct that live through the call, each with its
+    // SAFETY: the pointers are to a vector and to a struct that live through the call, each with its
     // own length.
     let sent = unsafe {
         libc::sendto(
             socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
             0,
             (&raw const address).cast(),
             size_of::<libc::sockaddr_ll>() as libc::socklen_t,

@@ -1,0 +1,102 @@
+//! What a node is after a reboot or an upgrade of the plugin.
+
+use std::fs;
+
+use margay_tests::node::node_address;
+use margay_tests::pod::address;
+use margay_tests::traffic::assert_ping;
+use margay_tests::{Invocation, Node};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
+use serde_json::json;
+
+#[test]
+fn the_first_verb_after_a_reboot_takes_back_what_the_pods_before_it_had() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["ipam"]["pools"] = json!([{"cidr": "10.251.0.0/30"}, {"cidr": "fd00:10:251::/112"}]);
+    let status = Invocation::new("margay", "STATUS", &network);
+    let before = node.sandbox("before");
+    let address_before = address(&before.add(&network), true);
+    let (code, _) = status.execute().error();
+    assert_eq!(code, 50, "the pool has one address to give");
+
+    before.destroy();
+    reboot(&node);
+
+    status.execute().success();
+    assert_eq!(node.store().endpoints("podnet").unwrap(), []);
+    let after = node.sandbox("after");
+    assert_eq!(address(&after.add(&network), true), address_before);
+    assert_ping(&after, node_address(true));
+}
+
+#[test]
+fn after_a_reboot_what_still_has_its_namespace_keeps_its_addresses() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let alive = node.sandbox("alive");
+    let result = alive.add(&network);
+
+    // As far as the plugin can tell: only the boot ID is another one.
+    change_boot_id(&node);
+
+    let other = node.sandbox("other");
+    assert_ne!(address(&other.add(&network), true), address(&result, true));
+    assert!(alive.check(&network, &result).is_success());
+    assert_ping(&other, address(&result, true));
+}
+
+#[test]
+fn pods_that_another_build_attached_stay_sound_and_can_be_deleted() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let (old, new) = (node.sandbox("old"), node.sandbox("new"));
+    let old_result = old.add(&network);
+
+    // What this build has pinned becomes another build's.
+    let builds = node.bpffs_root().join("1/progs");
+    let build = fs::read_dir(&builds).unwrap().next().unwrap().unwrap().path();
+    fs::rename(&build, builds.join("0123456789ab")).unwrap();
+
+    let check = old.check(&network, &old_result);
+    assert!(check.is_success(), "{}", check.stdout());
+    let new_result = new.add(&network);
+    assert!(build.exists(), "this build pins its own programs");
+    assert_ping(&new, address(&old_result, true));
+    assert_ping(&old, address(&new_result, false));
+    old.del(&network);
+    new.del(&network);
+    assert_eq!(node.datapath().pods().entries().unwrap().len(), 0);
+    assert_eq!(node.pod_links(), []);
+}
+
+#[test]
+fn del_does_without_any_program_of_its_own_build() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let pod = node.sandbox("a");
+    pod.add(&network);
+    let builds = node.bpffs_root().join("1/progs");
+    let build = fs::read_dir(&builds).unwrap().next().unwrap().unwrap().path();
+    fs::rename(&build, builds.join("0123456789ab")).unwrap();
+
+    pod.del(&network);
+
+    let pods = margay_datapath::Pods::open(&node.bpffs_root()).unwrap().expect("the maps");
+    assert_eq!(pods.entries().unwrap().len(), 0);
+    assert!(!build.exists(), "a DEL loads nothing");
+}
+
+/// Another boot ID, and a BPF file system and a run directory that are empty.
+fn reboot(node: &Node) {
+    change_boot_id(node);
+    unmount(node.path("bpf"), UnmountFlags::empty()).unwrap();
+    mount("bpf", node.path("bpf"), "bpf", MountFlags::empty(), None).unwrap();
+    fs::remove_dir_all(node.path("run")).unwrap();
+}
+
+fn change_boot_id(node: &Node) {
+    let boot_id = node.path("boot_id");
+    fs::write(&boot_id, "00000000-1111-2222-3333-444444444444\n").unwrap();
+    mount_bind(&boot_id, "/proc/sys/kernel/random/boot_id").unwrap();
+}
