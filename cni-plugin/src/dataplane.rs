@@ -92,13 +92,7 @@ impl Dataplane {
             ..LoadOptions::new(conf.paths.run_dir.join("load"))
         };
         match Datapath::open_or_load(&conf.paths.bpffs_root, &options) {
-            Ok(datapath) => {
-                if datapath.origin() == Origin::Loaded {
-                    let root = conf.paths.bpffs_root.display();
-                    tracing::info!(%root, "loaded and pinned the programs");
-                }
-                Ok(Self::Ebpf(Box::new(datapath)))
-            }
+            Ok(datapath) => Ok(Self::Ebpf(Box::new(datapath))),
             Err(error) if conf.dataplane == config::Dataplane::Auto => {
                 let error = crate::error::chain(&error);
                 tracing::warn!(error, "no eBPF dataplane on this node: the host's stack it is");
