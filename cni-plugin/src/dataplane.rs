@@ -10,8 +10,7 @@ use std::path::Path;
 
 use margay_abi::{HOST_VETH_MAC, PodInfo, pod_flags};
 use margay_datapath::{
-    AttachError, AttachMode, Datapath, DatapathError, LoadOptions, MapError, Origin, Pods,
-    ProbeError,
+    AttachError, AttachMode, Datapath, DatapathError, LoadOptions, MapError, Pods, ProbeError,
 };
 
 use crate::config::{self, NetConf};
