@@ -1,6 +1,7 @@
 //! Namespaces: the calling thread's own, and named ones kept alive by a bind mount.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use margay::netns::Netns;
@@ -56,11 +57,22 @@ impl NamedNetns {
         self.netns.run(work).expect("enter a namespace")
     }
 
-    /// Takes its path away, as a runtime does when a sandbox ends, and with this value the namespace
-    /// itself.
-    pub fn delete(self) {
-        unmount(&self.path, UnmountFlags::DETACH).expect("unmount a namespace");
-        fs::remove_file(&self.path).expect("remove the mount point of a namespace");
+    /// Ends the namespace, as a runtime does when a sandbox ends.
+    pub fn delete(self) {}
+}
+
+/// Takes the path away, and with the value the namespace itself.
+impl Drop for NamedNetns {
+    fn drop(&mut self) {
+        report(unmount(&self.path, UnmountFlags::DETACH).map_err(io::Error::from), &self.path);
+        report(fs::remove_file(&self.path), &self.path);
+    }
+}
+
+/// Says what could not be cleaned up, where a panic could hide the one that ended the test.
+pub(crate) fn report(outcome: io::Result<()>, path: &Path) {
+    if let Err(error) = outcome {
+        eprintln!("{} stays behind: {error}", path.display());
     }
 }
 

@@ -10,7 +10,7 @@ use margay::netlink::{LinkInfo, Netlink};
 use margay_abi::Counter;
 use margay_datapath::Datapath;
 use margay_datastore::{Sqlite, Store};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -32,8 +32,17 @@ pub const UPLINK: &str = "uplink0";
 /// A node. The thread that made it is in the node's namespaces.
 #[derive(Debug)]
 pub struct Node {
-    directory: TempDir,
+    // Fields are dropped in this order: what is mounted in the directory goes first.
     world: NamedNetns,
+    directory: TempDir,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let bpffs = self.path("bpf");
+        let unmounted = unmount(&bpffs, UnmountFlags::DETACH).map_err(std::io::Error::from);
+        namespace::report(unmounted, &bpffs);
+    }
 }
 
 impl Node {
@@ -52,7 +61,7 @@ impl Node {
             .expect("mount a BPF file system");
         namespace::set_loopback_up();
         let world = NamedNetns::create(directory.path().join("netns/world"));
-        let node = Self { directory, world };
+        let node = Self { world, directory };
         node.make_uplink();
         Some(node)
     }
