@@ -9,7 +9,6 @@ use anyhow::{Context, Result, bail};
 
 use crate::build_ebpf::{PACKAGE as KERNEL_PACKAGE, TARGET_FOLDER as KERNEL_TARGET_FOLDER};
 use crate::setup::{self, Use};
-use crate::test::failpoints;
 use crate::toolchain::Toolchain;
 use crate::workspace::{self, cargo_command, run as run_command};
 
@@ -60,7 +59,7 @@ fn fmt() -> Result<Outcome> {
 
 fn clippy_host() -> Result<Outcome> {
     let mut command = cargo_command("clippy");
-    command.args(["--quiet", "--workspace", "--all-targets"]).args(failpoints()?);
+    command.args(["--quiet", "--workspace", "--all-targets", "--all-features"]);
     passed(command.args(["--", "--deny", "warnings"]))
 }
 
@@ -80,6 +79,7 @@ fn clippy_bpf() -> Result<Outcome> {
 fn rustdoc() -> Result<Outcome> {
     let mut command = cargo_command("doc");
     command.args(["--quiet", "--workspace", "--no-deps", "--document-private-items"]);
+    command.arg("--all-features");
     passed(command.env("RUSTDOCFLAGS", "--deny warnings"))
 }
 

@@ -59,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// The feature by which tests make a step of the plugin fail, as arguments of cargo. Empty where
 /// the plugin does not have it.
-pub(crate) fn failpoints() -> Result<Vec<&'static str>> {
+fn failpoints() -> Result<Vec<&'static str>> {
     let manifest = fs::read_to_string(workspace::root().join("cni-plugin/Cargo.toml"))?;
     let has = manifest.lines().any(|line| line.trim_start().starts_with("failpoints ="));
     Ok(if has { vec!["--features", "margay/failpoints"] } else { vec![] })
