@@ -38,6 +38,9 @@ fn demo(node: &Node) -> Result<()> {
     println!(
         "A node and two pods, made of network namespaces; nothing of this machine is touched."
     );
+    if cfg!(debug_assertions) {
+        println!("Times are those of a debug build.");
+    }
     let network = network(node)?;
     let (a, b) = (node.sandbox("pod-a"), node.sandbox("pod-b"));
 
@@ -108,7 +111,7 @@ fn talk(node: &Node, a: (&Pod<'_>, IpAddr), b: (&Pod<'_>, IpAddr), ipv4: bool) {
     let ((pod_a, ip_a), (pod_b, ip_b)) = (a, b);
     let host = node_address(ipv4);
     let done = |what: &str, target: IpAddr, round_trip: Option<String>| {
-        println!("  {what:<24} {target:<24} ok{}", round_trip.unwrap_or_default());
+        println!("  {what:<20} {:<34} ok{}", target.to_string(), round_trip.unwrap_or_default());
     };
     done("ping pod-a → pod-b", ip_b, round_trip(&assert_ping(pod_a, ip_b)));
     done("ping pod-b → pod-a", ip_a, round_trip(&assert_ping(pod_b, ip_a)));
