@@ -109,13 +109,6 @@ fn truth(value: &str) -> Option<bool> {
     }
 }
 
-/// The specification's rule for network names and container IDs: a letter or digit, then letters,
-/// digits, underscores, dots and hyphens.
-pub(crate) fn is_cni_name(text: &str) -> bool {
-    text.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -143,7 +143,9 @@ impl TryFrom<String> for Attachment {
     }
 }
 
-fn is_cni_name(name: &str) -> bool {
+/// The specification's rule for network names and container IDs: a letter or digit, then letters,
+/// digits, underscores, dots and hyphens.
+pub fn is_cni_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes.next().is_some_and(|b| b.is_ascii_alphanumeric())
         && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))

@@ -25,7 +25,7 @@ mod store;
 #[cfg(any(test, feature = "test-support"))]
 pub mod testing;
 
-pub use attachment::{Attachment, AttachmentError};
+pub use attachment::{Attachment, AttachmentError, is_cni_name};
 pub use backend::{Backend, BackendError, Cause, Event, Revision, Versioned, Watch};
 pub use ipam::{
     AssignRequest, DEFAULT_COOL_DOWN, Encapsulation, Ipam, IpamError, Pool, PoolError, PoolUsage,

@@ -351,7 +351,7 @@ fn name(netconf: &Object<'_>) -> Result<String, ConfigError> {
         return Err(netconf.missing("name", "a network has one"));
     };
     let name = field.string()?;
-    if crate::args::is_cni_name(name) {
+    if margay_datastore::is_cni_name(name) {
         Ok(name.to_owned())
     } else {
         Err(field.invalid(
@@ -364,14 +364,14 @@ fn name(netconf: &Object<'_>) -> Result<String, ConfigError> {
 fn nodename(object: &Object<'_>) -> Result<String, ConfigError> {
     for key in ["nodename", "hostname"] {
         if let (Some(name), Some(field)) = (object.string(key)?, object.get(key)) {
-            return match crate::args::is_cni_name(name) {
+            return match margay_datastore::is_cni_name(name) {
                 true => Ok(name.to_owned()),
                 false => Err(field.invalid("must be a host name")),
             };
         }
     }
     let host = rustix::system::uname().nodename().to_string_lossy().trim().to_lowercase();
-    if crate::args::is_cni_name(&host) {
+    if margay_datastore::is_cni_name(&host) {
         Ok(host)
     } else {
         Err(object.missing("nodename", "the host has no name that could stand in for it"))

@@ -15,6 +15,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use margay_datastore::is_cni_name;
 use rscni_types::error::Error as CniError;
 use rscni_types::legacy;
 use rscni_types::types::{
@@ -24,7 +25,7 @@ use rscni_types::types::{
 use rscni_types::version::{PluginInfo, SpecVersion};
 use serde_json::{Map, Value};
 
-use crate::args::{CniArgs, is_cni_name};
+use crate::args::CniArgs;
 use crate::error::Error;
 
 /// The versions of the CNI specification that margay speaks.
