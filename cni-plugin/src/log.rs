@@ -74,6 +74,8 @@ pub fn init(conf: &LogConf) {
         .with_max_level(conf.level.filter())
         .with_writer(writer)
         .with_target(false)
+        // Such an error would be printed to stderr, by a macro that panics where stderr is broken.
+        .log_internal_errors(false)
         .finish();
     let first = tracing::subscriber::set_global_default(subscriber).is_ok();
     if let (true, Some(path), Some(Err(error))) = (first, &conf.file, &file) {

@@ -1,5 +1,9 @@
 //! What the network plugin answers: versions, shapes, errors that name the variable or the key.
 
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+
+use margay_tests::node::plugin_directory;
 use margay_tests::{Invocation, Node, Pod};
 use serde_json::{Value, json};
 
@@ -209,4 +213,28 @@ fn the_arguments_of_kubernetes_end_up_in_the_endpoint() {
     assert_eq!((pod.namespace.as_str(), pod.name.as_str()), ("shop", "cart-0"));
     assert_eq!(pod.uid.as_deref(), Some("1-2-3"));
     assert_eq!(endpoint.node, "node-under-test");
+}
+
+#[test]
+fn a_broken_stderr_makes_no_verb_fail() {
+    let Some(node) = Node::new() else { return };
+    let pod = node.sandbox("a");
+    let config = node.path("config");
+    fs::write(&config, node.network().to_string()).unwrap();
+    for verb in ["ADD", "DEL"] {
+        let plugin = Command::new(plugin_directory().join("margay"))
+            .env_clear()
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", pod.container_id())
+            .env("CNI_NETNS", pod.netns_path())
+            .env("CNI_IFNAME", "eth0")
+            .stdin(File::open(&config).unwrap())
+            .stdout(Stdio::piped())
+            .stderr(File::options().write(true).open("/dev/full").unwrap())
+            .spawn();
+
+        let output = plugin.unwrap().wait_with_output().unwrap();
+
+        assert!(output.status.success(), "{verb}: {output:?}");
+    }
 }
