@@ -10,3 +10,4 @@ mod economy;
 mod reboot;
 mod residue;
 mod sabotage;
+mod scripted;

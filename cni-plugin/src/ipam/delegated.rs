@@ -1,11 +1,12 @@
-//! Another plugin as the IPAM, run by the CNI rules: found in `CNI_PATH`, given the same environment
-//! and the same bytes on stdin, and believed.
+//! Another plugin as the IPAM, run by the CNI rules: found in `CNI_PATH`, given the attachment in the
+//! environment and the same bytes on stdin, and believed.
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use rscni_types::types::{CNI_COMMAND, Cmd};
+use margay_datastore::Attachment;
+use rscni_types::types::{CNI_COMMAND, CNI_CONTAINERID, CNI_IFNAME, Cmd};
 use serde_json::Value;
 
 use super::{IpamError, IpamResult};
@@ -22,31 +23,33 @@ pub struct Delegated<'a> {
 }
 
 impl Delegated<'_> {
-    pub(super) fn add(&self) -> Result<IpamResult, IpamError> {
-        read(&self.run(Cmd::Add)?)
+    pub(super) fn add(&self, attachment: &Attachment) -> Result<IpamResult, IpamError> {
+        read(&self.run(Cmd::Add, Some(attachment))?)
             .map_err(|reason| IpamError::Result { plugin: self.plugin.to_owned(), reason })
     }
 
-    pub(super) fn del(&self) -> Result<(), IpamError> {
-        self.run(Cmd::Del).map(drop)
+    pub(super) fn del(&self, attachment: &Attachment) -> Result<(), IpamError> {
+        self.run(Cmd::Del, Some(attachment)).map(drop)
     }
 
-    pub(super) fn check(&self) -> Result<(), IpamError> {
-        self.run(Cmd::Check).map(drop)
+    pub(super) fn check(&self, attachment: &Attachment) -> Result<(), IpamError> {
+        self.run(Cmd::Check, Some(attachment)).map(drop)
     }
 
     pub(super) fn gc(&self) -> Result<(), IpamError> {
-        self.run(Cmd::Gc).map(drop)
+        self.run(Cmd::Gc, None).map(drop)
     }
 
     pub(super) fn status(&self) -> Result<(), IpamError> {
-        self.run(Cmd::Status).map(drop)
+        self.run(Cmd::Status, None).map(drop)
     }
 
-    fn run(&self, verb: Cmd) -> Result<Vec<u8>, IpamError> {
+    /// Runs the plugin. The attachment is named by the environment: on a GC, that of the call itself
+    /// names none.
+    fn run(&self, verb: Cmd, attachment: Option<&Attachment>) -> Result<Vec<u8>, IpamError> {
         let executable = self.find()?;
         let output = self
-            .exchange(&executable, verb)
+            .exchange(&executable, verb, attachment)
             .map_err(|source| IpamError::Run { path: executable, source })?;
         if output.status.success() { Ok(output.stdout) } else { Err(self.failure(&output)) }
     }
@@ -66,9 +69,18 @@ impl Delegated<'_> {
     }
 
     /// Stdin is written by a thread of its own: a plugin may write before it has read everything.
-    fn exchange(&self, executable: &PathBuf, verb: Cmd) -> std::io::Result<Output> {
+    fn exchange(
+        &self,
+        executable: &PathBuf,
+        verb: Cmd,
+        attachment: Option<&Attachment>,
+    ) -> std::io::Result<Output> {
+        let named = attachment.map(|attachment| {
+            [(CNI_CONTAINERID, attachment.container_id()), (CNI_IFNAME, attachment.ifname())]
+        });
         let mut child = Command::new(executable)
             .env(CNI_COMMAND, <&str>::from(verb))
+            .envs(named.into_iter().flatten())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -135,6 +147,10 @@ mod tests {
         }
     }
 
+    fn attachment() -> Attachment {
+        Attachment::new("pods", "c1", "eth0").unwrap()
+    }
+
     fn failed(stdout: &str, stderr: &str) -> IpamError {
         let call = call(Value::Null);
         let status = ExitStatus::from_raw(1 << 8);
@@ -148,15 +164,15 @@ mod tests {
         let call = call(json!({ "ips": [{ "address": "10.0.0.5/24" }], "noise": noise }));
         let delegated = Delegated { plugin: "cat", call: &call };
 
-        assert_eq!(delegated.run(Cmd::Add).unwrap(), call.stdin);
-        assert_eq!(delegated.add().unwrap().ips.len(), 1);
+        assert_eq!(delegated.run(Cmd::Add, None).unwrap(), call.stdin);
+        assert_eq!(delegated.add(&attachment()).unwrap().ips.len(), 1);
     }
 
     #[test]
     fn a_plugin_that_is_nowhere_is_named_with_the_path() {
         let call = call(Value::Null);
 
-        let error = Delegated { plugin: "no-such", call: &call }.del().unwrap_err();
+        let error = Delegated { plugin: "no-such", call: &call }.del(&attachment()).unwrap_err();
 
         assert_eq!(
             error.to_string(),
@@ -190,8 +206,9 @@ mod tests {
     fn a_result_that_cannot_be_read_names_plugin_and_field() {
         let call = call(json!({ "ips": [{ "address": 7 }] }));
 
-        let error = Delegated { plugin: "cat", call: &call }.add().unwrap_err().to_string();
+        let outcome = Delegated { plugin: "cat", call: &call }.add(&attachment());
 
+        let error = outcome.unwrap_err().to_string();
         assert_eq!(error, "IPAM plugin cat: result: ips[0].address = 7: must be a string");
     }
 

@@ -50,7 +50,7 @@ impl<'a> Ipam<'a> {
     ) -> Result<IpamResult, IpamError> {
         match self {
             Self::Builtin(builtin) => Ok(builtin.add(attachment, target, requested)?.for_pods()),
-            Self::Delegated(delegated) => delegated.add(),
+            Self::Delegated(delegated) => delegated.add(attachment),
         }
     }
 
@@ -58,7 +58,7 @@ impl<'a> Ipam<'a> {
     pub fn del(&self, attachment: &Attachment) -> Result<(), IpamError> {
         match self {
             Self::Builtin(builtin) => builtin.del(attachment),
-            Self::Delegated(delegated) => delegated.del(),
+            Self::Delegated(delegated) => delegated.del(attachment),
         }
     }
 
@@ -70,7 +70,7 @@ impl<'a> Ipam<'a> {
     ) -> Result<(), IpamError> {
         match self {
             Self::Builtin(builtin) => builtin.check(attachment, expected),
-            Self::Delegated(delegated) => delegated.check(),
+            Self::Delegated(delegated) => delegated.check(attachment),
         }
     }
 
