@@ -27,6 +27,20 @@ fn gc_gives_back_each_stale_attachments_addresses_and_no_others() {
     assert_eq!(node.pod_links().len(), 1);
 }
 
+#[test]
+fn a_del_after_the_ipam_was_changed_gives_back_what_margay_ipam_gave() {
+    let Some(node) = Node::new() else { return };
+    let (before, after) = (node.network(), scripted_network(&node));
+    let pod = node.sandbox("a");
+    pod.add(&before);
+
+    execute(&pod, "DEL", &after).success();
+
+    let store = node.store();
+    let ipam = margay_datastore::Ipam::new(&store, "node-under-test", "any");
+    assert_eq!(ipam.attachments("podnet").unwrap(), []);
+}
+
 fn scripted_network(node: &Node) -> Value {
     let script = node.path("state/diarist");
     let diary = node.path("state/diary");

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use margay_datastore::{Attachment, Endpoint, Sqlite, Store, StoreError};
 use rscni_types::types::CNI_NETNS;
 
-use crate::config::NetConf;
+use crate::config::{IpamConf, NetConf};
 use crate::error::Error;
 use crate::ipam::{self, Ipam, IpamError};
 use crate::lock::Lock;
@@ -101,8 +101,20 @@ impl<'a> Session<'a> {
 
     /// The addresses that margay-ipam holds for the attachment; none where another plugin does.
     pub(super) fn assigned(&self) -> Result<Vec<IpAddr>, Error> {
-        let ipam = margay_datastore::Ipam::new(&self.store, &self.conf.nodename, &self.boot_id);
-        Ok(ipam.assigned(&self.attachment).map_err(IpamError::from)?)
+        Ok(self.allocator().assigned(&self.attachment).map_err(IpamError::from)?)
+    }
+
+    /// Gives back what margay-ipam holds for the attachment, for a configuration that names another
+    /// plugin since.
+    pub(super) fn release(&self) -> Result<(), Error> {
+        if matches!(self.conf.ipam, IpamConf::Delegated(_)) {
+            self.allocator().release(&self.attachment).map_err(IpamError::from)?;
+        }
+        Ok(())
+    }
+
+    fn allocator(&self) -> margay_datastore::Ipam<'_> {
+        margay_datastore::Ipam::new(&self.store, &self.conf.nodename, &self.boot_id)
     }
 
     /// Looks for the attachment's host veth.

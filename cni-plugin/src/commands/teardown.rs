@@ -39,6 +39,7 @@ pub(super) async fn teardown(session: &Session<'_>) -> Result<(), Error> {
     failures.collect(session.store.delete_endpoint(&session.attachment).map_err(Error::from));
     if failures.is_empty() {
         failures.collect(session.ipam().del(&session.attachment).map_err(Error::from));
+        failures.collect(session.release());
     }
     failures.into_result()
 }
