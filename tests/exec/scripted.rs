@@ -28,6 +28,65 @@ fn gc_gives_back_each_stale_attachments_addresses_and_no_others() {
 }
 
 #[test]
+fn an_add_with_a_delegated_plugin_that_is_killed_is_cleaned_up_by_del() {
+    let Some(node) = Node::new() else { return };
+    let network = scripted_network(&node);
+    for step in ["veth", "routes", "map", "endpoint"] {
+        for vanish in [false, true] {
+            let pod = node.sandbox(&format!("at-{step}-{vanish}"));
+            kill_at(&pod, &network, step);
+            let del = pod.invocation("DEL", &network).env("CNI_PATH", &plugins(&node));
+            if vanish {
+                pod.destroy();
+            }
+
+            del.execute().success();
+
+            let maps = margay_datapath::Pods::open(&node.bpffs_root()).unwrap().unwrap();
+            assert_eq!(maps.entries().unwrap().len(), 0, "{step}, {vanish}");
+            assert_eq!(node.pod_links(), [], "{step}");
+            assert_eq!(node.store().endpoints("podnet").unwrap(), [], "{step}");
+        }
+    }
+}
+
+#[test]
+fn an_add_with_a_delegated_plugin_that_fails_at_the_last_step_leaves_no_map_entry() {
+    let Some(node) = Node::new() else { return };
+    let network = scripted_network(&node);
+    let pod = node.sandbox("a");
+
+    let add = pod.invocation("ADD", &network).env("CNI_PATH", &plugins(&node));
+    let (code, _) = add.env("FAILPOINTS", "endpoint=return").execute().error();
+
+    assert_eq!(code, 199);
+    assert_eq!(node.datapath().pods().entries().unwrap().len(), 0);
+}
+
+#[test]
+fn a_killed_add_with_a_delegated_plugin_can_be_repeated_and_is_found_by_gc() {
+    let Some(node) = Node::new() else { return };
+    let network = scripted_network(&node);
+    for step in ["veth", "pod_side", "endpoint"] {
+        let pod = node.sandbox(&format!("at-{step}"));
+        kill_at(&pod, &network, step);
+
+        execute(&pod, "ADD", &network).success();
+
+        let id = pod.container_id();
+        let wanted = format!("ADD {id} eth0\nDEL {id} eth0\nADD {id} eth0\n");
+        assert!(diary(&node).ends_with(&wanted), "{}", diary(&node));
+        execute(&pod, "DEL", &network).success();
+    }
+    let pod = node.sandbox("forgotten");
+    kill_at(&pod, &network, "veth");
+    let mut gc = network.clone();
+    gc["cni.dev/valid-attachments"] = json!([]);
+    Invocation::new("margay", "GC", &gc).env("CNI_PATH", &plugins(&node)).execute().success();
+    assert!(diary(&node).contains("DEL forgotten eth0\n"), "{}", diary(&node));
+}
+
+#[test]
 fn a_del_after_the_ipam_was_changed_gives_back_what_margay_ipam_gave() {
     let Some(node) = Node::new() else { return };
     let (before, after) = (node.network(), scripted_network(&node));
@@ -70,4 +129,10 @@ fn plugins(node: &Node) -> String {
 
 fn execute(pod: &Pod<'_>, verb: &str, config: &Value) -> margay_tests::CniOutput {
     pod.invocation(verb, config).env("CNI_PATH", &plugins(pod.node())).execute()
+}
+
+fn kill_at(pod: &Pod<'_>, network: &Value, step: &str) {
+    let add = pod.invocation("ADD", network).env("CNI_PATH", &plugins(pod.node()));
+    let killed = add.env("FAILPOINTS", &format!("{step}=return(abort)")).execute();
+    assert_eq!(killed.stdout(), "", "{step}: it was not killed");
 }

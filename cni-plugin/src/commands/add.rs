@@ -77,16 +77,17 @@ impl<'a> Request<'a> {
 /// An ADD of an attachment that is alive is an error and leaves it alone. What is left of one that
 /// is not is cleaned up.
 async fn refuse_or_clean_up_earlier(session: &Session<'_>) -> Result<(), Error> {
-    let has_records = session.endpoint()?.is_some();
+    let endpoint = session.endpoint()?;
+    let is_ready = endpoint.as_ref().is_some_and(|found| found.state == EndpointState::Ready);
     let link = session.host_veth().await?;
     match link {
         HostVeth::Foreign(link) => {
             Err(Error::ForeignLink { name: link.name, alias: link.alias.unwrap_or_default() })
         }
-        HostVeth::Ours(_) if has_records => {
+        HostVeth::Ours(_) if is_ready => {
             Err(Error::AlreadyAdded { attachment: session.attachment.clone() })
         }
-        HostVeth::Absent if !has_records && session.assigned()?.is_empty() => Ok(()),
+        HostVeth::Absent if endpoint.is_none() && session.assigned()?.is_empty() => Ok(()),
         HostVeth::Ours(_) | HostVeth::Absent => {
             tracing::warn!(attachment = %session.attachment, "cleaning up what an earlier ADD left");
             teardown(session).await
@@ -103,13 +104,15 @@ async fn attach(
     phases.enter("dataplane")?;
     let dataplane = Dataplane::prepare(request.conf)?;
 
-    phases.enter("addresses")?;
-    let addresses =
-        session.ipam().add(&session.attachment, request.target, &request.requested.ips)?;
-
     phases.enter("mtu")?;
     let mtu = Mtu::find(&session.netlink, request.conf.mtu).await?;
     tracing::debug!(mtu = mtu.bytes, source = %mtu.source, "MTU");
+
+    phases.enter("addresses")?;
+    let addresses =
+        session.ipam().add(&session.attachment, request.target, &request.requested.ips)?;
+    let mut endpoint = endpoint(session, request, &addresses, &dataplane, mtu.bytes);
+    announce(session, &endpoint)?;
 
     phases.enter("veth")?;
     let host = create_veth(session, request, &addresses, mtu.bytes).await?;
@@ -134,10 +137,19 @@ async fn attach(
     dataplane.publish(request.conf, &host, mtu.bytes)?;
 
     phases.enter("endpoint")?;
-    let endpoint = endpoint(session, request, &host, &dataplane, mtu.bytes);
+    endpoint.state = EndpointState::Ready;
     session.store.put_endpoint(&endpoint)?;
 
     Ok(result::of_add(&endpoint, &pod, addresses.dns))
+}
+
+/// Writes down which addresses another IPAM plugin gave before they are used, so that whatever is
+/// made for them is found again. margay-ipam has written that down already.
+fn announce(session: &Session<'_>, endpoint: &Endpoint) -> Result<(), Error> {
+    if matches!(session.conf.ipam, IpamConf::Delegated(_)) {
+        session.store.put_endpoint(endpoint)?;
+    }
+    Ok(())
 }
 
 async fn create_veth(
@@ -194,10 +206,11 @@ fn routes(conf: &NetConf, addresses: &IpamResult, default_route: bool) -> Vec<Ip
     }
 }
 
+/// The endpoint to be.
 fn endpoint(
     session: &Session<'_>,
     request: &Request<'_>,
-    host: &HostSide,
+    addresses: &IpamResult,
     dataplane: &Dataplane,
     mtu: u32,
 ) -> Endpoint {
@@ -206,17 +219,17 @@ fn endpoint(
         attachment: request.attachment.clone(),
         node: request.conf.nodename.clone(),
         pod: pod_ref(&request.target.args),
-        host_veth: host.name.clone(),
-        pod_mac: host.pod_mac,
+        host_veth: session.host_veth.clone(),
+        pod_mac: request.pod_mac,
         host_mac: HOST_VETH_MAC,
         mtu,
-        ips: host.addresses.iter().copied().map(IpNetwork::from).collect(),
+        ips: addresses.addresses().map(IpNetwork::from).collect(),
         netns: request.netns.path().display().to_string(),
         boot_id: session.boot_id.clone(),
         labels: request.requested.labels.clone(),
         ports: Vec::new(),
         dataplane: dataplane.to_string(),
         created_at: now.as_secs(),
-        state: EndpointState::Ready,
+        state: EndpointState::Pending,
     }
 }

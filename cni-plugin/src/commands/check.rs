@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use margay_abi::HOST_VETH_MAC;
 use margay_datapath::{Datapath, Program};
-use margay_datastore::Endpoint;
+use margay_datastore::{Endpoint, EndpointState};
 
 use super::session::{self, HostVeth, Session};
 use crate::config;
@@ -30,6 +30,7 @@ pub(super) fn check(call: &Call, target: &Target) -> Result<(), Error> {
         phases.enter("open")?;
         let session = Session::open(call, &conf, attachment.clone())?;
         let endpoint = session.endpoint()?;
+        let endpoint = endpoint.filter(|endpoint| endpoint.state == EndpointState::Ready);
         let endpoint =
             endpoint.ok_or_else(|| Error::NotAdded { attachment: attachment.clone() })?;
         let mut findings = Findings::default();
