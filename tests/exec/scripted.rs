@@ -100,6 +100,20 @@ fn a_del_after_the_ipam_was_changed_gives_back_what_margay_ipam_gave() {
     assert_eq!(ipam.attachments("podnet").unwrap(), []);
 }
 
+#[test]
+fn name_resolution_is_that_of_the_configuration_or_else_the_ipams() {
+    let Some(node) = Node::new() else { return };
+    let mut network = scripted_network(&node);
+    let (one, two) = (node.sandbox("one"), node.sandbox("two"));
+    let of_ipam = execute(&one, "ADD", &network).success();
+    assert_eq!(of_ipam["dns"], json!({"nameservers": ["10.252.0.53"]}));
+
+    network["dns"] = json!({"nameservers": ["10.96.0.10"], "search": ["cluster.local"]});
+    let configured = execute(&two, "ADD", &network).success();
+
+    assert_eq!(configured["dns"], network["dns"]);
+}
+
 fn scripted_network(node: &Node) -> Value {
     let script = node.path("state/diarist");
     let diary = node.path("state/diary");

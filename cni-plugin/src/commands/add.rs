@@ -140,7 +140,8 @@ async fn attach(
     endpoint.state = EndpointState::Ready;
     session.store.put_endpoint(&endpoint)?;
 
-    Ok(result::of_add(&endpoint, &pod, addresses.dns))
+    let dns = request.conf.dns.clone().or(addresses.dns);
+    Ok(result::of_add(&endpoint, &pod, dns))
 }
 
 /// Writes down which addresses another IPAM plugin gave before they are used, so that whatever is

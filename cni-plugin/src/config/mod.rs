@@ -66,7 +66,7 @@ pub struct NetConf {
     /// What the configuration asks for on behalf of this pod; [`Requested::or_args`] adds what
     /// `CNI_ARGS` asks for.
     pub requested: Requested,
-    /// Name resolution, handed on in the result.
+    /// Name resolution, handed on in the result; `None` leaves it to the IPAM.
     pub dns: Option<Dns>,
     unused: Vec<String>,
 }
@@ -425,16 +425,18 @@ fn log(object: &Object<'_>) -> Result<LogConf, ConfigError> {
     Ok(LogConf { level, file })
 }
 
+/// Name resolution, if anything is said about it.
 pub(crate) fn dns(netconf: &Object<'_>) -> Result<Option<Dns>, ConfigError> {
     let Some(dns) = netconf.object("dns")? else { return Ok(None) };
     let texts = |key| -> Result<Vec<String>, ConfigError> {
         dns.list(key)?.iter().map(|item| item.string().map(str::to_owned)).collect()
     };
     let some = |list: Vec<String>| Some(list).filter(|list| !list.is_empty());
-    Ok(Some(Dns {
+    let dns = Dns {
         nameservers: texts("nameservers")?,
         domain: dns.string("domain")?.map(str::to_owned),
         search: some(texts("search")?),
         options: some(texts("options")?),
-    }))
+    };
+    Ok(Some(dns).filter(|dns| *dns != Dns::default()))
 }

@@ -60,7 +60,7 @@ impl IpamResult {
     /// Reads a result document: `ips` (0.3.0 and later) or `ip4` and `ip6` (before).
     pub(crate) fn from_map(document: &Map<String, Value>) -> Result<Self, ConfigError> {
         let object = Object::root(document);
-        let mut result = Self { dns: dns(&object)?, ..Self::default() };
+        let mut result = Self { dns: crate::config::dns(&object)?, ..Self::default() };
         for item in object.list("ips")? {
             let ip = item.object()?;
             result.ips.push(assigned(&ip, "address")?);
@@ -106,10 +106,6 @@ fn optional_ip(object: &Object<'_>, key: &str) -> Result<Option<IpAddr>, ConfigE
         (Some(_), Some(field)) => field.parse("must be an address").map(Some),
         _ => Ok(None),
     }
-}
-
-fn dns(object: &Object<'_>) -> Result<Option<Dns>, ConfigError> {
-    Ok(crate::config::dns(object)?.filter(|dns| *dns != Dns::default()))
 }
 
 #[cfg(test)]
