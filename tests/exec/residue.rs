@@ -86,6 +86,26 @@ fn an_add_that_is_killed_at_any_step_can_be_repeated() {
 }
 
 #[test]
+fn what_a_pod_asks_for_is_never_in_the_way_of_its_del() {
+    let Some(node) = Node::new() else { return };
+    for (key, value) in [
+        ("runtimeConfig", json!({"ips": ["10.244.0.5x"]})),
+        ("runtimeConfig", json!({"mac": "nonsense"})),
+        ("args", json!({"cni": {"labels": [{"value": "no key"}]}})),
+    ] {
+        let mut network = node.network();
+        network[key] = value;
+        let pod = node.sandbox("a");
+        let (code, message) = pod.invocation("ADD", &network).execute().error();
+        assert_eq!(code, 7, "{message}");
+
+        pod.del(&network);
+
+        pod.destroy();
+    }
+}
+
+#[test]
 fn a_name_that_is_taken_in_the_pod_is_an_error_that_leaves_it_alone() {
     let Some(node) = Node::new() else { return };
     let network = node.network();

@@ -43,7 +43,7 @@ struct Request<'a> {
 pub(super) fn add(call: &Call, target: &Target) -> Result<CNIResult, Error> {
     let conf = session::configuration(call)?;
     log::report_unused(conf.unused_keys());
-    let request = Request::validate(target, &conf)?;
+    let request = Request::validate(call, target, &conf)?;
     session::run("ADD", &request.attachment, async |phases| {
         phases.enter("open")?;
         let session = Session::open(call, &conf, request.attachment.clone())?;
@@ -62,13 +62,13 @@ pub(super) fn add(call: &Call, target: &Target) -> Result<CNIResult, Error> {
 }
 
 impl<'a> Request<'a> {
-    fn validate(target: &'a Target, conf: &'a NetConf) -> Result<Self, Error> {
+    fn validate(call: &Call, target: &'a Target, conf: &'a NetConf) -> Result<Self, Error> {
         let attachment = session::attachment(conf, target)?;
         let netns = session::netns(target)?;
         if netns.is_same_as(&Netns::current()?)? {
             return Err(Error::HostNetns { path: netns.path().to_owned() });
         }
-        let requested = conf.requested.clone().or_args(&target.args);
+        let requested = Requested::from_map(&call.config)?.or_args(&target.args);
         let pod_mac = requested.mac.unwrap_or_else(|| naming::pod_mac(&attachment));
         Ok(Self { target, conf, attachment, netns, requested, pod_mac })
     }

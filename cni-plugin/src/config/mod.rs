@@ -63,9 +63,6 @@ pub struct NetConf {
     pub log: LogConf,
     /// Who gives out addresses.
     pub ipam: IpamConf,
-    /// What the configuration asks for on behalf of this pod; [`Requested::or_args`] adds what
-    /// `CNI_ARGS` asks for.
-    pub requested: Requested,
     /// Name resolution, handed on in the result; `None` leaves it to the IPAM.
     pub dns: Option<Dns>,
     unused: Vec<String>,
@@ -149,7 +146,6 @@ impl NetConf {
                 .unwrap_or(margay_abi::DEFAULT_MAX_FLOWS),
             log: log(&netconf)?,
             ipam,
-            requested: Requested::from_object(&netconf)?,
             dns: dns(&netconf)?,
             unused,
         })
@@ -183,8 +179,6 @@ pub struct IpamNetConf {
     pub log: LogConf,
     /// The pools.
     pub pools: PoolSet,
-    /// What the configuration asks for on behalf of this pod.
-    pub requested: Requested,
     unused: Vec<String>,
 }
 
@@ -200,7 +194,6 @@ impl IpamNetConf {
             state_dir: directory(&ipam, "state_dir", DEFAULT_STATE_DIR)?,
             log: log(&ipam)?,
             pools: PoolSet::from_object(&ipam)?,
-            requested: Requested::from_object(&netconf)?,
             unused,
         })
     }

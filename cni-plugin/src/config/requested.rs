@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use serde_json::{Map, Value};
 
 use super::ConfigError;
 use super::field::{Field, Object};
@@ -27,8 +28,10 @@ pub struct Requested {
 }
 
 impl Requested {
-    /// Reads `runtimeConfig` and `args.cni` of a network configuration.
-    pub(crate) fn from_object(netconf: &Object<'_>) -> Result<Self, ConfigError> {
+    /// Reads `runtimeConfig` and `args.cni` of a network configuration. Only an ADD does: a pod that
+    /// asked for nonsense must not be in the way of its own DEL.
+    pub fn from_map(document: &Map<String, Value>) -> Result<Self, ConfigError> {
+        let netconf = Object::root(document);
         let runtime = netconf.object("runtimeConfig")?;
         let args = match netconf.object("args")? {
             Some(args) => args.object("cni")?,

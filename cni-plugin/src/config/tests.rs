@@ -34,6 +34,10 @@ fn parse(document: &Value) -> Result<NetConf, ConfigError> {
     NetConf::from_map(map(document))
 }
 
+fn requested(document: &Value) -> Result<Requested, ConfigError> {
+    Requested::from_map(map(document))
+}
+
 #[track_caller]
 fn refused(document: &Value) -> String {
     parse(document).unwrap_err().to_string()
@@ -58,7 +62,7 @@ fn a_configuration_that_says_little_gets_the_defaults() {
     assert_eq!(netconf.paths.bpffs_root, PathBuf::from("/sys/fs/bpf/margay"));
     assert_eq!(netconf.max_pods, 65_536);
     assert!(netconf.default_route_for("eth0") && !netconf.default_route_for("net1"));
-    assert_eq!(netconf.requested, Requested::default());
+    assert_eq!(requested(&plain()).unwrap(), Requested::default());
     assert_eq!(netconf.unused_keys(), [] as [&str; 0]);
 }
 
@@ -160,6 +164,18 @@ fn a_wrong_value_is_refused_with_field_and_value() {
             json!(["10.0.0.0/8"]),
             r#"ipam.pools[0] = "10.0.0.0/8": must be an object"#,
         ),
+    ];
+    for (pointer, value, message) in claims {
+        let document = with(pointer, value);
+        let error = parse(&document).unwrap_err();
+        assert!(error.to_string().contains(message), "{error}, expected {message}");
+        assert!(!matches!(error, ConfigError::Unsupported { .. }), "{error} is of code 2");
+    }
+}
+
+#[test]
+fn a_pod_that_asks_for_nonsense_is_refused_by_add_alone() {
+    let claims = [
         ("/runtimeConfig", json!({"mac": "01:00:5e:00:00:01"}), "runtimeConfig.mac"),
         ("/runtimeConfig", json!({"mac": "00:00:00:00:00:00"}), "must be a unicast MAC"),
         ("/runtimeConfig", json!({"ips": ["10.244.0.5", "x"]}), r#"runtimeConfig.ips[1] = "x""#),
@@ -177,9 +193,9 @@ fn a_wrong_value_is_refused_with_field_and_value() {
     ];
     for (pointer, value, message) in claims {
         let document = with(pointer, value);
-        let error = parse(&document).unwrap_err();
+        let error = requested(&document).unwrap_err();
         assert!(error.to_string().contains(message), "{error}, expected {message}");
-        assert!(!matches!(error, ConfigError::Unsupported { .. }), "{error} is of code 2");
+        assert!(parse(&document).is_ok(), "{document}");
     }
 }
 
@@ -340,7 +356,7 @@ fn what_the_runtime_adds_is_never_an_unknown_key() {
 fn runtime_config_outranks_args_and_args_outrank_cni_args() {
     let cni_args = CniArgs::parse("IP=10.244.0.7;MAC=02:00:00:00:00:07").unwrap();
     let mut document = plain();
-    let requested = |document: &Value| parse(document).unwrap().requested.or_args(&cni_args);
+    let requested = |document: &Value| requested(document).unwrap().or_args(&cni_args);
     assert_eq!(requested(&document).ips, ["10.244.0.7".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(requested(&document).mac, Some([2, 0, 0, 0, 0, 7]));
 
@@ -471,6 +487,7 @@ proptest! {
         document[&victim] = replaced;
 
         let _ = parse(&document);
+        let _ = requested(&document);
         let _ = IpamNetConf::from_map(map(&document));
         let _ = valid_attachments(map(&document));
         let _ = prev_result(map(&document));

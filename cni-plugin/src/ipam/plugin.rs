@@ -10,7 +10,7 @@ use rscni_types::types::{CNIResult, IpConfig};
 
 use super::builtin::{Builtin, boot_id, upkeep};
 use super::{AssignedIp, IpamError};
-use crate::config::{IpamNetConf, prev_result, valid_attachments};
+use crate::config::{IpamNetConf, Requested, prev_result, valid_attachments};
 use crate::error::Error;
 use crate::log;
 use crate::phases::Phases;
@@ -28,7 +28,7 @@ impl Plugin for MargayIpam {
             if let Some(pool) = netconf.pools.usable.iter().find(|pool| pool.gateway().is_none()) {
                 return Err(IpamError::NoGateway { pool: pool.cidr }.into());
             }
-            let requested = netconf.requested.clone().or_args(&target.args);
+            let requested = Requested::from_map(&call.config)?.or_args(&target.args);
             phases.enter("open_datastore")?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
             phases.enter("reserve_addresses")?;
