@@ -67,7 +67,7 @@ impl PodSide {
     pub fn routes(&self, ifindex: u32) -> Vec<NewRoute> {
         let mut routes = Vec::new();
         for ipv4 in [true, false] {
-            if !self.addresses.iter().any(|address| address.is_ipv4() == ipv4) {
+            if !self.has(|address| address.is_ipv4() == ipv4) {
                 continue;
             }
             let gateway = Self::gateway(ipv4);
@@ -108,22 +108,34 @@ impl PodSide {
     }
 
     fn set_sysctls(&self) -> Result<(), SysctlError> {
-        let ipv4 = self.addresses.iter().any(IpAddr::is_ipv4);
-        let ipv6 = self.addresses.iter().any(IpAddr::is_ipv6);
-        if ipv6 {
+        if self.has(IpAddr::is_ipv6) {
             let conf = format!("ipv6/conf/{}", self.ifname);
             // Runtimes turn IPv6 off in new sandboxes until a plugin wants it.
             sysctl::ensure(&format!("{conf}/disable_ipv6"), "0")?;
             sysctl::ensure(&format!("{conf}/accept_dad"), "0")?;
             sysctl::ensure(&format!("{conf}/accept_ra"), "0")?;
         }
-        if self.allow_ip_forwarding && ipv4 {
-            sysctl::ensure("ipv4/ip_forward", "1")?;
-        }
-        if self.allow_ip_forwarding && ipv6 {
-            sysctl::ensure("ipv6/conf/all/forwarding", "1")?;
+        for (key, value) in self.forwarding_sysctls() {
+            sysctl::ensure(&key, value)?;
         }
         Ok(())
+    }
+
+    /// The sysctls that let the pod forward packets, if it may, and their values.
+    #[must_use]
+    pub fn forwarding_sysctls(&self) -> Vec<(String, &'static str)> {
+        let mut sysctls = Vec::new();
+        if self.allow_ip_forwarding && self.has(IpAddr::is_ipv4) {
+            sysctls.push(("ipv4/ip_forward".to_owned(), "1"));
+        }
+        if self.allow_ip_forwarding && self.has(IpAddr::is_ipv6) {
+            sysctls.push(("ipv6/conf/all/forwarding".to_owned(), "1"));
+        }
+        sysctls
+    }
+
+    fn has(&self, family: impl Fn(&IpAddr) -> bool) -> bool {
+        self.addresses.iter().any(family)
     }
 }
 

@@ -3,7 +3,7 @@
 use margay_abi::Counter;
 use margay_tests::pod::address;
 use margay_tests::{Node, Pod};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 #[test]
 fn check_names_each_thing_that_is_off() {
@@ -83,6 +83,65 @@ fn check_notices_an_allocation_that_is_gone() {
 
     assert_eq!(code, 104, "{message}");
     assert!(message.contains(&address(&result, true).to_string()), "{message}");
+}
+
+#[test]
+fn check_names_everything_that_is_off_at_once() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["container_settings"] = json!({"allow_ip_forwarding": true});
+    let pod = node.sandbox("a");
+    let result = pod.add(&network);
+    pod.run(&["ip", "link", "set", "eth0", "mtu", "1300"]);
+    pod.enter(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap());
+    let store = node.store();
+    let ipam = margay_datastore::Ipam::new(&store, "node-under-test", "any");
+    ipam.release(&pod.attachment("podnet", "eth0")).unwrap();
+
+    let (code, message) = pod.check(&network, &result).error();
+
+    assert_eq!(code, 104, "{message}");
+    for finding in ["MTU 1300", "pod sysctl net/ipv4/ip_forward is 0", "holds []"] {
+        assert!(message.contains(finding), "no {finding}: {message}");
+    }
+}
+
+#[test]
+fn check_allows_for_what_a_later_plugin_of_the_chain_changed_and_says_so() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let pod = node.sandbox("a");
+    let mut result = pod.add(&network);
+
+    result["interfaces"].as_array_mut().unwrap().push(json!({"name": "egress0"}));
+    result["ips"].as_array_mut().unwrap().push(json!({"address": "10.9.9.9/32", "interface": 2}));
+    result["routes"].as_array_mut().unwrap().retain(|route| route["dst"] != "0.0.0.0/0");
+    pod.run(&["ip", "route", "del", "default"]);
+
+    let output = pod.check(&network, &result);
+    assert!(output.is_success(), "{}", output.stdout());
+    pod.run(&["ip", "-6", "route", "del", "default"]);
+    let (_, message) = pod.check(&network, &result).error();
+    assert!(message.contains("pod lacks route ::/0"), "{message}");
+}
+
+#[test]
+fn check_looks_at_the_routes_of_a_second_interface() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    let pod = node.sandbox("a");
+    let net1 = |verb: &str, network: &Value| {
+        pod.invocation(verb, network).env("CNI_IFNAME", "net1").execute()
+    };
+    let result = net1("ADD", &network).success();
+    pod.run(&["ip", "route", "del", "10.244.0.0/24"]);
+
+    for known in [Value::Null, result] {
+        network["prevResult"] = known;
+        let (code, message) = net1("CHECK", &network).error();
+        assert_eq!(code, 104, "{message}");
+        assert!(message.contains("pod lacks route 10.244.0.0/24"), "{message}");
+    }
 }
 
 #[test]

@@ -197,7 +197,11 @@ fn pod_side(request: &Request<'_>, addresses: &IpamResult) -> PodSide {
 
 /// Where the pod goes over this interface besides the default: what the IPAM says; and, where
 /// another interface has the default route, the network's own pools.
-fn routes(conf: &NetConf, addresses: &IpamResult, default_route: bool) -> Vec<IpNetwork> {
+pub(super) fn routes(
+    conf: &NetConf,
+    addresses: &IpamResult,
+    default_route: bool,
+) -> Vec<IpNetwork> {
     let told = addresses.routes.iter().map(|route| route.dst).filter(|dst| dst.prefix() > 0);
     match &conf.ipam {
         IpamConf::Builtin(pools) if !default_route => {

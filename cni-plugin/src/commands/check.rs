@@ -4,15 +4,19 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use margay_abi::HOST_VETH_MAC;
 use margay_datapath::{Datapath, Program};
 use margay_datastore::{Endpoint, EndpointState};
+use rscni_types::types::{CNIResult, Route};
 
+use super::add;
 use super::session::{self, HostVeth, Session};
-use crate::config;
+use crate::config::{self, NetConf};
 use crate::dataplane::{self, DataplaneError};
 use crate::error::{Error, chain};
 use crate::host::HostSide;
+use crate::ipam::{IpamError, IpamResult};
 use crate::netlink::{LinkInfo, Netlink, ROUTE_PROTOCOL};
 use crate::netns::Netns;
 use crate::pod::{self, PodError, PodSide};
@@ -35,16 +39,19 @@ pub(super) fn check(call: &Call, target: &Target) -> Result<(), Error> {
             endpoint.ok_or_else(|| Error::NotAdded { attachment: attachment.clone() })?;
         let mut findings = Findings::default();
         if let Some(expected) = &expected {
-            let addresses = expected.ips.iter().map(|ip| ip.address.addr());
-            findings.compare_addresses("prevResult", addresses.collect(), &endpoint);
+            findings.compare_addresses(expected, &endpoint);
         }
         phases.enter("pod_side")?;
-        check_pod(&mut findings, &session, &netns, &endpoint)?;
+        let pod = pod_side(&conf, &endpoint, expected.as_ref());
+        check_pod(&mut findings, &netns, &endpoint, &pod)?;
         phases.enter("host_side")?;
         check_host(&mut findings, &session, &endpoint).await?;
         phases.enter("addresses")?;
         let addresses: Vec<IpAddr> = endpoint.ips.iter().map(|ip| ip.ip()).collect();
-        session.ipam().check(&attachment, &addresses)?;
+        match session.ipam().check(&attachment, &addresses) {
+            Err(error @ IpamError::Mismatch { .. }) => findings.0.push(error.to_string()),
+            outcome => outcome?,
+        }
         findings.into_result()
     })
 }
@@ -60,13 +67,22 @@ impl Findings {
         }
     }
 
-    fn compare_addresses(&mut self, place: &str, found: Vec<IpAddr>, endpoint: &Endpoint) {
+    /// A plugin further down the chain may have added addresses of its own.
+    fn compare_addresses(&mut self, expected: &CNIResult, endpoint: &Endpoint) {
         for ip in endpoint.ips.iter().map(|ip| ip.ip()) {
-            self.expect(found.contains(&ip), || format!("address {ip} is not in {place}"));
+            let found = expected.ips.iter().any(|expected| expected.address.addr() == ip);
+            self.expect(found, || format!("address {ip} is not in prevResult"));
         }
-        for ip in found {
-            let known = endpoint.ips.iter().any(|known| known.ip() == ip);
-            self.expect(known, || format!("address {ip} in {place} is not the endpoint's"));
+    }
+
+    fn compare_sysctls(&mut self, place: &str, wanted: Vec<(String, &'static str)>) {
+        for (key, wanted) in wanted {
+            match sysctl::get(&key) {
+                Ok(value) => self.expect(value == wanted, || {
+                    format!("{place} sysctl net/{key} is {value}, not {wanted}")
+                }),
+                Err(error) => self.0.push(chain(&error)),
+            }
         }
     }
 
@@ -87,23 +103,39 @@ impl Findings {
     }
 }
 
+/// What the pod's end should be. Of the routes, those that `prevResult` still has: a plugin further
+/// down the chain may have taken some away.
+fn pod_side(conf: &NetConf, endpoint: &Endpoint, expected: Option<&CNIResult>) -> PodSide {
+    let ifname = endpoint.attachment.ifname().to_owned();
+    let mut default_route = conf.default_route_for(&ifname);
+    let mut routes = add::routes(conf, &IpamResult::default(), default_route);
+    if let Some(expected) = expected {
+        let is_ours =
+            |route: &&Route| route.gw == Some(PodSide::gateway(route.dst.addr().is_ipv4()));
+        let ours = expected.routes.iter().filter(is_ours).map(|route| route.dst);
+        routes = ours.filter_map(|dst| IpNetwork::new(dst.addr(), dst.prefix_len()).ok()).collect();
+        // It is among those.
+        default_route = false;
+    }
+    PodSide {
+        ifname,
+        addresses: endpoint.ips.iter().map(|ip| ip.ip()).collect(),
+        default_route,
+        routes,
+        allow_ip_forwarding: conf.ip_forwarding,
+    }
+}
+
 fn check_pod(
     findings: &mut Findings,
-    session: &Session<'_>,
     netns: &Netns,
     endpoint: &Endpoint,
+    pod: &PodSide,
 ) -> Result<(), Error> {
-    let ifname = session.attachment.ifname();
-    let pod = PodSide {
-        ifname: ifname.to_owned(),
-        addresses: endpoint.ips.iter().map(|ip| ip.ip()).collect(),
-        default_route: session.conf.default_route_for(ifname),
-        routes: Vec::new(),
-        allow_ip_forwarding: session.conf.ip_forwarding,
-    };
+    let ifname = &pod.ifname;
     let outcome = pod::in_pod(netns, async |netlink| {
         let Some(link) = netlink.link_by_name(ifname).await? else {
-            return Err(PodError::NoInterface { ifname: ifname.to_owned() });
+            return Err(PodError::NoInterface { ifname: ifname.clone() });
         };
         findings.compare_link("pod", &link, endpoint.pod_mac, endpoint.mtu);
         let addresses = netlink.addresses(link.index).await?;
@@ -121,6 +153,7 @@ fn check_pod(
             });
             findings.expect(found, || format!("pod lacks route {}", wanted.destination));
         }
+        findings.compare_sysctls("pod", pod.forwarding_sysctls());
         Ok(())
     });
     match outcome {
@@ -159,7 +192,7 @@ async fn check_host(
     };
     check_routes(findings, &session.netlink, &host).await?;
     let uses_ebpf = endpoint.dataplane == dataplane::EBPF;
-    check_sysctls(findings, &host, !uses_ebpf);
+    findings.compare_sysctls("host", host.sysctls(!uses_ebpf));
     if uses_ebpf {
         check_dataplane(findings, session, &host, endpoint.mtu).await?;
     }
@@ -185,16 +218,6 @@ async fn check_routes(
         });
     }
     Ok(())
-}
-
-fn check_sysctls(findings: &mut Findings, host: &HostSide, proxy: bool) {
-    for (key, wanted) in host.sysctls(proxy) {
-        match sysctl::get(&key) {
-            Ok(value) => findings
-                .expect(value == wanted, || format!("sysctl net/{key} is {value}, not {wanted}")),
-            Err(error) => findings.0.push(chain(&error)),
-        }
-    }
 }
 
 async fn check_dataplane(
