@@ -269,6 +269,26 @@ fn the_mtu_is_that_of_the_default_route_unless_configured() {
 }
 
 #[test]
+fn the_mtu_is_found_behind_a_default_route_of_several_paths() {
+    let Some(node) = Node::new() else { return };
+    node.run(&["ip", "link", "set", "uplink0", "mtu", "1400"]);
+    node.run(&["ip", "-4", "route", "del", "default"]);
+    node.run(&["ip", "-6", "route", "del", "default"]);
+    for (family, path, other) in
+        [("-4", "192.168.77.2", "192.168.77.3"), ("-6", "fd77::2", "fd77::3")]
+    {
+        let paths = ["nexthop", "via", path, "nexthop", "via", other];
+        node.run(&[&["ip", family, "route", "add", "default"][..], &paths].concat());
+        let pod = node.sandbox(&format!("pod{family}"));
+
+        let result = pod.add(&node.network());
+
+        assert_eq!(result["interfaces"][1]["mtu"], 1400, "{family}");
+        node.run(&["ip", family, "route", "del", "default"]);
+    }
+}
+
+#[test]
 fn requested_addresses_and_mac_are_given() {
     let Some(node) = Node::new() else { return };
     let mut network = node.network();

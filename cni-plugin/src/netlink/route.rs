@@ -35,7 +35,8 @@ pub struct RouteInfo {
     pub prefix_length: u8,
     /// Over which router.
     pub gateway: Option<IpAddr>,
-    /// Over which interface; none for unreachable, blackhole and multipath routes.
+    /// Over which interface, the first one of a multipath route; none for unreachable and blackhole
+    /// routes.
     pub ifindex: Option<u32>,
     /// Protocol number of who made it.
     pub protocol: u8,
@@ -135,10 +136,11 @@ fn to(destination: IpNetwork) -> RouteMessage {
     message
 }
 
+/// `EOPNOTSUPP` is the answer for a family that the kernel does not have (`ipv6.disable=1`).
 fn no_route(error: &NetlinkError) -> bool {
     use rustix::io::Errno;
     error.is_absent()
-        || [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS, Errno::INVAL]
+        || [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS, Errno::INVAL, Errno::OPNOTSUPP]
             .iter()
             .any(|&errno| error.is(errno))
 }
@@ -158,6 +160,9 @@ fn route_info(message: RouteNetlinkMessage) -> Option<RouteInfo> {
             RouteAttribute::Destination(address) => info.destination = ip(&address),
             RouteAttribute::Gateway(address) => info.gateway = ip(&address),
             RouteAttribute::Oif(ifindex) => info.ifindex = Some(ifindex),
+            RouteAttribute::MultiPath(hops) => {
+                info.ifindex = hops.first().map(|hop| hop.interface_index);
+            }
             RouteAttribute::Table(table) => info.table = table,
             _ => {}
         }
