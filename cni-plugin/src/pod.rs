@@ -83,6 +83,8 @@ impl PodSide {
                 gateway: Some(gateway),
                 onlink: ipv4 && !self.default_route,
                 ifindex,
+                // Two interfaces on one network have routes to the same destinations.
+                priority: (!self.default_route).then_some(ifindex),
             }));
         }
         routes

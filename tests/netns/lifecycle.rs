@@ -228,6 +228,53 @@ fn a_pod_with_two_interfaces_keeps_the_first_ones_default_route() {
 }
 
 #[test]
+fn a_pod_can_have_several_interfaces_on_one_network() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let pod = node.sandbox("a");
+    let execute = |verb: &str, ifname: &str, config: &Value| {
+        pod.invocation(verb, config).env("CNI_IFNAME", ifname).execute()
+    };
+    let results =
+        ["eth0", "net1", "net2"].map(|ifname| (ifname, execute("ADD", ifname, &network).success()));
+
+    for (ifname, result) in &results {
+        let mut config = network.clone();
+        config["prevResult"] = result.clone();
+        let output = execute("CHECK", ifname, &config);
+        assert!(output.is_success(), "{ifname}: {}", output.stdout());
+    }
+    execute("DEL", "net1", &network).success();
+
+    let to_pool = pod.netlink(async |netlink| {
+        let net2 = netlink.link_by_name("net2").await.unwrap().unwrap();
+        let route = netlink.route_to("10.244.0.200".parse().unwrap()).await.unwrap().unwrap();
+        (route.ifindex, Some(net2.index))
+    });
+    assert_eq!(to_pool.0, to_pool.1, "the pool is reached over what is left");
+    assert_ping(&pod, node_address(true));
+}
+
+#[test]
+fn the_default_route_can_be_that_of_a_second_interface() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    let pod = node.sandbox("a");
+    network["default_route"] = json!(false);
+    pod.add(&network);
+
+    network["default_route"] = json!(true);
+    let add = pod.invocation("ADD", &network).env("CNI_IFNAME", "net1");
+    let result = add.execute().success();
+
+    assert_eq!(result["routes"][0]["dst"], "0.0.0.0/0");
+    for ipv4 in [true, false] {
+        assert_ping(&pod, node_address(ipv4));
+        assert_ping(&node, address(&result, ipv4));
+    }
+}
+
+#[test]
 fn one_family_alone_works() {
     let Some(node) = Node::new() else { return };
     for (ipv4, pool) in [(true, "10.246.0.0/24"), (false, "fd00:10:246::/112")] {

@@ -24,6 +24,8 @@ pub struct NewRoute {
     pub onlink: bool,
     /// Over which interface.
     pub ifindex: u32,
+    /// Priority (metric), the lower the better; none is the kernel's default.
+    pub priority: Option<u32>,
 }
 
 /// What the kernel says of a route.
@@ -48,7 +50,8 @@ impl NewRoute {
     /// A route to one address on the link.
     #[must_use]
     pub fn on_link(address: IpAddr, ifindex: u32) -> Self {
-        Self { destination: IpNetwork::from(address), gateway: None, onlink: false, ifindex }
+        let destination = IpNetwork::from(address);
+        Self { destination, gateway: None, onlink: false, ifindex, priority: None }
     }
 }
 
@@ -118,6 +121,7 @@ impl Netlink {
         if let Some(gateway) = route.gateway {
             message.attributes.push(RouteAttribute::Gateway(gateway.into()));
         }
+        message.attributes.extend(route.priority.map(RouteAttribute::Priority));
         let object = match route.gateway {
             Some(gateway) => format!("{} via {gateway}", route.destination),
             None => format!("{} over link with index {}", route.destination, route.ifindex),
