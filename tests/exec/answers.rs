@@ -9,11 +9,14 @@ use serde_json::{Value, json};
 
 #[test]
 fn version_lists_what_is_supported() {
-    let answer = Invocation::new("margay", "VERSION", &json!({"cniVersion": "1.1.0"})).execute();
+    for (asked, answered) in [("1.1.0", "1.1.0"), ("0.4.0", "0.4.0"), ("9.0.0", "1.1.0")] {
+        let version = Invocation::new("margay", "VERSION", &json!({"cniVersion": asked}));
 
-    let answer = answer.success();
-    assert_eq!(answer["cniVersion"], "1.1.0");
-    assert_eq!(answer["supportedVersions"], json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+        let answer = version.execute().success();
+
+        assert_eq!(answer["cniVersion"], answered);
+        assert_eq!(answer["supportedVersions"], json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+    }
 }
 
 #[test]

@@ -164,7 +164,7 @@ fn serve(
 ) -> Result<String, Error> {
     let command = environment.command()?;
     if command == Cmd::Version {
-        return Ok(version_json());
+        return Ok(version_json(stdin));
     }
     let target = match command {
         Cmd::Add | Cmd::Del | Cmd::Check => Some(environment.target(command)?),
@@ -186,14 +186,7 @@ fn call(
     stdin: impl Read,
     declared: &mut Option<SpecVersion>,
 ) -> Result<Call, ProtocolError> {
-    let mut bytes = Vec::new();
-    let mut stdin = stdin.take(LONGEST_CONFIG_BYTES + 1);
-    stdin.read_to_end(&mut bytes).map_err(ProtocolError::Read)?;
-    if bytes.len() as u64 > LONGEST_CONFIG_BYTES {
-        return Err(ProtocolError::TooLong);
-    }
-    let document: Value = serde_json::from_slice(&bytes).map_err(ProtocolError::Decode)?;
-    let Value::Object(config) = document else { return Err(ProtocolError::NotAnObject) };
+    let (bytes, config) = read(stdin)?;
     let version = declared_version(&config)?;
     *declared = Some(version);
     if version.allows(command).is_err() {
@@ -204,6 +197,20 @@ fn call(
     }
     let path = environment.get(CNI_PATH).map(|path| std::env::split_paths(path).collect());
     Ok(Call { version, config, stdin: bytes, path: path.unwrap_or_default() })
+}
+
+/// What stdin holds, as it is and decoded.
+fn read(stdin: impl Read) -> Result<(Vec<u8>, Map<String, Value>), ProtocolError> {
+    let mut bytes = Vec::new();
+    let mut stdin = stdin.take(LONGEST_CONFIG_BYTES + 1);
+    stdin.read_to_end(&mut bytes).map_err(ProtocolError::Read)?;
+    if bytes.len() as u64 > LONGEST_CONFIG_BYTES {
+        return Err(ProtocolError::TooLong);
+    }
+    match serde_json::from_slice(&bytes).map_err(ProtocolError::Decode)? {
+        Value::Object(config) => Ok((bytes, config)),
+        _ => Err(ProtocolError::NotAnObject),
+    }
 }
 
 /// Absent, `null` and empty mean 0.1.0, the only version older than the key.
@@ -279,8 +286,12 @@ fn unusable(name: &'static str, value: impl Into<OsString>, reason: &'static str
     ProtocolError::Environment { name, value: value.into(), reason }
 }
 
-fn version_json() -> String {
-    let info = PluginInfo::new(SpecVersion::CURRENT, VERSIONS.to_vec());
+/// The answer to VERSION repeats the version on stdin, as the specification has it; the newest where
+/// there is none that margay speaks.
+fn version_json(stdin: impl Read) -> String {
+    let asked = read(stdin).and_then(|(_, config)| declared_version(&config));
+    let version = asked.ok().filter(|version| VERSIONS.contains(version)).unwrap_or_default();
+    let info = PluginInfo::new(version, VERSIONS.to_vec());
     serde_json::json!(info).to_string()
 }
 
