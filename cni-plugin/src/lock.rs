@@ -6,8 +6,10 @@
 //! the lock is let go, so nothing is left of an attachment; whoever waited on the removed file
 //! sees that it has no name left, and tries anew.
 
+use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open, unlink};
@@ -45,11 +47,13 @@ impl Lock {
             ) {
                 Ok(file) => file,
                 Err(rustix::io::Errno::NOENT) => {
-                    std::fs::create_dir_all(&directory).map_err(|source| LockError {
-                        operation: "make the directory of",
-                        path: path.clone(),
-                        source,
-                    })?;
+                    DirBuilder::new().recursive(true).mode(0o755).create(&directory).map_err(
+                        |source| LockError {
+                            operation: "make the directory of",
+                            path: path.clone(),
+                            source,
+                        },
+                    )?;
                     continue;
                 }
                 Err(errno) => return Err(failed("open", &path, errno)),

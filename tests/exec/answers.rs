@@ -1,7 +1,7 @@
 //! What the network plugin answers: versions, shapes, errors that name the variable or the key.
 
 use std::fs::{self, File};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use margay_tests::node::plugin_directory;
 use margay_tests::{Invocation, Node, Pod};
@@ -222,22 +222,42 @@ fn the_arguments_of_kubernetes_end_up_in_the_endpoint() {
 fn a_broken_stderr_makes_no_verb_fail() {
     let Some(node) = Node::new() else { return };
     let pod = node.sandbox("a");
-    let config = node.path("config");
-    fs::write(&config, node.network().to_string()).unwrap();
     for verb in ["ADD", "DEL"] {
-        let plugin = Command::new(plugin_directory().join("margay"))
-            .env_clear()
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", pod.container_id())
-            .env("CNI_NETNS", pod.netns_path())
-            .env("CNI_IFNAME", "eth0")
-            .stdin(File::open(&config).unwrap())
-            .stdout(Stdio::piped())
-            .stderr(File::options().write(true).open("/dev/full").unwrap())
-            .spawn();
+        let status = execute_in_shell(&pod, verb, &node.network(), "exec \"$0\" 2>/dev/full");
 
-        let output = plugin.unwrap().wait_with_output().unwrap();
-
-        assert!(output.status.success(), "{verb}: {output:?}");
+        assert!(status.success(), "{verb}: {status}");
     }
+}
+
+#[test]
+fn without_a_umask_nobody_else_may_write_what_a_plugin_makes() {
+    let Some(node) = Node::new() else { return };
+    let pod = node.sandbox("a");
+    let mut network = node.network();
+    network["state_dir"] = json!(node.path("new/state"));
+    network["run_dir"] = json!(node.path("new/run"));
+    network["log_file_path"] = json!(node.path("new/log/cni.log"));
+
+    let status = execute_in_shell(&pod, "ADD", &network, "umask 0; exec \"$0\"");
+
+    assert!(status.success(), "{status}");
+    let new = node.path("new");
+    assert_eq!(node.run(&["find", new.to_str().unwrap(), "-type", "d", "-perm", "/022"]), "");
+}
+
+/// Executes the plugin, which is `$0` of the script.
+fn execute_in_shell(pod: &Pod<'_>, verb: &str, network: &Value, script: &str) -> ExitStatus {
+    let config = pod.node().path("config");
+    fs::write(&config, network.to_string()).unwrap();
+    Command::new("sh")
+        .args(["-c", script])
+        .arg(plugin_directory().join("margay"))
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", pod.container_id())
+        .env("CNI_NETNS", pod.netns_path())
+        .env("CNI_IFNAME", "eth0")
+        .stdin(File::open(&config).unwrap())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap()
 }
