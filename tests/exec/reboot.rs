@@ -1,6 +1,7 @@
 //! What a node is after a reboot or an upgrade of the plugin.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use margay_tests::node::node_address;
 use margay_tests::pod::address;
@@ -44,6 +45,26 @@ fn after_a_reboot_what_still_has_its_namespace_keeps_its_addresses() {
     assert_ne!(address(&other.add(&network), true), address(&result, true));
     assert!(alive.check(&network, &result).is_success());
     assert_ping(&other, address(&result, true));
+}
+
+#[test]
+fn a_namespaces_path_that_leads_to_the_hosts_own_after_a_reboot_is_stale() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let pod = node.sandbox("a");
+    // As /proc/PID/ns/net does once the number is another process's.
+    let path = node.path("of-a-process");
+    symlink(pod.netns_path(), &path).unwrap();
+    let add = pod.invocation("ADD", &network).env("CNI_NETNS", path.to_str().unwrap());
+    add.execute().success();
+    pod.destroy();
+    fs::remove_file(&path).unwrap();
+    symlink("/proc/self/ns/net", &path).unwrap();
+
+    reboot(&node);
+    Invocation::new("margay", "STATUS", &network).execute().success();
+
+    assert_eq!(node.store().endpoints("podnet").unwrap(), []);
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! margay-ipam's verbs on the datastore, shared by `margay` (in process) and `margay-ipam`.
 
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
@@ -11,6 +10,7 @@ use super::{AssignedIp, IpamError, IpamResult};
 use crate::args::CniArgs;
 use crate::config::PoolSet;
 use crate::error::chain;
+use crate::netns::Netns;
 use crate::protocol::Target;
 
 /// margay-ipam on a datastore.
@@ -147,12 +147,13 @@ pub fn boot_id() -> Result<String, IpamError> {
     }
 }
 
-/// Whether the path is a network namespace: a file of nsfs, not the empty file that a bind mount
-/// leaves behind when its namespace went away with a reboot.
+/// Whether the path is the network namespace of a pod: not the empty file that a bind mount leaves
+/// behind when its namespace went away with a reboot, and not the host's own, which `/proc/PID/ns/net`
+/// leads to once another process has the number.
 #[must_use]
 pub fn is_netns_alive(path: &str) -> bool {
-    let device = |path: &str| Path::new(path).metadata().map(|metadata| metadata.dev()).ok();
-    device(path).is_some_and(|found| Some(found) == device("/proc/self/ns/net"))
+    let outcome = Netns::open(Path::new(path)).and_then(|pod| pod.is_same_as(&Netns::current()?));
+    outcome.is_ok_and(|is_host| !is_host)
 }
 
 #[cfg(test)]
@@ -202,10 +203,11 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_is_alive_if_its_path_leads_to_one() {
+    fn a_pods_namespace_is_not_alive_where_its_path_leads_elsewhere() {
         let left_behind = tempfile::NamedTempFile::new().unwrap();
 
-        assert!(is_netns_alive("/proc/self/ns/net"));
+        assert!(!is_netns_alive("/proc/self/ns/net"), "the host's own");
+        assert!(!is_netns_alive("/proc/version"));
         assert!(!is_netns_alive(left_behind.path().to_str().unwrap()));
         assert!(!is_netns_alive("/nowhere/netns"));
         assert!(!is_netns_alive(""));
