@@ -36,6 +36,20 @@ pub fn of_add(endpoint: &Endpoint, pod: &PodSide, dns: Option<Dns>) -> CNIResult
     }
 }
 
+/// A result behind that of the plugins before in the chain, which is handed on as it is.
+#[must_use]
+pub fn after(mut previous: CNIResult, ours: CNIResult) -> CNIResult {
+    let offset = u32::try_from(previous.interfaces.len()).unwrap_or(u32::MAX);
+    previous.interfaces.extend(ours.interfaces);
+    previous.ips.extend(ours.ips.into_iter().map(|ip| IpConfig {
+        interface: ip.interface.map(|index| index.saturating_add(offset)),
+        ..ip
+    }));
+    previous.routes.extend(ours.routes);
+    previous.dns = ours.dns.or(previous.dns);
+    previous
+}
+
 /// A MAC address as `aa:bb:cc:dd:ee:ff`.
 #[must_use]
 pub fn mac_text(mac: [u8; 6]) -> String {

@@ -49,6 +49,32 @@ fn every_version_gets_the_result_in_its_own_layout() {
 }
 
 #[test]
+fn the_result_of_the_plugins_before_is_handed_on() {
+    let Some(node) = Node::new() else { return };
+    let pod = node.sandbox("a");
+    let mut network = node.network();
+    let before = json!({
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "first0", "mac": "02:00:00:00:00:01", "sandbox": "/x"}],
+        "ips": [{"address": "10.7.7.7/24", "interface": 0}],
+        "routes": [{"dst": "10.7.0.0/16"}],
+        "dns": {"nameservers": ["10.7.7.53"]},
+    });
+    network["prevResult"] = before.clone();
+
+    let result = pod.add(&network);
+
+    for list in ["interfaces", "ips", "routes"] {
+        assert_eq!(result[list][0], before[list][0], "{list}");
+        assert_eq!(result[list].as_array().unwrap().len(), 3, "{list}");
+    }
+    let index = result["ips"][1]["interface"].as_u64().unwrap();
+    assert_eq!(result["interfaces"][usize::try_from(index).unwrap()]["name"], "eth0");
+    assert_eq!(result["dns"], before["dns"]);
+    assert!(pod.check(&network, &result).is_success());
+}
+
+#[test]
 fn a_verb_that_a_version_lacks_is_an_error_of_code_1() {
     let Some(node) = Node::new() else { return };
     let pod = node.sandbox("a");

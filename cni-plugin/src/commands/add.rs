@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::session::{self, HostVeth, Session};
 use super::teardown::teardown;
-use crate::config::{IpamConf, NetConf, Requested};
+use crate::config::{self, IpamConf, NetConf, Requested};
 use crate::dataplane::Dataplane;
 use crate::error::Error;
 use crate::host::HostSide;
@@ -36,6 +36,7 @@ struct Request<'a> {
     attachment: Attachment,
     netns: Netns,
     requested: Requested,
+    previous: Option<CNIResult>,
     pod_mac: [u8; 6],
 }
 
@@ -69,8 +70,9 @@ impl<'a> Request<'a> {
             return Err(Error::HostNetns { path: netns.path().to_owned() });
         }
         let requested = Requested::from_map(&call.config)?.or_args(&target.args);
+        let previous = config::prev_result(&call.config)?;
         let pod_mac = requested.mac.unwrap_or_else(|| naming::pod_mac(&attachment));
-        Ok(Self { target, conf, attachment, netns, requested, pod_mac })
+        Ok(Self { target, conf, attachment, netns, requested, previous, pod_mac })
     }
 }
 
@@ -141,7 +143,8 @@ async fn attach(
     session.store.put_endpoint(&endpoint)?;
 
     let dns = request.conf.dns.clone().or(addresses.dns);
-    Ok(result::of_add(&endpoint, &pod, dns))
+    let ours = result::of_add(&endpoint, &pod, dns);
+    Ok(result::after(request.previous.clone().unwrap_or_default(), ours))
 }
 
 /// Writes down which addresses another IPAM plugin gave before they are used, so that whatever is
