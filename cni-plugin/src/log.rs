@@ -87,8 +87,11 @@ fn open(path: &Path) -> std::io::Result<Arc<File>> {
     if let Some(parent) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
-    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
-    Ok(Arc::new(file))
+    // A FIFO without a reader must not hang the runtime.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o640).custom_flags(flags);
+    Ok(Arc::new(options.open(path)?))
 }
 
 /// Reports the keys of the configuration that have no effect; for ADD, since once is enough.
@@ -127,6 +130,16 @@ mod tests {
         }
 
         assert_eq!(std::fs::read_to_string(path).unwrap(), "one\ntwo\n");
+    }
+
+    #[test]
+    fn a_fifo_that_nobody_reads_is_an_error_and_nothing_to_wait_for() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+
+        assert!(open(&path).is_err());
     }
 
     #[test]
