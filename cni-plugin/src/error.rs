@@ -13,6 +13,7 @@ use crate::dataplane::DataplaneError;
 use crate::host::HostError;
 use crate::ipam::IpamError;
 use crate::lock::LockError;
+use crate::mtu::MtuTooSmall;
 use crate::netlink::NetlinkError;
 use crate::netns::NetnsError;
 use crate::phases::Injected;
@@ -88,6 +89,9 @@ pub enum Error {
         /// Each in words that name the thing.
         findings: Vec<String>,
     },
+    /// The pod's addresses cannot be used with the MTU that was found.
+    #[error(transparent)]
+    Mtu(#[from] MtuTooSmall),
     /// Somebody else has a link by the name of the host veth.
     #[error("link {name} exists and is not margay's: its alias is {alias:?}")]
     ForeignLink {
@@ -166,7 +170,7 @@ impl From<&Error> for CniError {
             Error::Config(ConfigError::Unsupported { .. }) => {
                 Self::UnsupportedNetworkConfiguration(details)
             }
-            Error::Config(_) => Self::InvalidNetworkConfig(details),
+            Error::Config(_) | Error::Mtu(_) => Self::InvalidNetworkConfig(details),
             Error::Args(_) | Error::Attachment(_) => Self::InvalidEnvValue(details),
             Error::Store(error) => store(error, details),
             Error::Ipam(error) => ipam(error, details),

@@ -8,6 +8,9 @@ use crate::netlink::{Netlink, NetlinkError};
 /// MTU where nothing says otherwise, in bytes: that of Ethernet.
 const DEFAULT_MTU: u32 = 1500;
 
+/// Least MTU with which the kernel does IPv6 on an interface (RFC 8200, section 5).
+const LEAST_MTU_V6: u32 = 1280;
+
 /// Destinations that only a default route leads to (TEST-NET-1 of RFC 5737, the documentation
 /// prefix of RFC 3849). They are looked up, never sent to.
 const ELSEWHERE: [IpAddr; 2] = [
@@ -45,7 +48,29 @@ impl fmt::Display for MtuSource {
     }
 }
 
+/// An MTU with which the pod's addresses cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("MTU {bytes} ({source_of}) is too small for IPv6, which takes {LEAST_MTU_V6}")]
+pub struct MtuTooSmall {
+    bytes: u32,
+    source_of: MtuSource,
+}
+
 impl Mtu {
+    /// Verifies that packets of these addresses' families can have it.
+    ///
+    /// # Errors
+    /// When there is an IPv6 address, and less than IPv6 needs.
+    pub fn must_carry(
+        &self,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<(), MtuTooSmall> {
+        if self.bytes < LEAST_MTU_V6 && addresses.into_iter().any(|address| address.is_ipv6()) {
+            return Err(MtuTooSmall { bytes: self.bytes, source_of: self.source.clone() });
+        }
+        Ok(())
+    }
+
     /// Finds the MTU: two look-ups at the most, no dump of the routing table.
     ///
     /// # Errors

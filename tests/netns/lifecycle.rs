@@ -303,6 +303,7 @@ fn the_mtu_is_that_of_the_default_route_unless_configured() {
         pod.netlink(async |netlink| netlink.link_by_name("eth0").await.unwrap().unwrap().mtu)
     };
 
+    network["log_level"] = json!("info");
     let found = node.sandbox("found");
     let output = found.invocation("ADD", &network).execute();
     assert_eq!(output.success()["interfaces"][1]["mtu"], 1400);
@@ -313,6 +314,19 @@ fn the_mtu_is_that_of_the_default_route_unless_configured() {
     let configured = node.sandbox("configured");
     configured.add(&network);
     assert_eq!(mtu_of(&configured), 1300);
+}
+
+#[test]
+fn an_mtu_too_small_for_ipv6_is_an_error_that_says_where_it_is_from() {
+    let Some(node) = Node::new() else { return };
+    node.run(&["ip", "link", "set", "uplink0", "mtu", "1200"]);
+    let pod = node.sandbox("a");
+
+    let (code, message) = pod.invocation("ADD", &node.network()).execute().error();
+
+    assert_eq!(code, 7, "{message}");
+    assert!(message.contains("MTU 1200 (interface uplink0"), "{message}");
+    assert_eq!(node.pod_links(), []);
 }
 
 #[test]

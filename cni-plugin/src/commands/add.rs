@@ -108,11 +108,12 @@ async fn attach(
 
     phases.enter("mtu")?;
     let mtu = Mtu::find(&session.netlink, request.conf.mtu).await?;
-    tracing::debug!(mtu = mtu.bytes, source = %mtu.source, "MTU");
+    tracing::info!(mtu = mtu.bytes, source = %mtu.source, "MTU");
 
     phases.enter("addresses")?;
     let addresses =
         session.ipam().add(&session.attachment, request.target, &request.requested.ips)?;
+    mtu.must_carry(addresses.addresses())?;
     let mut endpoint = endpoint(session, request, &addresses, &dataplane, mtu.bytes);
     announce(session, &endpoint)?;
 
