@@ -17,9 +17,6 @@ pub enum HostError {
     /// A netlink request failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// A sysctl could not be set.
-    #[error(transparent)]
-    Sysctl(#[from] SysctlError),
     /// The pod's address is routed to another interface.
     #[error("address {address} is routed over interface {interface} already")]
     RouteTaken {

@@ -46,19 +46,6 @@ pub enum NetnsError {
     },
 }
 
-impl NetnsError {
-    /// Whether there is nothing at the path, or nothing that is still a namespace: the sandbox is
-    /// gone.
-    #[must_use]
-    pub fn is_absent(&self) -> bool {
-        match self {
-            Self::Open { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::NotANamespace { .. } => true,
-            Self::Use { .. } => false,
-        }
-    }
-}
-
 /// An open network namespace. Holding it keeps the namespace alive.
 #[derive(Debug)]
 pub struct Netns {
@@ -164,9 +151,9 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_path_is_absent() {
+    fn a_missing_path_cannot_be_opened() {
         let error = Netns::open(Path::new("/nonexistent/netns")).unwrap_err();
-        assert!(error.is_absent(), "{error:?}");
+        assert!(matches!(error, NetnsError::Open { .. }), "{error:?}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use margay_abi::{GATEWAY_V4, GATEWAY_V6};
 
-use crate::netlink::{Dad, Netlink, NetlinkError, NewRoute};
+use crate::netlink::{Netlink, NetlinkError, NewRoute};
 use crate::netns::{Netns, NetnsError};
 use crate::sysctl::{self, SysctlError};
 
@@ -99,7 +99,7 @@ impl PodSide {
             let ifindex = link_index(&netlink, &self.ifname).await?;
             self.set_sysctls()?;
             for &address in &self.addresses {
-                netlink.add_address(ifindex, address, Dad::Skip).await?;
+                netlink.add_address(ifindex, address).await?;
             }
             netlink.set_link_up(ifindex).await?;
             for route in self.routes(ifindex) {

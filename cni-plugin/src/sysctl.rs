@@ -16,14 +16,6 @@ pub struct SysctlError {
     source: io::Error,
 }
 
-impl SysctlError {
-    /// Whether the kernel does not have this sysctl.
-    #[must_use]
-    pub fn is_absent(&self) -> bool {
-        self.source.kind() == io::ErrorKind::NotFound
-    }
-}
-
 /// Makes sure that a sysctl has a value. `key` is a path below `/proc/sys/net`, such as
 /// `ipv4/conf/eth0/forwarding`: not with dots, since interface names may hold some.
 ///

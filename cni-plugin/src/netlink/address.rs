@@ -10,15 +10,6 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Netlink, NetlinkError};
 
-/// Whether the kernel may probe for duplicates before it lets an IPv6 address be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dad {
-    /// The address is unique by allocation: usable at once.
-    Skip,
-    /// Leave it to the interface's settings.
-    Default,
-}
-
 /// What the kernel says of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressInfo {
@@ -31,16 +22,12 @@ pub struct AddressInfo {
 }
 
 impl Netlink {
-    /// Gives an interface an address with a host prefix (/32 or /128).
+    /// Gives an interface an address with a host prefix (/32 or /128), to be used at once: it is
+    /// unique by allocation, and not probed for.
     ///
     /// # Errors
     /// `EEXIST` when the interface has it.
-    pub async fn add_address(
-        &self,
-        ifindex: u32,
-        address: IpAddr,
-        dad: Dad,
-    ) -> Result<(), NetlinkError> {
+    pub async fn add_address(&self, ifindex: u32, address: IpAddr) -> Result<(), NetlinkError> {
         let mut message = AddressMessage::default();
         message.header.family = family(address);
         message.header.prefix_len = if address.is_ipv4() { 32 } else { 128 };
@@ -48,7 +35,7 @@ impl Netlink {
         message.header.scope = AddressScope::Universe;
         message.attributes.push(AddressAttribute::Address(address));
         message.attributes.push(AddressAttribute::Local(address));
-        if address.is_ipv6() && dad == Dad::Skip {
+        if address.is_ipv6() {
             message.header.flags |= AddressHeaderFlags::Nodad;
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }

@@ -17,7 +17,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::Handle;
 use rustix::io::Errno;
 
-pub use address::{AddressInfo, Dad};
+pub use address::AddressInfo;
 pub use link::{LinkInfo, VethPair};
 pub use neighbour::NeighbourInfo;
 pub use route::{NewRoute, RouteInfo};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 
 use super::address::family;
@@ -34,21 +34,9 @@ impl Netlink {
         let mut message = neighbour(ifindex, address);
         message.header.state = NeighbourState::Permanent;
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
-        self.put_neighbour("set neighbour", ifindex, address, message).await
-    }
-
-    /// Answers neighbour solicitations for `address` on the interface (proxy NDP).
-    ///
-    /// # Errors
-    /// Any errno.
-    pub async fn add_proxy_neighbour(
-        &self,
-        ifindex: u32,
-        address: IpAddr,
-    ) -> Result<(), NetlinkError> {
-        let mut message = neighbour(ifindex, address);
-        message.header.flags = NeighbourFlags::Proxy;
-        self.put_neighbour("add proxy neighbour", ifindex, address, message).await
+        let object = format!("{address} on link with index {ifindex}");
+        let message = RouteNetlinkMessage::NewNeighbour(message);
+        self.execute("set neighbour", &object, message, NLM_F_CREATE | NLM_F_REPLACE).await
     }
 
     /// The neighbour entry for `address` on the interface, if there is one.
@@ -67,18 +55,6 @@ impl Netlink {
             Err(error) if error.is_absent() => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    async fn put_neighbour(
-        &self,
-        operation: &'static str,
-        ifindex: u32,
-        address: IpAddr,
-        message: NeighbourMessage,
-    ) -> Result<(), NetlinkError> {
-        let object = format!("{address} on link with index {ifindex}");
-        let message = RouteNetlinkMessage::NewNeighbour(message);
-        self.execute(operation, &object, message, NLM_F_CREATE | NLM_F_REPLACE).await
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
@@ -61,51 +61,6 @@ impl Netlink {
     /// # Errors
     /// `EEXIST` when there is a route to this destination with the same priority.
     pub async fn add_route(&self, route: &NewRoute) -> Result<(), NetlinkError> {
-        self.put_route("add route", route, NLM_F_CREATE | NLM_F_EXCL).await
-    }
-
-    /// Adds a route in place of the one to the same destination with the same priority.
-    ///
-    /// # Errors
-    /// Any errno.
-    pub async fn replace_route(&self, route: &NewRoute) -> Result<(), NetlinkError> {
-        self.put_route("replace route", route, NLM_F_CREATE | NLM_F_REPLACE).await
-    }
-
-    /// The route that the kernel would use for a packet to `address`, if any.
-    ///
-    /// # Errors
-    /// Any errno but those that say that there is no route.
-    pub async fn route_to(&self, address: IpAddr) -> Result<Option<RouteInfo>, NetlinkError> {
-        let mut message = to(IpNetwork::from(address));
-        message.header.flags = RouteFlags::FibMatch;
-        let message = RouteNetlinkMessage::GetRoute(message);
-        match self.query("look up route", &address.to_string(), message, 0).await {
-            Ok(answers) => Ok(answers.into_iter().find_map(route_info)),
-            Err(error) if no_route(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The routes of both families over one interface. The kernel has no request for one
-    /// interface's routes, so this dumps those of the namespace: for CHECK and GC, never for an ADD
-    /// or a DEL.
-    ///
-    /// # Errors
-    /// When the kernel refuses the dump.
-    pub async fn routes(&self, ifindex: u32) -> Result<Vec<RouteInfo>, NetlinkError> {
-        let message = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-        let answers = self.query("list", "routes", message, NLM_F_DUMP).await?;
-        let infos = answers.into_iter().filter_map(route_info);
-        Ok(infos.filter(|info| info.ifindex == Some(ifindex)).collect())
-    }
-
-    async fn put_route(
-        &self,
-        operation: &'static str,
-        route: &NewRoute,
-        flags: u16,
-    ) -> Result<(), NetlinkError> {
         let mut message = to(route.destination);
         message.header.table = RouteHeader::RT_TABLE_MAIN;
         message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
@@ -126,7 +81,36 @@ impl Netlink {
             Some(gateway) => format!("{} via {gateway}", route.destination),
             None => format!("{} over link with index {}", route.destination, route.ifindex),
         };
-        self.execute(operation, &object, RouteNetlinkMessage::NewRoute(message), flags).await
+        let message = RouteNetlinkMessage::NewRoute(message);
+        self.execute("add route", &object, message, NLM_F_CREATE | NLM_F_EXCL).await
+    }
+
+    /// The route that the kernel would use for a packet to `address`, if any.
+    ///
+    /// # Errors
+    /// Any errno but those that say that there is no route.
+    pub async fn route_to(&self, address: IpAddr) -> Result<Option<RouteInfo>, NetlinkError> {
+        let mut message = to(IpNetwork::from(address));
+        message.header.flags = RouteFlags::FibMatch;
+        let message = RouteNetlinkMessage::GetRoute(message);
+        match self.query("look up route", &address.to_string(), message, 0).await {
+            Ok(answers) => Ok(answers.into_iter().find_map(route_info)),
+            Err(error) if no_route(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The routes of both families over one interface. The kernel has no request for one
+    /// interface's routes, so this dumps those of the namespace: for CHECK, never for an ADD
+    /// or a DEL.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub async fn routes(&self, ifindex: u32) -> Result<Vec<RouteInfo>, NetlinkError> {
+        let message = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        let answers = self.query("list", "routes", message, NLM_F_DUMP).await?;
+        let infos = answers.into_iter().filter_map(route_info);
+        Ok(infos.filter(|info| info.ifindex == Some(ifindex)).collect())
     }
 }
 
