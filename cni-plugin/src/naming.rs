@@ -30,7 +30,8 @@ pub fn pod_mac(attachment: &Attachment) -> [u8; 6] {
 }
 
 /// Alias of the attachment's host veth: the token that says whose it is. A link that bears the
-/// name and not the alias is somebody else's and is never touched.
+/// name and another alias is somebody else's and is never touched; a veth with none is one whose ADD
+/// was cut short before it had it.
 #[must_use]
 pub fn alias(attachment: &Attachment) -> String {
     format!("{ALIAS_PREFIX}{attachment}")

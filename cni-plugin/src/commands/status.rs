@@ -1,5 +1,6 @@
-//! STATUS: whether an ADD could succeed. A runtime asks every few seconds: nothing is changed, no
-//! table is walked.
+//! STATUS: whether an ADD could succeed. A runtime asks every few seconds: no table is walked, and
+//! nothing is changed but the datastore, which is made if it is missing (being able to is part of
+//! the answer), takes earlier boots' addresses back and does what it put off.
 
 use super::session;
 use crate::config;
