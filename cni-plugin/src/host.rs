@@ -73,7 +73,7 @@ impl HostSide {
             sysctls.push((format!("ipv4/neigh/{name}/proxy_delay"), "0"));
         }
         let conf = format!("ipv6/conf/{name}");
-        if sysctl::has_ipv6() {
+        if sysctl::has_ipv6(name) {
             // A pod must not reconfigure the host, with or without IPv6 addresses of its own.
             sysctls.push((format!("{conf}/accept_ra"), "0"));
             sysctls.push((format!("{conf}/accept_redirects"), "0"));

@@ -39,10 +39,10 @@ pub fn get(key: &str) -> Result<String, SysctlError> {
     }
 }
 
-/// Whether the kernel has IPv6 at all.
+/// Whether an interface has IPv6: not where the kernel has none, nor with an MTU below 1280.
 #[must_use]
-pub fn has_ipv6() -> bool {
-    path("ipv6").exists()
+pub fn has_ipv6(interface: &str) -> bool {
+    path("ipv6/conf").join(interface).exists()
 }
 
 // `/proc/sys/net` follows the network namespace of the thread that opens it.

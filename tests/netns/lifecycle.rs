@@ -317,6 +317,21 @@ fn the_mtu_is_that_of_the_default_route_unless_configured() {
 }
 
 #[test]
+fn a_pod_of_ipv4_alone_can_have_an_mtu_below_that_of_ipv6() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["ipam"]["pools"] = json!([{"cidr": "10.244.0.0/24"}]);
+    network["mtu"] = json!(1000);
+    let pod = node.sandbox("a");
+
+    let result = pod.add(&network);
+
+    assert_ping(&pod, node_address(true));
+    let output = pod.check(&network, &result);
+    assert!(output.is_success(), "{}", output.stdout());
+}
+
+#[test]
 fn an_mtu_too_small_for_ipv6_is_an_error_that_says_where_it_is_from() {
     let Some(node) = Node::new() else { return };
     node.run(&["ip", "link", "set", "uplink0", "mtu", "1200"]);
