@@ -86,6 +86,23 @@ fn an_add_that_is_killed_at_any_step_can_be_repeated() {
 }
 
 #[test]
+fn an_add_that_was_killed_before_its_first_address_can_be_repeated() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let pod = node.sandbox("a");
+    kill_at(&pod, &network, "veth");
+    // The assignment is declared in the handle before the first block is written.
+    let store = node.store();
+    for block in store.backend().list("blocks/", None).unwrap() {
+        store.backend().delete(&block.key, None).unwrap();
+    }
+
+    let result = pod.add(&network);
+
+    assert_only(&node, &[(&pod, &result)], "declared");
+}
+
+#[test]
 fn what_a_pod_asks_for_is_never_in_the_way_of_its_del() {
     let Some(node) = Node::new() else { return };
     for (key, value) in [

@@ -89,7 +89,7 @@ async fn refuse_or_clean_up_earlier(session: &Session<'_>) -> Result<(), Error> 
         HostVeth::Ours(_) if is_ready => {
             Err(Error::AlreadyAdded { attachment: session.attachment.clone() })
         }
-        HostVeth::Absent if endpoint.is_none() && session.assigned()?.is_empty() => Ok(()),
+        HostVeth::Absent if endpoint.is_none() && !session.is_assignment_begun()? => Ok(()),
         HostVeth::Ours(_) | HostVeth::Absent => {
             tracing::warn!(attachment = %session.attachment, "cleaning up what an earlier ADD left");
             teardown(session).await

@@ -104,6 +104,11 @@ impl<'a> Session<'a> {
         Ok(self.allocator().assigned(&self.attachment).map_err(IpamError::from)?)
     }
 
+    /// Whether an ADD has begun to take addresses from margay-ipam for the attachment.
+    pub(super) fn is_assignment_begun(&self) -> Result<bool, Error> {
+        Ok(self.allocator().is_begun(&self.attachment).map_err(IpamError::from)?)
+    }
+
     /// Gives back what margay-ipam holds for the attachment, for a configuration that names another
     /// plugin since.
     pub(super) fn release(&self) -> Result<(), Error> {

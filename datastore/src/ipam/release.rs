@@ -25,6 +25,11 @@ impl Ipam<'_> {
         self.release_if(attachment, &|_| true)
     }
 
+    /// Whether an assignment for the attachment was begun and not released: also one that holds nothing yet.
+    pub fn is_begun(&self, attachment: &Attachment) -> Result<bool, IpamError> {
+        Ok(self.store.read::<Handle>(&keys::handle(attachment))?.is_some())
+    }
+
     /// What the attachment holds.
     pub fn assigned(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, IpamError> {
         let Some(handle) = self.store.read::<Handle>(&keys::handle(attachment))? else {
