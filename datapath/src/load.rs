@@ -21,6 +21,9 @@ use crate::maps::{self, LAYOUTS, MapError};
 use crate::object::Build;
 use crate::pins::Pins;
 
+/// How often a program is handed to the verifier at most.
+const VERIFIER_ATTEMPTS: u32 = 5;
+
 /// Loading or pinning the kernel half failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -165,8 +168,22 @@ fn load_program(
         .program_mut(program.name())
         .and_then(|found| found.try_into().ok())
         .ok_or(LoadError::NoProgram { build: build.id, program })?;
-    classifier.load().map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
+    verify(classifier)
+        .map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
     classifier.pin(path).map_err(|source| LoadError::Pin { program, path: path.to_owned(), source })
+}
+
+/// Hands the program to the verifier, which gives up with `EAGAIN` when the kernel wants the thread
+/// for something else meanwhile (`signal_pending` in `do_check`), and can be asked again.
+fn verify(classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
+    for _ in 1..VERIFIER_ATTEMPTS {
+        match classifier.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            outcome => return outcome,
+        }
+    }
+    classifier.load()
 }
 
 /// The one step that makes this build's programs visible.
