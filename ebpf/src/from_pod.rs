@@ -211,20 +211,21 @@ fn longest_packet(packet: &impl Packet, headers_len: usize) -> u32 {
 }
 
 /// Whether a packet bypasses the stack: its flow does, or begins with it.
+///
+/// A SYN of a flow that the stack has is the stack's as well: the connection before it may be alive
+/// under NAT, and only conntrack can then find another source port for the new one.
 #[inline(always)]
 fn is_direct<H: Header>(transport: &Transport<H::Key>, tables: &impl Tables<H>) -> bool {
     let Transport { role, key, .. } = transport;
-    if *role != Role::Beginning
-        && let Some(verdict) = tables.flow(key)
-    {
-        return verdict == flow_verdict::DIRECT;
+    match (role, tables.flow(key)) {
+        (_, Some(flow_verdict::VIA_STACK)) => false,
+        (Role::Beginning, _) | (Role::Any, None) => {
+            tables.set_flow(key, flow_verdict::DIRECT);
+            tables.set_flow(&H::reversed(key), flow_verdict::DIRECT);
+            true
+        }
+        (_, known) => known == Some(flow_verdict::DIRECT),
     }
-    let begins = matches!(role, Role::Beginning | Role::Any);
-    if begins {
-        tables.set_flow(key, flow_verdict::DIRECT);
-        tables.set_flow(&H::reversed(key), flow_verdict::DIRECT);
-    }
-    begins
 }
 
 /// Makes the packet what a router would have made of it on the way to `receiver`.

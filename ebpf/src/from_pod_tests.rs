@@ -68,16 +68,28 @@ fn tcp_whose_beginning_was_not_seen_goes_to_the_stack() {
 }
 
 #[test]
-fn syn_begins_anew_over_a_flow_of_the_stack() {
+fn syn_of_a_flow_of_the_stack_stays_with_it() {
     let tables = TestTables::new();
     let there = key(6, 1, 2);
     for key in [there, there.reversed()] {
         tables.flows_v4.borrow_mut().insert(key, flow_verdict::VIA_STACK);
     }
 
-    assert_eq!(run(&tables, v4(6, &frames::tcp(1, 2, tcp_flags::ACK))), FLOW);
+    for flags in [tcp_flags::ACK, tcp_flags::SYN, tcp_flags::ACK] {
+        assert_eq!(run(&tables, v4(6, &frames::tcp(1, 2, flags))), FLOW);
+    }
+
+    assert_eq!(tables.flows_v4.borrow()[&there.reversed()], flow_verdict::VIA_STACK);
+}
+
+#[test]
+fn syn_that_is_repeated_restores_the_way_back() {
+    let tables = TestTables::new();
+    let there = key(6, 1, 2);
     assert_eq!(run(&tables, v4(6, &frames::tcp(1, 2, tcp_flags::SYN))), DELIVERED_V4);
-    assert_eq!(run(&tables, v4(6, &frames::tcp(1, 2, tcp_flags::ACK))), DELIVERED_V4);
+    tables.flows_v4.borrow_mut().remove(&there.reversed());
+
+    assert_eq!(run(&tables, v4(6, &frames::tcp(1, 2, tcp_flags::SYN))), DELIVERED_V4);
 
     assert_eq!(tables.flows_v4.borrow()[&there.reversed()], flow_verdict::DIRECT);
 }
