@@ -90,6 +90,8 @@ impl Packet for TestPacket {
 
     fn adjust_checksum(&mut self, _difference: [u8; 2]) {}
 
+    fn adjust_transport_checksum(&mut self, _: usize, _: [u8; 2], _: [u8; 2]) {}
+
     fn redirect_peer(&self, _ifindex: u32) -> i32 {
         TC_ACT_REDIRECT
     }

@@ -192,6 +192,9 @@ fn forward<H: Header>(
     if ip.hop_limit() <= 1 || longest_packet(packet, headers_len) > receiver.mtu {
         return Ok(Verdict::Stack(StackReason::IcmpError));
     }
+    if transport.role == Role::End && tables.flow(&transport.key).is_none() {
+        introduce_to_conntrack(packet, payload, &transport.key, tables);
+    }
     if !is_direct(&transport, tables) {
         return Ok(Verdict::Stack(StackReason::Flow));
     }
@@ -225,6 +228,24 @@ fn is_direct<H: Header>(transport: &Transport<H::Key>, tables: &impl Tables<H>) 
             true
         }
         (_, known) => known == Some(flow_verdict::DIRECT),
+    }
+}
+
+/// Leaves a flow whose table entry is lost to the stack, and with it this packet but for its FIN.
+///
+/// Conntrack takes up a connection that it has never seen with any packet of the middle, but holds a
+/// FIN for invalid (`tcp_new`), and kube-proxy drops what is invalid, each time that it is repeated.
+/// Without the FIN it is of the middle. The one that the sender repeats comes to a known connection.
+#[inline(always)]
+fn introduce_to_conntrack<H: Header>(
+    packet: &mut impl Packet,
+    payload: Payload,
+    key: &H::Key,
+    tables: &impl Tables<H>,
+) {
+    if transport::lose_fin(packet, payload.offset).is_some() {
+        tables.set_flow(key, flow_verdict::VIA_STACK);
+        tables.set_flow(&H::reversed(key), flow_verdict::VIA_STACK);
     }
 }
 

@@ -68,6 +68,38 @@ fn tcp_whose_beginning_was_not_seen_goes_to_the_stack() {
 }
 
 #[test]
+fn fin_of_an_unknown_flow_is_lost_once() {
+    let tables = TestTables::new();
+    let there = key(6, 1, 2);
+    let fin = v4(6, &frames::tcp(1, 2, tcp_flags::FIN | tcp_flags::ACK));
+    let mut first = TestPacket::new(fin.clone());
+    let mut second = TestPacket::new(fin.clone());
+
+    assert_eq!(handle(&mut first, &tables), FLOW);
+    assert_eq!(handle(&mut second, &tables), FLOW);
+
+    assert_eq!(first.bytes, v4(6, &frames::tcp(1, 2, tcp_flags::ACK)));
+    assert_eq!(second.bytes, fin);
+    let flows = tables.flows_v4.borrow();
+    assert_eq!(flows[&there], flow_verdict::VIA_STACK);
+    assert_eq!(flows[&there.reversed()], flow_verdict::VIA_STACK);
+}
+
+#[test]
+fn reset_of_an_unknown_flow_goes_to_the_stack_as_it_is() {
+    for flags in [tcp_flags::RST, tcp_flags::RST | tcp_flags::FIN] {
+        let tables = TestTables::new();
+        let reset = v4(6, &frames::tcp(1, 2, flags));
+        let mut packet = TestPacket::new(reset.clone());
+
+        assert_eq!(handle(&mut packet, &tables), FLOW);
+
+        assert_eq!(packet.bytes, reset);
+        assert!(tables.flows_v4.borrow().is_empty());
+    }
+}
+
+#[test]
 fn syn_of_a_flow_of_the_stack_stays_with_it() {
     let tables = TestTables::new();
     let there = key(6, 1, 2);

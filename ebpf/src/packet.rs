@@ -6,7 +6,9 @@
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::{bpf_csum_update, bpf_redirect, bpf_redirect_peer, bpf_skb_store_bytes},
+    helpers::{
+        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer, bpf_skb_store_bytes,
+    },
     programs::TcContext,
 };
 use bytemuck::{Pod, bytes_of};
@@ -37,6 +39,9 @@ pub(crate) trait Packet {
     /// Tells a checksum over the whole packet, if the sender's driver left one, that 16-bit words
     /// of it have changed by `difference` (one's complement, network byte order).
     fn adjust_checksum(&mut self, difference: [u8; 2]);
+    /// Makes up for a 16-bit word of the transport header that has changed, in the checksum at
+    /// `offset`, unless that is still to be filled in.
+    fn adjust_transport_checksum(&mut self, offset: usize, before: [u8; 2], after: [u8; 2]);
 
     /// The TC action that delivers it into the namespace behind the host veth `ifindex`.
     fn redirect_peer(&self, ifindex: u32) -> i32;
@@ -175,6 +180,14 @@ impl Packet for Skb {
         // SAFETY: `raw` is the context of this run. The helper refuses a packet without such a
         // checksum, and then there is nothing to adjust.
         unsafe { bpf_csum_update(self.raw, u32::from(u16::from_ne_bytes(difference))) };
+    }
+
+    #[inline(always)]
+    fn adjust_transport_checksum(&mut self, offset: usize, before: [u8; 2], after: [u8; 2]) {
+        let [before, after] = [before, after].map(|word| u64::from(u16::from_ne_bytes(word)));
+        // SAFETY: `raw` is the context of this run; the helper checks the packet's end by itself,
+        // and fails only there.
+        unsafe { bpf_l4_csum_replace(self.raw, offset as u32, before, after, 2) };
     }
 
     #[inline(always)]

@@ -28,6 +28,8 @@ pub(crate) enum Role {
     Beginning,
     /// A packet of a protocol in which any packet can be the first.
     Any,
+    /// A TCP FIN: surely not the first.
+    End,
     /// Any other TCP packet: surely not the first.
     Middle,
     /// An ICMP error about a packet that went the other way.
@@ -52,8 +54,13 @@ struct Tcp {
 }
 
 impl Tcp {
+    const FIN: u8 = 0x01;
     const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
     const ACK: u8 = 0x10;
+    /// Of the sixteen bits that hold the flags.
+    const FLAGS: usize = 12;
+    const CHECKSUM: usize = 16;
 }
 
 /// The first eight bytes of UDP, SCTP and ICMP, which is also what an ICMP error quotes at least.
@@ -125,11 +132,25 @@ fn read_tcp<H: Header>(
     if header_len < size_of::<Tcp>() || header_len > payload.len {
         return Err(DropReason::Malformed);
     }
-    let role = match tcp.flags & (Tcp::SYN | Tcp::ACK) {
-        Tcp::SYN => Role::Beginning,
-        _ => Role::Middle,
+    let role = if tcp.flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN {
+        Role::Beginning
+    } else if tcp.flags & (Tcp::FIN | Tcp::RST) == Tcp::FIN {
+        Role::End
+    } else {
+        Role::Middle
     };
     Ok(Transport { role, key: ip.key(protocol::TCP, tcp.src_port, tcp.dst_port), header_len })
+}
+
+/// Takes the FIN off a TCP packet whose header begins at `offset`, as if it had been lost on the way:
+/// the sender repeats it.
+#[inline(always)]
+pub(crate) fn lose_fin(packet: &mut impl Packet, offset: usize) -> Option<()> {
+    let before: [u8; 2] = packet.read(offset + Tcp::FLAGS)?;
+    let after = [before[0], before[1] & !Tcp::FIN];
+    packet.write(offset + Tcp::FLAGS, after)?;
+    packet.adjust_transport_checksum(offset + Tcp::CHECKSUM, before, after);
+    Some(())
 }
 
 /// The flow of the packet that an ICMP error quotes, in the direction of the quoted packet.

@@ -3,7 +3,9 @@
 use margay_abi::{Counter, flow_verdict};
 use margay_tests::packet::{self, Ipv4, Ipv6, tcp_flags};
 
-use crate::bench::{A, B, Bench, a_to_b_v4, a_to_b_v6, key_v4, key_v6, stack_v4, stack_v6};
+use crate::bench::{
+    A, B, Bench, TC_ACT_OK, a_to_b_v4, a_to_b_v6, key_v4, key_v6, stack_v4, stack_v6,
+};
 
 const DIRECT: Option<u8> = Some(flow_verdict::DIRECT);
 const VIA_STACK: Option<u8> = Some(flow_verdict::VIA_STACK);
@@ -53,6 +55,62 @@ fn flow_that_the_stack_was_seen_to_have_stays_there() {
     bench.pod_sends(&v4).expect_stack(Counter::StackFlow, &v4);
     let v6 = a_to_b_v6(132, &packet::sctp(1000, 53));
     bench.pod_sends(&v6).expect_stack(Counter::StackFlow, &v6);
+}
+
+#[test]
+fn fin_of_an_unknown_flow_is_lost_once_and_the_flow_becomes_the_stacks() {
+    let Some(bench) = Bench::new() else { return };
+    let v4 = |flags| {
+        let tcp = with_checksum(&[A.v4, B.v4].concat(), packet::tcp(1000, 80, flags));
+        a_to_b_v4(6, &tcp)
+    };
+    let v6 = |flags| {
+        let tcp = with_checksum(&[A.v6, B.v6].concat(), packet::tcp(1000, 80, flags));
+        a_to_b_v6(6, &tcp)
+    };
+    let fin = tcp_flags::FIN | tcp_flags::ACK;
+
+    let outcome = bench.pod_sends(&v4(fin));
+    outcome.expect(TC_ACT_OK, Counter::StackFlow, &v4(tcp_flags::ACK));
+    let outcome = bench.pod_sends(&v6(fin));
+    outcome.expect(TC_ACT_OK, Counter::StackFlow, &v6(tcp_flags::ACK));
+
+    let there = key_v4(6, 1000, 80);
+    assert_eq!(bench.flow_v4(&there), VIA_STACK);
+    assert_eq!(bench.flow_v4(&there.reversed()), VIA_STACK);
+    let there = key_v6(6, 1000, 80);
+    assert_eq!(bench.flow_v6(&there), VIA_STACK);
+    assert_eq!(bench.flow_v6(&there.reversed()), VIA_STACK);
+    bench.pod_sends(&v4(fin)).expect_stack(Counter::StackFlow, &v4(fin));
+    bench.pod_sends(&v6(fin)).expect_stack(Counter::StackFlow, &v6(fin));
+}
+
+#[test]
+fn fin_of_a_direct_connection_is_delivered() {
+    let Some(bench) = Bench::new() else { return };
+    for flags in [tcp_flags::SYN, tcp_flags::FIN | tcp_flags::ACK] {
+        let outcome = bench.pod_sends(&a_to_b_v4(6, &packet::tcp(1, 2, flags)));
+        outcome.expect_redirect(Counter::DirectV4);
+        assert_eq!(outcome.frame[47], flags);
+    }
+}
+
+#[test]
+fn reset_of_an_unknown_flow_is_the_stacks() {
+    let Some(bench) = Bench::new() else { return };
+    for flags in [tcp_flags::RST, tcp_flags::RST | tcp_flags::FIN | tcp_flags::ACK] {
+        let frame = a_to_b_v4(6, &packet::tcp(1, 2, flags));
+        bench.pod_sends(&frame).expect_stack(Counter::StackFlow, &frame);
+    }
+    assert_eq!(bench.flow_count(), 0);
+}
+
+/// Fills in the checksum of a TCP segment between two addresses of either family.
+fn with_checksum(addresses: &[u8], mut segment: Vec<u8>) -> Vec<u8> {
+    let pseudo_tail = [0, 6, 0, segment.len() as u8];
+    let checksum = packet::checksum(&[addresses, &pseudo_tail, &segment].concat());
+    segment[16..18].copy_from_slice(&checksum.to_be_bytes());
+    segment
 }
 
 #[test]

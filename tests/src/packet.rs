@@ -7,8 +7,12 @@ pub type Mac = [u8; 6];
 
 /// TCP flags.
 pub mod tcp_flags {
+    /// Ends a connection in one direction.
+    pub const FIN: u8 = 0x01;
     /// Opens a connection.
     pub const SYN: u8 = 0x02;
+    /// Ends a connection at once.
+    pub const RST: u8 = 0x04;
     /// Acknowledges.
     pub const ACK: u8 = 0x10;
 }

@@ -1,6 +1,9 @@
-//! A Service address: destination NAT in the host's stack, as kube-proxy sets it up.
+//! What kube-proxy sets up in the host's stack: a Service address, which is destination NAT, and a
+//! rule against packets that its conntrack makes no sense of.
 
 use std::net::SocketAddr;
+
+use serde_json::Value;
 
 use crate::node::Node;
 
@@ -41,5 +44,28 @@ impl Node {
             "add rule {family} services postrouting {family} saddr {0} {family} daddr {0} masquerade",
             backend.ip(),
         ));
+    }
+    /// Keeps the host from forwarding what its conntrack calls invalid.
+    pub fn drop_invalid(&self) {
+        for line in [
+            "add table inet sanity",
+            "add counter inet sanity invalid",
+            "add chain inet sanity forward { type filter hook forward priority filter ; }",
+            "add rule inet sanity forward ct state invalid counter name invalid drop",
+        ] {
+            self.run(&["nft", line]);
+        }
+    }
+
+    /// Packets that the rule of [`drop_invalid`](Self::drop_invalid) has dropped.
+    ///
+    /// # Panics
+    /// When there is no such rule.
+    #[must_use]
+    pub fn invalid_packets(&self) -> u64 {
+        let listing = self.run(&["nft", "--json", "list", "counter", "inet", "sanity", "invalid"]);
+        let listing: Value = serde_json::from_str(&listing).expect("JSON");
+        let objects = listing["nftables"].as_array().expect("objects").iter();
+        objects.filter_map(|object| object["counter"]["packets"].as_u64()).next().expect("counter")
     }
 }

@@ -4,6 +4,9 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
+
 use crate::namespace::NamedNetns;
 use crate::node::{self, Node};
 use crate::pod::Pod;
@@ -57,6 +60,32 @@ impl Connection {
         listener: &TcpListener,
     ) -> io::Result<Self> {
         let client = client.enter(|| TcpStream::connect_timeout(&target, PATIENCE))?;
+        Self::accept(client, listener)
+    }
+
+    /// As [`open`](Self::open), from a local address that other connections may have as well.
+    ///
+    /// # Errors
+    /// When the connection is not made in time.
+    pub fn open_from(
+        client: &impl Place,
+        local: SocketAddr,
+        target: SocketAddr,
+        listener: &TcpListener,
+    ) -> io::Result<Self> {
+        let family = if local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = client.enter(|| -> rustix::io::Result<_> {
+            let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+            net::bind(&socket, &local)?;
+            net::connect(&socket, &target)?;
+            Ok(socket)
+        })?;
+        Self::accept(TcpStream::from(socket), listener)
+    }
+
+    fn accept(client: TcpStream, listener: &TcpListener) -> io::Result<Self> {
         let (server, _) = listener.accept()?;
         for stream in [&client, &server] {
             stream.set_read_timeout(Some(PATIENCE))?;
