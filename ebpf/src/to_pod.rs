@@ -57,7 +57,7 @@ fn learn_ipv4(packet: &impl Packet, tables: &impl Tables<Ipv4>) -> Option<()> {
 fn learn_ipv6(packet: &impl Packet, tables: &impl Tables<Ipv6>) -> Option<()> {
     let (ip, payload) = ip::read::<Ipv6>(packet).ok()?;
     tables.pod(&ip.src)?;
-    learn_flow(packet, &ip, first_fragment(packet, payload)?, tables)
+    learn_flow(packet, &ip, behind_extensions(packet, payload)?, tables)
 }
 
 /// What a fragment header has before the part of the payload that it carries (RFC 8200, 4.5).
@@ -71,18 +71,34 @@ struct FragmentHeader {
     identification: [u8; 4],
 }
 
-/// The payload behind a fragment header, if there is one. `None` for all fragments but the first.
+/// Extension headers that are looked behind. A packet has one of each kind as a rule (RFC 8200, 4.1).
+const MAX_EXTENSIONS: usize = 4;
+
+/// The payload behind the extension headers. `None` for all fragments but the first.
 #[inline(always)]
-fn first_fragment(packet: &impl Packet, payload: Payload) -> Option<Payload> {
-    if payload.protocol != protocol::FRAGMENT {
-        return Some(payload);
+fn behind_extensions(packet: &impl Packet, mut payload: Payload) -> Option<Payload> {
+    for _ in 0..MAX_EXTENSIONS {
+        let (next_header, len) = match payload.protocol {
+            protocol::FRAGMENT => {
+                let fragment: FragmentHeader = packet.read(payload.offset)?;
+                if u16::from_be_bytes(fragment.offset) >> 3 != 0 {
+                    return None;
+                }
+                (fragment.next_header, size_of::<FragmentHeader>())
+            }
+            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION => {
+                let [next_header, more_units]: [u8; 2] = packet.read(payload.offset)?;
+                (next_header, (usize::from(more_units) + 1) * 8)
+            }
+            _ => break,
+        };
+        payload = Payload {
+            protocol: next_header,
+            offset: payload.offset + len,
+            len: payload.len.checked_sub(len)?,
+        };
     }
-    let fragment: FragmentHeader = packet.read(payload.offset)?;
-    (u16::from_be_bytes(fragment.offset) >> 3 == 0).then_some(Payload {
-        protocol: fragment.next_header,
-        offset: payload.offset + size_of::<FragmentHeader>(),
-        len: payload.len.checked_sub(size_of::<FragmentHeader>())?,
-    })
+    Some(payload)
 }
 
 /// Leaves both directions to the stack, so that they never disagree. A flow that is known already

@@ -79,6 +79,42 @@ fn options_do_not_hide_the_ports() {
 }
 
 #[test]
+fn extension_headers_do_not_hide_the_ports() {
+    let udp = frames::udp(1, 2, b"");
+    let (short, long) = ([0; 6], [0; 22]);
+    for (first, extensions, what) in [
+        (0, vec![[&[17, 0], &short[..]].concat()], "hop-by-hop options"),
+        (60, vec![[&[17, 2], &long[..]].concat()], "long destination options"),
+        (
+            43,
+            vec![[&[44, 0], &short[..]].concat(), vec![17, 0, 0, 1, 0, 0, 0, 9]],
+            "a routing header, a fragment",
+        ),
+        (0, [60, 43, 60, 17].map(|next| [&[next, 0], &short[..]].concat()).to_vec(), "one of each"),
+    ] {
+        let tables = TestTables::new();
+        let payload = [extensions.concat(), udp.clone()].concat();
+
+        learn_v6(&tables, &Ipv6::new(A.v6, B.v6, first).packet(&payload));
+
+        assert_eq!(verdicts_v6(&tables), [VIA_STACK; 2], "{what}");
+    }
+}
+
+#[test]
+fn extension_headers_that_do_not_end_teach_nothing() {
+    let tables = TestTables::new();
+
+    for units in [1, 255] {
+        let payload = [&[17, units, 0, 0, 0, 0, 0, 0], &frames::udp(1, 2, b"")[..]].concat();
+        learn_v6(&tables, &Ipv6::new(A.v6, B.v6, 60).packet(&payload[..15]));
+    }
+    learn_v6(&tables, &Ipv6::new(A.v6, B.v6, 60).packet(&[[60, 0, 0, 0, 0, 0, 0, 0]; 9].concat()));
+
+    assert_eq!(verdicts_v6(&tables), []);
+}
+
+#[test]
 fn icmp_errors_and_protocols_without_flows_teach_nothing() {
     let tables = TestTables::new();
     let quoted = Ipv4::new(B.v4, A.v4, 17).packet(&frames::udp(1, 2, b""));

@@ -6,6 +6,7 @@ use margay_abi::{Counter, HOST_VETH_MAC};
 use margay_tests::Node;
 use margay_tests::packet::{self, Ipv4, Ipv6, ethernet};
 use margay_tests::pod::address;
+use margay_tests::service::Protocol;
 use margay_tests::traffic::udp;
 use serde_json::json;
 
@@ -35,6 +36,40 @@ fn headers_beyond_the_linear_part_are_read_all_the_same() {
         assert!(buffer[..length] == payload);
         assert_eq!(node.packets(counter), before + 1);
     }
+}
+
+/// What the client's options hide from a program, conntrack sees: the answer is the stack's too.
+#[test]
+fn a_datagram_with_ipv6_options_is_answered_from_the_address_of_the_service() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let (a, b) = (node.sandbox("a"), node.sandbox("b"));
+    let (ip_a, ip_b) = (address(&a.add(&network), false), address(&b.add(&network), false));
+    let mac = a.netlink(async |netlink| netlink.link_by_name("eth0").await.unwrap().unwrap().mac);
+    let server = udp(&b, SocketAddr::new(ip_b, 0));
+    let service: SocketAddr = "[fd00:96::10]:80".parse().unwrap();
+    node.expose(Protocol::Udp, service, server.local_addr().unwrap());
+
+    for next_header in [0, 60] {
+        let client = udp(&a, SocketAddr::new(ip_a, 0));
+        let plain = datagram(mac, client.local_addr().unwrap(), service, b"question");
+        let options = [17, 0, 1, 4, 0, 0, 0, 0];
+        a.send_frame("eth0", &with_extension(plain, next_header, options));
+
+        let (_, asker) = server.recv_from(&mut [0; 16]).expect("the question");
+        server.send_to(b"answer", asker).unwrap();
+
+        let (_, answerer) = client.recv_from(&mut [0; 16]).expect("the answer");
+        assert_eq!(answerer, service, "extension header {next_header}");
+    }
+}
+
+/// Puts an extension header behind the IPv6 header of a frame.
+fn with_extension(mut frame: Vec<u8>, next_header: u8, extension: [u8; 8]) -> Vec<u8> {
+    frame[14 + 5] += 8;
+    frame[14 + 6] = next_header;
+    frame.splice(14 + 40..14 + 40, extension);
+    frame
 }
 
 fn datagram(mac: packet::Mac, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {

@@ -77,6 +77,22 @@ fn options_of_any_length_do_not_hide_the_ports() {
 }
 
 #[test]
+fn extension_headers_do_not_hide_the_ports() {
+    let Some(bench) = Bench::new() else { return };
+    let udp = packet::udp(2, 1, b"");
+    for next_header in [0, 43, 60] {
+        for more_units in 0..8 {
+            bench.datapath.flows().clear().expect("clear");
+            let padding = vec![0; 6 + more_units * 8];
+            let extensions = [&[60, more_units as u8], &padding[..], &[17, 0, 0, 0, 0, 0, 0, 0]];
+            let payload = [&extensions.concat(), &udp[..]].concat();
+            bench.stack_sends(&stack_v6(&Ipv6::new(B.v6, A.v6, next_header).packet(&payload)));
+            assert_eq!(bench.flow_v6(&key_v6(17, 1, 2)), VIA_STACK, "{next_header}, {more_units}");
+        }
+    }
+}
+
+#[test]
 fn everything_else_passes_and_teaches_nothing() {
     let Some(bench) = Bench::new() else { return };
     let udp = packet::udp(2, 1, b"");
