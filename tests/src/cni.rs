@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
@@ -18,7 +19,7 @@ pub struct Invocation {
 }
 
 impl Invocation {
-    /// An execution of `plugin` (a name beside the tests, or a path) for a verb.
+    /// An execution of `plugin` (a name beside the tests, or an absolute path) for a verb.
     #[must_use]
     pub fn new(plugin: &str, verb: &str, config: &Value) -> Self {
         let environment = BTreeMap::from([("CNI_COMMAND".to_owned(), verb.to_owned())]);
@@ -57,7 +58,7 @@ impl Invocation {
     /// # Panics
     /// When it cannot be started.
     pub fn start(&self) -> Child {
-        let mut child = Command::new(node::plugin_directory().join(&self.plugin))
+        let mut child = Command::new(executable(&self.plugin))
             .env_clear()
             .envs(&self.environment)
             .stdin(Stdio::piped())
@@ -72,6 +73,11 @@ impl Invocation {
         }
         child
     }
+}
+
+fn executable(plugin: &str) -> PathBuf {
+    let path = Path::new(plugin);
+    if path.is_absolute() { path.to_owned() } else { node::plugin_directory().join(path) }
 }
 
 /// What a plugin answered.
@@ -91,6 +97,12 @@ impl CniOutput {
     #[must_use]
     pub fn is_success(&self) -> bool {
         self.output.status.success()
+    }
+
+    /// The exit code; `None` where a signal ended it.
+    #[must_use]
+    pub fn exit_code(&self) -> Option<i32> {
+        self.output.status.code()
     }
 
     /// The answer of a verb that succeeded; null where the verb has none.

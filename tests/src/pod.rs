@@ -45,11 +45,18 @@ impl<'node> Pod<'node> {
     /// An invocation of the network plugin for `eth0` of this sandbox, to be changed or executed.
     #[must_use]
     pub fn invocation(&self, verb: &str, config: &Value) -> Invocation {
-        Invocation::new("margay", verb, config)
+        let plugins = node::plugin_directory();
+        self.invocation_of("margay", verb, config)
+            .env("CNI_PATH", plugins.to_str().expect("path"))
+    }
+
+    /// The same of any plugin, without a `CNI_PATH`.
+    #[must_use]
+    pub fn invocation_of(&self, plugin: &str, verb: &str, config: &Value) -> Invocation {
+        Invocation::new(plugin, verb, config)
             .env("CNI_CONTAINERID", &self.container_id)
             .env("CNI_NETNS", self.netns.path().to_str().expect("path"))
             .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", node::plugin_directory().to_str().expect("path"))
     }
 
     /// Executes ADD and returns its result.
