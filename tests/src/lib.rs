@@ -6,6 +6,7 @@
 //! namespace of its own, and every process it starts inherits them.
 
 pub mod cni;
+pub mod conformance;
 pub mod namespace;
 pub mod node;
 pub mod packet;

@@ -66,7 +66,13 @@ impl Node {
         Some(node)
     }
 
-    /// A directory of the node that goes with it.
+    /// The directory of the node, which goes with it.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A path in the directory of the node.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)

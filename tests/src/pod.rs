@@ -46,8 +46,7 @@ impl<'node> Pod<'node> {
     #[must_use]
     pub fn invocation(&self, verb: &str, config: &Value) -> Invocation {
         let plugins = node::plugin_directory();
-        self.invocation_of("margay", verb, config)
-            .env("CNI_PATH", plugins.to_str().expect("path"))
+        self.invocation_of("margay", verb, config).env("CNI_PATH", plugins.to_str().expect("path"))
     }
 
     /// The same of any plugin, without a `CNI_PATH`.
