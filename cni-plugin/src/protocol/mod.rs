@@ -11,7 +11,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -143,7 +143,7 @@ pub fn run(plugin: &dyn Plugin, name: &str) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut declared = None;
-    let answer = serve(plugin, &environment, std::io::stdin().lock(), &mut declared);
+    let answer = serve(plugin, &environment, configuration_input(), &mut declared);
     let (document, code) = match &answer {
         Ok(document) => (document.clone(), ExitCode::SUCCESS),
         Err(error) => (error_json(declared, error), ExitCode::FAILURE),
@@ -155,6 +155,13 @@ pub fn run(plugin: &dyn Plugin, name: &str) -> ExitCode {
     }
 }
 
+/// Stdin, where a runtime writes the configuration. Somebody who tries the plugin by hand on a
+/// terminal is not kept waiting.
+fn configuration_input() -> Box<dyn Read> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() { Box::new(std::io::empty()) } else { Box::new(stdin) }
+}
+
 /// The document for stdout. `declared` is the configuration's version, as soon as it is known.
 fn serve(
     plugin: &dyn Plugin,
@@ -162,13 +169,13 @@ fn serve(
     stdin: impl Read,
     declared: &mut Option<SpecVersion>,
 ) -> Result<String, Error> {
-    let command = environment.command()?;
-    if command == Cmd::Version {
-        return Ok(version_json(stdin));
-    }
-    let target = match command {
-        Cmd::Add | Cmd::Del | Cmd::Check => Some(environment.target(command)?),
-        Cmd::Gc | Cmd::Status | Cmd::Version => None,
+    let (command, target) = match environment.request() {
+        Ok((Cmd::Version, _)) => return Ok(version_json(version_alone(stdin))),
+        Ok(request) => request,
+        Err(error) => {
+            *declared = version_alone(stdin);
+            return Err(error);
+        }
     };
     let call = call(environment, command, stdin, declared)?;
     match (command, target) {
@@ -213,6 +220,12 @@ fn read(stdin: impl Read) -> Result<(Vec<u8>, Map<String, Value>), ProtocolError
     }
 }
 
+/// The version that stdin declares, for an answer that needs nothing else of it.
+fn version_alone(stdin: impl Read) -> Option<SpecVersion> {
+    let (_, config) = read(stdin).ok()?;
+    declared_version(&config).ok()
+}
+
 /// Absent, `null` and empty mean 0.1.0, the only version older than the key.
 fn declared_version(config: &Map<String, Value>) -> Result<SpecVersion, ProtocolError> {
     match config.get("cniVersion").unwrap_or(&Value::Null) {
@@ -244,6 +257,16 @@ impl Environment {
             Some(text) => Ok(Some(text)),
             None => Err(unusable(name, value, "must be UTF-8")),
         }
+    }
+
+    /// The verb, and the attachment that it is about.
+    fn request(&self) -> Result<(Cmd, Option<Target>), Error> {
+        let command = self.command()?;
+        let target = match command {
+            Cmd::Add | Cmd::Del | Cmd::Check => Some(self.target(command)?),
+            Cmd::Gc | Cmd::Status | Cmd::Version => None,
+        };
+        Ok((command, target))
     }
 
     fn command(&self) -> Result<Cmd, ProtocolError> {
@@ -288,9 +311,8 @@ fn unusable(name: &'static str, value: impl Into<OsString>, reason: &'static str
 
 /// The answer to VERSION repeats the version on stdin, as the specification has it; the newest where
 /// there is none that margay speaks.
-fn version_json(stdin: impl Read) -> String {
-    let asked = read(stdin).and_then(|(_, config)| declared_version(&config));
-    let version = asked.ok().filter(|version| VERSIONS.contains(version)).unwrap_or_default();
+fn version_json(asked: Option<SpecVersion>) -> String {
+    let version = asked.filter(|version| VERSIONS.contains(version)).unwrap_or_default();
     let info = PluginInfo::new(version, VERSIONS.to_vec());
     serde_json::json!(info).to_string()
 }

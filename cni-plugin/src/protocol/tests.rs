@@ -99,6 +99,15 @@ fn version_needs_nothing_and_lists_four_versions() {
 }
 
 #[test]
+fn an_error_about_the_environment_carries_the_version_that_was_asked_for() {
+    for changes in [[(CNI_COMMAND, "ADDD")], [(CNI_IFNAME, "")]] {
+        let (document, success) = answer(&environment(&changes), &stdin("0.4.0"));
+        assert!(!success);
+        assert_eq!(document["cniVersion"], "0.4.0");
+    }
+}
+
+#[test]
 fn a_result_has_the_layout_of_the_version_that_was_asked_for() {
     for version in ["0.3.1", "0.4.0"] {
         let (document, _) = answer(&environment(&[]), &stdin(version));
