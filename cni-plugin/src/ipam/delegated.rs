@@ -93,6 +93,7 @@ impl Delegated<'_> {
             });
             child.wait_with_output()
         })
+        .inspect(hand_on_stderr)
     }
 
     fn failure(&self, output: &Output) -> IpamError {
@@ -113,6 +114,11 @@ impl Delegated<'_> {
             String::from_utf8_lossy(written).trim().chars().take(SHOWN_CHARS).collect();
         IpamError::Failed { plugin, status: output.status, output: output_text }
     }
+}
+
+/// What a plugin says on stderr goes to the runtime's log with what margay says. Nothing hangs on it.
+fn hand_on_stderr(output: &Output) {
+    _ = std::io::stderr().write_all(&output.stderr);
 }
 
 /// Reads what a plugin wrote to stdout; the error says what is wrong with it.
