@@ -101,6 +101,18 @@ fn a_del_after_the_ipam_was_changed_gives_back_what_margay_ipam_gave() {
 }
 
 #[test]
+fn what_a_delegated_plugin_says_on_stderr_is_handed_on() {
+    let Some(node) = Node::new() else { return };
+    let network = scripted_network(&node);
+    let pod = node.sandbox("a");
+
+    let output = execute(&pod, "ADD", &network);
+
+    output.success();
+    assert!(output.stderr().contains("dear diary"), "{}", output.stderr());
+}
+
+#[test]
 fn name_resolution_is_that_of_the_configuration_or_else_the_ipams() {
     let Some(node) = Node::new() else { return };
     let mut network = scripted_network(&node);
@@ -120,6 +132,7 @@ fn scripted_network(node: &Node) -> Value {
     let text = format!(
         "#!/bin/sh\n\
          echo \"$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME\" >> {}\n\
+         echo dear diary >&2\n\
          [ \"$CNI_COMMAND\" != ADD ] && exit 0\n\
          last=$(wc -l < {0})\n\
          echo '{{\"cniVersion\": \"1.1.0\", \"ips\": [{{\"address\": \"10.252.0.'$((last + 1))'/24\"}}],\
