@@ -8,6 +8,7 @@ mod bpftool;
 mod build;
 mod build_ebpf;
 mod check;
+mod conformance;
 mod demo;
 mod setup;
 mod test;
@@ -34,6 +35,7 @@ enum Command {
     Check,
     Test(test::Arguments),
     Demo(demo::Arguments),
+    Conformance(conformance::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Check => check::run(),
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Conformance(arguments) => conformance::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -33,6 +33,7 @@ pub(super) const CHECKS: &[Entry] = &[
         other_result,
     ),
     (LATER, "a route was added in the pod", later_route),
+    (LATER, "a later plugin gave eth0 another address, and prevResult has it", later_address),
     (LATER, "a later plugin's interface and address are in prevResult", later_interface),
     ("3: Container unknown or does not exist", "an error after DEL", after_del),
 ];
@@ -122,6 +123,18 @@ fn later_route(bench: &Bench<'_>) -> Result<()> {
     with_attachment(bench, &pod, |network, result| {
         pod.run(&["ip", "route", "add", "10.254.0.0/16", "dev", "eth0"]);
         bench.expect_sound(&pod, network, result)
+    })
+}
+
+fn later_address(bench: &Bench<'_>) -> Result<()> {
+    let pod = bench.node.sandbox("a");
+    with_attachment(bench, &pod, |network, result| {
+        let mut result = result.clone();
+        let mut ip = result["ips"][0].clone();
+        ip["address"] = json!("10.253.0.8/24");
+        result["ips"].as_array_mut().context("no ips")?.push(ip);
+        pod.run(&["ip", "addr", "add", "10.253.0.8/24", "dev", "eth0"]);
+        bench.expect_sound(&pod, network, &result)
     })
 }
 

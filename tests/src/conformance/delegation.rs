@@ -40,10 +40,16 @@ pub(super) const CHECKS: &[Entry] = &[
     (ALSO, "CHECK", on_check),
     (ALSO, "DEL, also after the namespace is gone", on_del),
     (AGAIN, "the IPAM plugin refuses", refused),
+    (AGAIN, "the IPAM plugin answers what is no result", senseless),
     (AGAIN, "the ADD fails after the IPAM plugin gave an address", failed_later),
-    (RETURNED, "ADD, with the code of the IPAM plugin, and nothing is left", add_returns_error),
+    (RETURNED, "ADD, with the code of the IPAM plugin", add_returns_error),
     (RETURNED, "CHECK", check_returns_error),
     (RETURNED, "DEL", del_returns_error),
+    (
+        "Beyond the specification: an ADD that fails leaves nothing, whether or not a DEL follows",
+        "the IPAM plugin refuses",
+        residue,
+    ),
     (
         "Plugins MUST, additionally, forward any GC calls to delegated plugins",
         "GC without valid attachments",
@@ -135,15 +141,29 @@ fn failed_later(bench: &Bench<'_>) -> Result<()> {
     Ok(())
 }
 
+fn senseless(bench: &Bench<'_>) -> Result<()> {
+    let ipam = FakeIpam::install(bench)?;
+    ipam.tell("babble")?;
+    let pod = bench.node.sandbox("a");
+    refusal(&ipam.call(bench, &pod, "ADD").execute(), "ADD")?;
+    ipam.expect("DEL a eth0")
+}
+
 fn add_returns_error(bench: &Bench<'_>) -> Result<()> {
+    let ipam = FakeIpam::install(bench)?;
+    ipam.refuse("ADD")?;
+    let pod = bench.node.sandbox("a");
+    refusal(&ipam.call(bench, &pod, "ADD").execute(), "ADD")?.expect("ADD", &[123], "refuses")
+}
+
+fn residue(bench: &Bench<'_>) -> Result<()> {
     let ipam = FakeIpam::install(bench)?;
     let bystander = bench.node.sandbox("bystander");
     success(&ipam.call(bench, &bystander, "ADD").execute(), "ADD")?;
     let before = bench.snapshot();
     ipam.refuse("ADD")?;
     let pod = bench.node.sandbox("a");
-    let refusal = refusal(&ipam.call(bench, &pod, "ADD").execute(), "ADD")?;
-    refusal.expect("ADD", &[123], "refuses")?;
+    refusal(&ipam.call(bench, &pod, "ADD").execute(), "ADD")?;
     before.expect_same(&bench.node)
 }
 
@@ -224,7 +244,11 @@ impl FakeIpam {
 
     /// Makes it fail a verb from here on.
     fn refuse(&self, verb: &str) -> Result<()> {
-        Ok(fs::write(self.folder.join(format!("fail.{verb}")), "")?)
+        self.tell(&format!("fail.{verb}"))
+    }
+
+    fn tell(&self, what: &str) -> Result<()> {
+        Ok(fs::write(self.folder.join(what), "")?)
     }
 
     fn calls(&self) -> String {

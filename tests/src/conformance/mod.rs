@@ -1,6 +1,7 @@
 //! The conformance suite: what the CNI specification says of a plugin, tried on any plugin's binary.
 //!
-//! Each [`Check`] is named after the sentence it holds the plugin to and has a node to itself. It
+//! Each [`Check`] is named after the sentence it holds the plugin to (or says that there is none)
+//! and has a node to itself. It
 //! knows the plugin by its answers, by what the kernel says and by the files in its directory;
 //! only the checks in [`own`] look into margay.
 //!

@@ -1,0 +1,75 @@
+//! The conformance suite on margay, and that it tells one plugin from another.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use margay_tests::conformance::{Outcome, Subject, checks, run};
+use margay_tests::requirements;
+
+#[test]
+fn every_check_passes_for_margay() {
+    if !requirements::root() {
+        return;
+    }
+    let checks = checks();
+
+    let outcomes = run(&Subject::margay().unwrap(), &checks);
+
+    assert_eq!(outcomes.len(), checks.len());
+    for (check, outcome) in checks.iter().zip(&outcomes) {
+        assert_eq!(*outcome, Outcome::Pass, "{}: {} ({})", check.group, check.case, check.sentence);
+    }
+}
+
+#[test]
+fn a_plugin_that_says_yes_to_everything_and_does_nothing_fails() {
+    if !requirements::root() {
+        return;
+    }
+    let outcomes = outcomes_of("exit 0");
+
+    let passed = outcomes.iter().filter(|(_, outcome)| *outcome == Outcome::Pass);
+    let groups: Vec<_> = passed.map(|(group, _)| *group).collect();
+    for group in ["VERSION", "Errors", "Results", "ADD", "CHECK"] {
+        assert!(!groups.contains(&group), "{group}: {outcomes:?}");
+    }
+}
+
+#[test]
+fn a_plugin_that_dies_or_babbles_fails() {
+    if !requirements::root() {
+        return;
+    }
+    for script in ["kill -9 $$", "echo no idea; exit 1", "echo '{}'; exit 1"] {
+        let outcomes = outcomes_of(script);
+        let passed = outcomes.iter().find(|(_, outcome)| *outcome == Outcome::Pass);
+        assert!(passed.is_none(), "{script}: {passed:?}");
+    }
+}
+
+#[test]
+fn the_document_has_every_check() {
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/conformance.md");
+    let document = fs::read_to_string(document).unwrap();
+    let rows: Vec<_> = document.lines().filter(|line| line.starts_with("| ")).collect();
+    for check in checks() {
+        let row = format!("| {} | {} | pass |", check.sentence, check.case);
+        let is_there = rows.iter().any(|found| found.starts_with(&row));
+        assert!(is_there, "{row} is not there: cargo xtask conformance, and copy the page");
+    }
+}
+
+/// The groups and outcomes of the checks on a plugin that is a shell script.
+fn outcomes_of(script: &str) -> Vec<(&'static str, Outcome)> {
+    let folder = tempfile::tempdir().unwrap();
+    let plugin = folder.path().join("script");
+    fs::write(&plugin, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
+    let conf = r#"{"cniVersion": "1.1.0", "name": "podnet", "type": "script", "ipam": {}}"#;
+    let subject = Subject::new("script", folder.path(), conf).unwrap();
+    let checks = checks();
+    let outcomes = run(&subject, &checks);
+    checks.iter().map(|check| check.group).zip(outcomes).collect()
+}
