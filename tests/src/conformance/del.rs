@@ -22,6 +22,7 @@ pub(super) const CHECKS: &[Entry] = &[
     (REPEATED, "twice, with prevResult and without", repeated),
     (REPEATED, "a container that never was", unknown_container),
     (MISSING, "without prevResult the address is free again", without_result),
+    (MISSING, "without CNI_NETNS, the namespace being there", without_variable),
     (MISSING, "without CNI_NETNS, the namespace being gone", without_netns),
     (MISSING, "CNI_NETNS is a path where nothing is any more", vanished_netns),
     (MISSING, "the interface was deleted before", without_interface),
@@ -73,6 +74,15 @@ fn without_result(bench: &Bench<'_>) -> Result<()> {
     let pod = bench.node.sandbox("a");
     bench.add(&pod, &network)?;
     bench.del(&pod, &network)?;
+    bench.expect_free(&network)
+}
+
+fn without_variable(bench: &Bench<'_>) -> Result<()> {
+    let network = bench.network_of_one()?;
+    let pod = bench.node.sandbox("a");
+    bench.add(&pod, &network)?;
+    let del = bench.call(&pod, "DEL", &network).without_env("CNI_NETNS");
+    silent_success(&del.execute(), "DEL")?;
     bench.expect_free(&network)
 }
 

@@ -14,9 +14,8 @@ pub(super) const CHECKS: &[Entry] = &[
         ready,
     ),
     (
-        "If the plugin is not able to service ADD requests, it must exit with a non-zero return \
-         code and output an error",
-        "the range is used up: 50, and ready again after a DEL",
+        "50: The plugin is not available (i.e. cannot service ADD requests)",
+        "the range is used up; it is ready again after a DEL",
         used_up,
     ),
     (

@@ -73,15 +73,17 @@ pub fn markdown(checks: &[Check], columns: &[Column]) -> String {
             );
             _ = writeln!(page, "| --- | --- |{}", " --- |".repeat(columns.len()));
         }
-        let cells = columns.iter().map(|(subject, outcomes)| {
+        let cells = columns.iter().map(|(_, outcomes)| {
             let outcome = &outcomes[row];
-            match notes.number(subject, outcome) {
+            match notes.number(outcome) {
                 Some(number) => format!(" {} [{number}](#note-{number}) |", mark(outcome)),
                 None => format!(" {} |", mark(outcome)),
             }
         });
         let cells: String = cells.collect();
-        _ = writeln!(page, "| {} | {} |{cells}", cell(check.sentence), cell(check.case));
+        let is_repeated = row > 0 && checks[row - 1].sentence == check.sentence;
+        let sentence = if is_repeated { "″".to_owned() } else { cell(check.sentence) };
+        _ = writeln!(page, "| {sentence} | {} |{cells}", cell(check.case));
     }
     _ = writeln!(page, "\n## Notes\n");
     for (index, note) in notes.0.iter().enumerate() {
@@ -114,11 +116,10 @@ writes elsewhere writes to this machine.
 struct Notes(Vec<String>);
 
 impl Notes {
-    fn number(&mut self, subject: &Subject, outcome: &Outcome) -> Option<usize> {
+    fn number(&mut self, outcome: &Outcome) -> Option<usize> {
         let note = match outcome {
             Outcome::Pass => return None,
-            Outcome::NotApplicable(reason) => format!("{}: {}", subject.name(), text_of(reason)),
-            Outcome::Fail(reason) => format!("{}: {}", subject.name(), text_of(reason)),
+            Outcome::NotApplicable(reason) | Outcome::Fail(reason) => code(reason),
         };
         let index = self.0.iter().position(|known| *known == note).unwrap_or_else(|| {
             self.0.push(note);
@@ -147,7 +148,7 @@ fn cell(text: &str) -> String {
 }
 
 /// A reason without Markdown of its own, and without the names of temporary directories.
-fn text_of(reason: &str) -> String {
+fn code(reason: &str) -> String {
     let words = reason.split(' ').map(|word| match word.split_once("/margay-test-") {
         Some((before, after)) => {
             let start = before.rfind(['"', '=', '\'']).map_or("", |index| &before[..=index]);
