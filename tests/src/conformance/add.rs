@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Entry;
 use super::answer::{refusal, silent_success, success};
-use super::bench::{Bench, addresses, with_result};
+use super::bench::{Bench, addresses, has_link, with_result};
 use crate::{CniOutput, Pod};
 
 const EXISTS: &str = "If an interface of the requested name already exists in the container, the \
@@ -90,7 +90,9 @@ fn second_interface(bench: &Bench<'_>) -> Result<()> {
 fn arguments(bench: &Bench<'_>) -> Result<()> {
     let pod = bench.node.sandbox("a");
     let call = bench.call(&pod, "ADD", &bench.network());
-    success(&call.env("CNI_ARGS", "IgnoreUnknown=1;FOO=BAR;ABC=123").execute(), "ADD").map(drop)
+    success(&call.env("CNI_ARGS", "IgnoreUnknown=1;FOO=BAR;ABC=123").execute(), "ADD")?;
+    ensure!(has_link(&pod, "eth0")?, "the pod has no eth0");
+    Ok(())
 }
 
 fn previous_result(bench: &Bench<'_>) -> Result<()> {
@@ -131,6 +133,7 @@ fn parallel_adds(bench: &Bench<'_>) -> Result<()> {
     let given: Vec<String> = results.iter().flat_map(addresses).collect();
     let distinct: BTreeSet<&String> = given.iter().collect();
     ensure!(distinct.len() == given.len(), "an address was given twice: {given:?}");
+    ensure!(given.len() >= pods.len(), "not every pod has an address: {given:?}");
     if bench.needs_check().is_ok() {
         for (pod, result) in pods.iter().zip(&results) {
             bench.expect_sound(pod, &network, result).context(pod.container_id().to_owned())?;
@@ -184,7 +187,7 @@ fn after_failure(
 }
 
 fn leaked_address(bench: &Bench<'_>) -> Result<()> {
-    let network = bench.network_of_one()?;
+    let network = bench.network_of(1)?;
     let pod = bench.node.sandbox("a");
     take_name(&pod);
     refusal(&bench.call(&pod, "ADD", &network).execute(), "ADD")?;
@@ -192,7 +195,7 @@ fn leaked_address(bench: &Bench<'_>) -> Result<()> {
 }
 
 fn used_up(bench: &Bench<'_>) -> Result<()> {
-    let network = bench.network_of_one()?;
+    let network = bench.network_of(1)?;
     let (bystander, result) = bench.bystander(&network)?;
     let before = bench.snapshot();
     let pod = bench.node.sandbox("a");
@@ -224,8 +227,4 @@ fn all_at_once(
 /// An interface `eth0` that is somebody else's.
 fn take_name(pod: &Pod<'_>) {
     pod.run(&["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "mine"]);
-}
-
-pub(super) fn has_link(pod: &Pod<'_>, name: &str) -> Result<bool> {
-    Ok(pod.netlink(async |netlink| netlink.link_by_name(name).await)?.is_some())
 }

@@ -1,6 +1,6 @@
 //! A plugin on a node: what the checks do with it.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::answer::{refusal, silent_success, success};
@@ -25,19 +25,25 @@ impl<'a> Bench<'a> {
         self.subject.network(self.node.directory())
     }
 
-    /// The same with a range of one address, IPv4.
-    pub(super) fn network_of_one(&self) -> Result<Value> {
+    /// The same with a range of so few addresses, IPv4.
+    pub(super) fn network_of(&self, addresses: u8) -> Result<Value> {
         let mut network = self.network();
         let ipam = network["ipam"].as_object_mut();
         let ipam = ipam.ok_or_else(|| not_applicable("the configuration has no ipam section"))?;
+        let last = 1 + addresses;
         match ipam.get("type").and_then(Value::as_str) {
             Some("margay-ipam") => {
-                ipam.insert("pools".into(), json!([{"cidr": "10.251.0.0/32"}]));
+                let pools = (2..=last).map(|host| json!({"cidr": format!("10.251.0.{host}/32")}));
+                ipam.insert("pools".into(), pools.collect());
             }
             Some("host-local") => {
                 ipam.remove("subnet");
-                // Network, gateway, one address, broadcast.
-                ipam.insert("ranges".into(), json!([[{"subnet": "10.251.0.0/30"}]]));
+                let range = json!({
+                    "subnet": "10.251.0.0/24",
+                    "rangeStart": "10.251.0.2",
+                    "rangeEnd": format!("10.251.0.{last}"),
+                });
+                ipam.insert("ranges".into(), json!([[range]]));
             }
             other => {
                 let ipam = other.unwrap_or("without a type");
@@ -76,7 +82,9 @@ impl<'a> Bench<'a> {
     }
 
     pub(super) fn add(&self, pod: &Pod<'_>, network: &Value) -> Result<Value> {
-        success(&self.call(pod, "ADD", network).execute(), "ADD")
+        let result = success(&self.call(pod, "ADD", network).execute(), "ADD")?;
+        ensure!(has_link(pod, "eth0")?, "the pod has no eth0 after the ADD");
+        Ok(result)
     }
 
     pub(super) fn del(&self, pod: &Pod<'_>, network: &Value) -> Result<()> {
@@ -119,7 +127,7 @@ impl<'a> Bench<'a> {
         Snapshot::of(&self.node)
     }
 
-    /// The one address of [`network_of_one`](Self::network_of_one) must be free.
+    /// An address of a [small range](Self::network_of) must be free.
     pub(super) fn expect_free(&self, network: &Value) -> Result<()> {
         let next = self.node.sandbox("next");
         self.add(&next, network).context("the address was not given back")?;
@@ -143,4 +151,8 @@ pub(super) fn addresses(result: &Value) -> Vec<String> {
     let ips = result["ips"].as_array().into_iter().flatten();
     let prefixes = ips.filter_map(|ip| ip["address"].as_str());
     prefixes.filter_map(|prefix| Some(prefix.split('/').next()?.to_owned())).collect()
+}
+
+pub(super) fn has_link(pod: &Pod<'_>, name: &str) -> Result<bool> {
+    Ok(pod.netlink(async |netlink| netlink.link_by_name(name).await)?.is_some())
 }

@@ -3,9 +3,8 @@
 use anyhow::{Result, ensure};
 
 use super::Entry;
-use super::add::has_link;
 use super::answer::silent_success;
-use super::bench::{Bench, with_result};
+use super::bench::{Bench, has_link, with_result};
 
 const MISSING: &str = "Plugins should generally complete a DEL action without error even if some \
                        resources are missing";
@@ -70,7 +69,7 @@ fn unknown_container(bench: &Bench<'_>) -> Result<()> {
 }
 
 fn without_result(bench: &Bench<'_>) -> Result<()> {
-    let network = bench.network_of_one()?;
+    let network = bench.network_of(1)?;
     let pod = bench.node.sandbox("a");
     bench.add(&pod, &network)?;
     bench.del(&pod, &network)?;
@@ -78,7 +77,7 @@ fn without_result(bench: &Bench<'_>) -> Result<()> {
 }
 
 fn without_variable(bench: &Bench<'_>) -> Result<()> {
-    let network = bench.network_of_one()?;
+    let network = bench.network_of(1)?;
     let pod = bench.node.sandbox("a");
     bench.add(&pod, &network)?;
     let del = bench.call(&pod, "DEL", &network).without_env("CNI_NETNS");
@@ -87,7 +86,7 @@ fn without_variable(bench: &Bench<'_>) -> Result<()> {
 }
 
 fn without_netns(bench: &Bench<'_>) -> Result<()> {
-    let network = bench.network_of_one()?;
+    let network = bench.network_of(1)?;
     let pod = bench.node.sandbox("a");
     let result = bench.add(&pod, &network)?;
     let del = bench.call(&pod, "DEL", &with_result(&network, &result)).without_env("CNI_NETNS");
@@ -97,7 +96,7 @@ fn without_netns(bench: &Bench<'_>) -> Result<()> {
 }
 
 fn vanished_netns(bench: &Bench<'_>) -> Result<()> {
-    let network = bench.network_of_one()?;
+    let network = bench.network_of(1)?;
     let before = {
         let warm_up = bench.node.sandbox("warm-up");
         bench.add(&warm_up, &network)?;
@@ -114,7 +113,7 @@ fn vanished_netns(bench: &Bench<'_>) -> Result<()> {
 }
 
 fn without_interface(bench: &Bench<'_>) -> Result<()> {
-    let network = bench.network_of_one()?;
+    let network = bench.network_of(1)?;
     let pod = bench.node.sandbox("a");
     bench.add(&pod, &network)?;
     pod.run(&["ip", "link", "del", "eth0"]);

@@ -4,7 +4,6 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::Entry;
-use super::add::has_link;
 use super::answer::silent_success;
 use super::bench::Bench;
 
@@ -32,7 +31,7 @@ fn on_nothing(bench: &Bench<'_>) -> Result<()> {
 
 fn empty(bench: &Bench<'_>) -> Result<()> {
     bench.needs("1.1.0")?;
-    let network = bench.network_of_one()?;
+    let network = bench.network_of(1)?;
     let pod = bench.node.sandbox("a");
     bench.add(&pod, &network)?;
     pod.destroy();
@@ -42,7 +41,7 @@ fn empty(bench: &Bench<'_>) -> Result<()> {
 
 fn partial(bench: &Bench<'_>) -> Result<()> {
     bench.needs("1.1.0")?;
-    let network = bench.network();
+    let network = bench.network_of(2)?;
     let (kept, result) = bench.bystander(&network)?;
     let before = bench.snapshot();
     let stale = bench.node.sandbox("stale");
@@ -50,19 +49,18 @@ fn partial(bench: &Bench<'_>) -> Result<()> {
     stale.destroy();
     gc(bench, &network, &json!([{"containerID": "bystander", "ifname": "eth0"}]))?;
     before.expect_same(&bench.node)?;
+    bench.expect_free(&network)?;
     bench.expect_sound(&kept, &network, &result)
 }
 
 fn interfaces(bench: &Bench<'_>) -> Result<()> {
     bench.needs("1.1.0")?;
-    let network = bench.network();
+    let network = bench.network_of(2)?;
     let (kept, result) = bench.bystander(&network)?;
-    let before = bench.snapshot();
     let net1 = bench.call(&kept, "ADD", &network).env("CNI_IFNAME", "net1").execute();
     ensure!(net1.is_success(), "ADD of net1 failed: {}", net1.stdout());
     gc(bench, &network, &json!([{"containerID": "bystander", "ifname": "eth0"}]))?;
-    before.expect_same(&bench.node)?;
-    ensure!(!has_link(&kept, "net1")?, "net1 is still there");
+    bench.expect_free(&network)?;
     bench.expect_sound(&kept, &network, &result)
 }
 
