@@ -111,10 +111,7 @@ fn previous_result(bench: &Bench<'_>) -> Result<()> {
     });
     network = with_result(&network, &earlier);
     let result = bench.add(&pod, &network)?;
-    ensure!(
-        addresses(&result).iter().any(|ip| ip == "10.253.0.7"),
-        "its address is lost: {result}"
-    );
+    ensure!(addresses(&result).iter().any(|ip| ip == "10.253.0.7"), "its address is lost");
     let interfaces = result["interfaces"].as_array().context("no interfaces")?;
     ensure!(interfaces.iter().any(|interface| interface["name"] == "earlier0"), "its interface is");
     for ip in result["ips"].as_array().into_iter().flatten() {

@@ -3,7 +3,7 @@
 //! Each [`Check`] is named after the sentence it holds the plugin to (or says that there is none)
 //! and has a node to itself. It
 //! knows the plugin by its answers, by what the kernel says and by the files in its directory;
-//! only the checks in [`own`] look into margay.
+//! only those in `own` look into margay.
 //!
 //! Invariant: a plugin never reaches beyond its node's namespaces, as far as its configuration
 //! keeps to the node's directory.

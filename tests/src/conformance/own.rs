@@ -2,6 +2,7 @@
 //! routes, neighbours.
 
 use anyhow::{Context, Result, ensure};
+use margay_datapath::Pods;
 use serde_json::Value;
 
 use super::Entry;
@@ -26,26 +27,26 @@ pub(super) const CHECKS: &[Entry] = &[
 ];
 
 fn without_from_pod(bench: &Bench<'_>) -> Result<()> {
-    on_host_veth(bench, |veth, _| vec![words(&format!("tc filter del dev {veth} ingress"))])
+    on_host_veth(bench, |veth, _| format!("tc filter del dev {veth} ingress"))
 }
 
 fn without_to_pod(bench: &Bench<'_>) -> Result<()> {
-    on_host_veth(bench, |veth, _| vec![words(&format!("tc filter del dev {veth} egress"))])
+    on_host_veth(bench, |veth, _| format!("tc filter del dev {veth} egress"))
 }
 
 fn without_host_route(bench: &Bench<'_>) -> Result<()> {
-    on_host_veth(bench, |veth, ip| vec![words(&format!("ip route del {ip} dev {veth}"))])
+    on_host_veth(bench, |veth, ip| format!("ip route del {ip} dev {veth}"))
 }
 
 fn without_neighbour(bench: &Bench<'_>) -> Result<()> {
-    on_host_veth(bench, |veth, ip| vec![words(&format!("ip neigh del {ip} dev {veth}"))])
+    on_host_veth(bench, |veth, ip| format!("ip neigh del {ip} dev {veth}"))
 }
 
 fn without_map_entry(bench: &Bench<'_>) -> Result<()> {
     only_margay(bench)?;
     sabotaged(bench, &bench.node.sandbox("a"), "without a map entry", |_, result| {
         let address = addresses(result).first().context("no address")?.parse()?;
-        let removed = bench.node.datapath().pods().remove(address)?;
+        let removed = pods(bench)?.remove(address)?;
         ensure!(removed, "there was no map entry of {address}");
         Ok(())
     })
@@ -58,31 +59,28 @@ fn residue(bench: &Bench<'_>) -> Result<()> {
     let pod = bench.node.sandbox("a");
     pod.run(&["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "mine"]);
     refusal(&bench.call(&pod, "ADD", &network).execute(), "ADD")?;
-    let entries = bench.node.datapath().pods().entries()?;
+    let entries = pods(bench)?.entries()?;
     ensure!(entries.len() == addresses(&result).len(), "map entries: {:?}", entries.keys());
     Ok(())
 }
 
-fn on_host_veth(
-    bench: &Bench<'_>,
-    commands: impl FnOnce(&str, &str) -> Vec<Vec<String>>,
-) -> Result<()> {
+fn on_host_veth(bench: &Bench<'_>, command: impl FnOnce(&str, &str) -> String) -> Result<()> {
     only_margay(bench)?;
     sabotaged(bench, &bench.node.sandbox("a"), "after the sabotage", |_, result| {
         let address = addresses(result).first().context("no address")?.clone();
-        for command in commands(host_veth(result)?, &address) {
-            bench.node.run(&command.iter().map(String::as_str).collect::<Vec<_>>());
-        }
+        let command = command(host_veth(result)?, &address);
+        bench.node.run(&command.split_whitespace().collect::<Vec<_>>());
         Ok(())
     })
 }
 
-fn host_veth(result: &Value) -> Result<&str> {
-    result["interfaces"][0]["name"].as_str().context("no interface")
+/// The maps of pods, which all builds share.
+fn pods(bench: &Bench<'_>) -> Result<Pods> {
+    Pods::open(&bench.node.bpffs_root())?.context("no maps are pinned")
 }
 
-fn words(command: &str) -> Vec<String> {
-    command.split_whitespace().map(str::to_owned).collect()
+fn host_veth(result: &Value) -> Result<&str> {
+    result["interfaces"][0]["name"].as_str().context("no interface")
 }
 
 fn only_margay(bench: &Bench<'_>) -> Result<()> {

@@ -160,3 +160,33 @@ fn fill_in(value: &mut Value, directory: &str) {
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_list_the_plugins_own_part_is_taken_as_a_runtime_does() {
+        let list = json!({
+            "cniVersion": "1.0.0",
+            "name": "pods",
+            "plugins": [
+                {"type": "ptp", "capabilities": {"ips": true}, "mtu": 1400},
+                {"type": "portmap"},
+            ],
+        });
+
+        let network = network("ptp", &list.to_string());
+
+        let wanted = json!({"cniVersion": "1.0.0", "name": "pods", "type": "ptp", "mtu": 1400});
+        assert_eq!(network.ok(), Some(wanted));
+        assert!(super::network("bridge", &list.to_string()).is_err());
+    }
+
+    #[test]
+    fn the_directory_is_filled_in_wherever_it_stands() {
+        let mut network = json!({"a": "@DIR@/state", "b": [{"c": "x@DIR@"}], "d": 1});
+        fill_in(&mut network, "/tmp/n");
+        assert_eq!(network, json!({"a": "/tmp/n/state", "b": [{"c": "x/tmp/n"}], "d": 1}));
+    }
+}

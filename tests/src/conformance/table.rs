@@ -159,3 +159,15 @@ fn code(reason: &str) -> String {
     });
     format!("`{}`", words.collect::<Vec<_>>().join(" ").replace('`', "'"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_names_no_temporary_directory() {
+        let reason = r#"no "DEL a" among "ADD a /tmp/margay-test-3pD3E7/netns/a \n" CNI_NETNS=/tmp/margay-test-x/a"#;
+        let wanted = r#"`no "DEL a" among "ADD a @DIR@/netns/a \n" CNI_NETNS=@DIR@/a`"#;
+        assert_eq!(code(reason), wanted);
+    }
+}
