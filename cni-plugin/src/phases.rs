@@ -1,11 +1,9 @@
 //! The phases of a verb: what took how long, in one line at the end.
 //!
-//! With the cargo feature `failpoints` every phase is also a fail point of that name, driven by the
-//! environment variable `FAILPOINTS` of the `fail` crate: `reserve_addresses=return` makes entering
-//! the phase an error, `reserve_addresses=return(abort)` kills the process there. Without the
-//! feature none of that is compiled in.
+//! In test builds, where a phase begins is a fail point of its name (see `margay-failpoints`).
 
 use std::fmt::{Display, Write};
+use std::io;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, chain};
@@ -21,30 +19,29 @@ pub struct Phases {
 }
 
 /// A fail point's error.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[error("fail point {phase}")]
 pub struct Injected {
     /// Name of the phase.
     pub phase: &'static str,
+    /// What the test asked for.
+    #[source]
+    pub source: io::Error,
 }
 
 impl Phases {
     /// Starts the watch. `subject` is the attachment, or the network for GC and STATUS.
     #[must_use]
     pub fn start(verb: &'static str, subject: impl Display) -> Self {
-        #[cfg(feature = "failpoints")]
-        failpoints::read_environment();
         let subject = subject.to_string();
         Self { verb, subject, started: Instant::now(), current: None, done: Vec::new() }
     }
 
-    /// Ends the phase before and begins the next one. An error only with the feature `failpoints`.
+    /// Ends the phase before and begins the next one. An error only in test builds.
     pub fn enter(&mut self, phase: &'static str) -> Result<(), Injected> {
         self.leave();
         self.current = Some((phase, Instant::now()));
-        #[cfg(feature = "failpoints")]
-        failpoints::hit(phase)?;
-        Ok(())
+        margay_failpoints::phase(phase).map_err(|source| Injected { phase, source })
     }
 
     /// Ends the verb and writes its line: `info` if it went well, `error` with the whole chain of
@@ -79,29 +76,6 @@ impl Phases {
         if let Some((phase, since)) = self.current.take() {
             self.done.push((phase, since.elapsed()));
         }
-    }
-}
-
-#[cfg(feature = "failpoints")]
-mod failpoints {
-    use std::sync::Once;
-
-    use super::Injected;
-
-    /// Takes over `FAILPOINTS`, once and for the life of the process.
-    pub(super) fn read_environment() {
-        static ONCE: Once = Once::new();
-        ONCE.call_once(|| std::mem::forget(fail::FailScenario::setup()));
-    }
-
-    pub(super) fn hit(phase: &'static str) -> Result<(), Injected> {
-        fail::fail_point!(phase, |argument: Option<String>| {
-            if argument.as_deref() == Some("abort") {
-                std::process::abort();
-            }
-            Err(Injected { phase })
-        });
-        Ok(())
     }
 }
 

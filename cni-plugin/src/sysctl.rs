@@ -6,6 +6,8 @@
 use std::path::PathBuf;
 use std::{fs, io};
 
+use margay_failpoints as failpoints;
+
 /// A sysctl that could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} sysctl {key}")]
@@ -25,7 +27,9 @@ pub fn ensure(key: &str, value: &str) -> Result<(), SysctlError> {
     if get(key)? == value {
         return Ok(());
     }
-    fs::write(path(key), value).map_err(|source| failed("write", key, source))
+    failpoints::before(failpoints::Kind::Sysctl, key)
+        .and_then(|()| fs::write(path(key), value))
+        .map_err(|source| failed("write", key, source))
 }
 
 /// The value of a sysctl, without white space around it.

@@ -15,6 +15,7 @@ use aya::pin::PinError;
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use margay_abi::{DEFAULT_MAX_FLOWS, DEFAULT_MAX_PODS};
+use margay_failpoints as failpoints;
 
 use crate::Program;
 use crate::maps::{self, LAYOUTS, MapError};
@@ -37,10 +38,10 @@ pub enum LoadError {
         /// Errno.
         source: io::Error,
     },
-    /// A folder for pins cannot be made, removed or renamed.
+    /// A folder for pins cannot be made, removed, renamed or written to.
     #[error("{operation} {}", path.display())]
     Folder {
-        /// `create`, `remove` or `rename`.
+        /// `create`, `remove`, `rename` or `pin`.
         operation: &'static str,
         /// The folder.
         path: PathBuf,
@@ -148,6 +149,7 @@ pub(crate) fn load_and_pin(
 
 /// Makes and pins the maps that are not pinned yet, and binds the programs to all of them.
 fn create_maps(build: Build, pins: &Pins, options: &LoadOptions) -> Result<Ebpf, LoadError> {
+    before("pin", &pins.maps())?;
     let mut loader = EbpfLoader::new();
     for layout in &LAYOUTS {
         loader.map_max_entries(layout.name, layout.max_entries(options));
@@ -168,6 +170,7 @@ fn load_program(
         .program_mut(program.name())
         .and_then(|found| found.try_into().ok())
         .ok_or(LoadError::NoProgram { build: build.id, program })?;
+    before("pin", path)?;
     verify(classifier)
         .map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
     classifier.pin(path).map_err(|source| LoadError::Pin { program, path: path.to_owned(), source })
@@ -188,6 +191,7 @@ fn verify(classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
 
 /// The one step that makes this build's programs visible.
 fn publish(pins: &Pins) -> Result<(), LoadError> {
+    before("rename", &pins.unfinished_programs())?;
     fs::rename(pins.unfinished_programs(), pins.programs()).map_err(|source| LoadError::Folder {
         operation: "rename",
         path: pins.unfinished_programs(),
@@ -197,6 +201,7 @@ fn publish(pins: &Pins) -> Result<(), LoadError> {
 
 /// Removes a folder of pinned programs, if there. What is attached stays attached.
 fn remove_programs(folder: &Path) -> Result<(), LoadError> {
+    before("remove", folder)?;
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(|source| folder_error("remove", folder, source)),
@@ -204,11 +209,17 @@ fn remove_programs(folder: &Path) -> Result<(), LoadError> {
 }
 
 fn create_folder(folder: &Path) -> Result<(), LoadError> {
+    before("create", folder)?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(folder)
         .map_err(|source| folder_error("create", folder, source))
+}
+
+fn before(operation: &'static str, path: &Path) -> Result<(), LoadError> {
+    failpoints::before(failpoints::Kind::Pin, format_args!("{operation} {}", path.display()))
+        .map_err(|source| folder_error(operation, path, source))
 }
 
 fn folder_error(operation: &'static str, path: &Path, source: io::Error) -> LoadError {

@@ -12,6 +12,7 @@ mod route;
 use std::io;
 
 use futures_util::{Stream, StreamExt};
+use margay_failpoints::{self as failpoints, Kind};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::Handle;
@@ -123,6 +124,15 @@ impl Netlink {
         impl Stream<Item = Result<Option<RouteNetlinkMessage>, NetlinkError>> + use<>,
         NetlinkError,
     > {
+        let kind = match message {
+            RouteNetlinkMessage::GetLink(_)
+            | RouteNetlinkMessage::GetAddress(_)
+            | RouteNetlinkMessage::GetRoute(_)
+            | RouteNetlinkMessage::GetNeighbour(_) => Kind::NetlinkQuery,
+            _ => Kind::Netlink,
+        };
+        failpoints::before(kind, format_args!("{operation} {object}"))
+            .map_err(|source| NetlinkError::new(operation, object, source))?;
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let object = object.to_owned();

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 
 use futures_util::StreamExt as _;
+use margay_failpoints::{self as failpoints, Kind};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
@@ -200,6 +201,13 @@ impl Netlink<'_> {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<Vec<RouteNetlinkMessage>, RequestError> {
+        let kind = match message {
+            RouteNetlinkMessage::GetTrafficFilter(_)
+            | RouteNetlinkMessage::GetQueueDiscipline(_) => Kind::NetlinkQuery,
+            _ => Kind::Netlink,
+        };
+        failpoints::before(kind, operation)
+            .map_err(|source| RequestError { operation, cause: Cause::Kernel(source) })?;
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut responses = self

@@ -13,6 +13,7 @@ use std::path::Path;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use margay_failpoints as failpoints;
 use rustix::net::{AddressFamily, SocketType};
 
 use super::{AttachError, AttachedPrograms};
@@ -102,6 +103,7 @@ impl Site<'_> {
 
         let path = self.pins.link(self.interface, self.program);
         remove_pin(&path)?;
+        before("create", &path)?;
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = classifier
             .attach_with_options(self.interface, tc_hook(self.program), order)
@@ -170,11 +172,17 @@ fn tc_hook(program: Program) -> TcAttachType {
 
 /// `false` if there is none. With the last pin the kernel detaches.
 fn remove_pin(path: &Path) -> Result<bool, AttachError> {
+    before("remove", path)?;
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(AttachError::Pin { operation: "remove", path: path.to_owned(), source }),
     }
+}
+
+fn before(operation: &'static str, path: &Path) -> Result<(), AttachError> {
+    failpoints::before(failpoints::Kind::Pin, format_args!("{operation} {}", path.display()))
+        .map_err(|source| AttachError::Pin { operation, path: path.to_owned(), source })
 }
 
 /// The interface's name in this thread's network namespace.

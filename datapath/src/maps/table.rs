@@ -7,7 +7,9 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData};
+use aya::sys::SyscallError;
 use bytemuck::Pod;
+use margay_failpoints as failpoints;
 
 use super::plain::Plain;
 use super::{MapError, errno};
@@ -26,7 +28,8 @@ impl<K: Pod, V: Pod> Table<K, V> {
     }
 
     pub(super) fn insert(&self, key: K, value: V) -> Result<(), MapError> {
-        let result = self.lock().insert(Plain(key), Plain(value), 0);
+        let result =
+            self.before("write to").and_then(|()| self.lock().insert(Plain(key), Plain(value), 0));
         result.map_err(|error| match errno(&error) {
             Some(libc::E2BIG) => MapError::Full { map: self.name, max_entries: self.max_entries() },
             _ => self.access_error("write", error),
@@ -43,7 +46,8 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     /// Whether there was such a key.
     pub(super) fn remove(&self, key: K) -> Result<bool, MapError> {
-        match self.lock().remove(&Plain(key)) {
+        let result = self.before("remove from").and_then(|()| self.lock().remove(&Plain(key)));
+        match result {
             Ok(()) => Ok(true),
             Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(self.access_error("remove from", error)),
@@ -60,6 +64,13 @@ impl<K: Pod, V: Pod> Table<K, V> {
             visit(key, value);
         }
         Ok(())
+    }
+
+    fn before(&self, operation: &str) -> Result<(), aya::maps::MapError> {
+        let what = format_args!("{operation} {}", self.name);
+        failpoints::before(failpoints::Kind::Map, what).map_err(|io_error| {
+            aya::maps::MapError::SyscallError(SyscallError { call: "bpf", io_error })
+        })
     }
 
     fn max_entries(&self) -> u32 {

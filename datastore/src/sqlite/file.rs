@@ -20,7 +20,8 @@ use crate::backend::BackendError;
 /// log, the recovery of a log that another process is recovering, and the making of its index. They
 /// pass, so opening again is the remedy.
 pub(super) fn open(path: &Path, busy_deadline: Duration) -> Result<Connection, BackendError> {
-    ensure_file(path).map_err(|source| file_failure(path, source))?;
+    ensure_file(path)
+        .map_err(|source| file_failure(format!("create {}", path.display()), source))?;
     let started = Instant::now();
     let mut wait = Waits::new();
     loop {
@@ -81,8 +82,7 @@ fn ensure_file(path: &Path) -> io::Result<()> {
     }
 }
 
-fn file_failure(path: &Path, source: io::Error) -> BackendError {
-    let operation = format!("create {}", path.display());
+pub(super) fn file_failure(operation: String, source: io::Error) -> BackendError {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             BackendError::Full { operation, source: Box::new(source) }

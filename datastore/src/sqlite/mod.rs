@@ -32,6 +32,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use margay_failpoints as failpoints;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, Transaction, TransactionBehavior};
 
@@ -80,7 +81,10 @@ impl Sqlite {
         key: &str,
         change: impl FnOnce(&Transaction<'_>) -> Result<T, BackendError>,
     ) -> Result<T, BackendError> {
-        let fail = |source| failure(format!("{verb} {key}"), source);
+        let operation = || format!("{verb} {key}");
+        failpoints::before(failpoints::Kind::Store, format_args!("{verb} {key}"))
+            .map_err(|source| file::file_failure(operation(), source))?;
+        let fail = |source| failure(operation(), source);
         let connection = self.connection();
         let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Immediate)
             .map_err(fail)?;
