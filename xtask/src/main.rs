@@ -11,6 +11,7 @@ mod check;
 mod conformance;
 mod demo;
 mod setup;
+mod soak;
 mod test;
 mod toolchain;
 mod workspace;
@@ -36,6 +37,7 @@ enum Command {
     Test(test::Arguments),
     Demo(demo::Arguments),
     Conformance(conformance::Arguments),
+    Soak(soak::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

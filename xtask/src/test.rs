@@ -34,9 +34,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[Use::Build, Use::Test])?;
     build_ebpf::run(&build_ebpf::Arguments::default())?;
-    // The tests execute these; cargo builds binaries for the tests of their own package only.
-    let mut binaries = cargo_command("build");
-    run_command(binaries.args(["--quiet", "--package", "margay", "--bins"]).args(failpoints()?))?;
+    build_plugins()?;
 
     let skips = workspace::root().join("target/skipped-tests");
     fs::write(&skips, "").with_context(|| format!("cannot write {}", skips.display()))?;
@@ -57,9 +55,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     report(&counts, succeeded)
 }
 
+/// Builds what the tests execute: cargo builds binaries for the tests of their own package only.
+pub(crate) fn build_plugins() -> Result<()> {
+    let mut binaries = cargo_command("build");
+    run_command(binaries.args(["--quiet", "--package", "margay", "--bins"]).args(failpoints()?))
+}
+
 /// The feature by which tests make a step of the plugin fail, as arguments of cargo. Empty where
 /// the plugin does not have it.
-fn failpoints() -> Result<Vec<&'static str>> {
+pub(crate) fn failpoints() -> Result<Vec<&'static str>> {
     let manifest = fs::read_to_string(workspace::root().join("cni-plugin/Cargo.toml"))?;
     let has = manifest.lines().any(|line| line.trim_start().starts_with("failpoints ="));
     Ok(if has { vec!["--features", "margay/failpoints"] } else { vec![] })
