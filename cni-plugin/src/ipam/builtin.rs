@@ -119,7 +119,6 @@ pub fn reclaim_earlier_boots(store: &Store, node: &str, boot_id: &str) -> Result
     let ipam = margay_datastore::Ipam::new(store, node, boot_id);
     for attachment in ipam.reclaim_earlier_boots(&is_netns_alive)? {
         tracing::info!(%attachment, "took back the addresses of an earlier boot");
-        store.delete_endpoint(&attachment)?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::{Ipam, IpamError};
 use crate::Attachment;
 use crate::backend::{Revision, Versioned};
 use crate::keys;
-use crate::records::Node;
+use crate::records::{Endpoint, Node};
 use crate::store::{StoreError, Stored, decode};
 
 impl Ipam<'_> {
@@ -54,8 +54,8 @@ impl Ipam<'_> {
         Ok(names.filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// Once per boot, releases what this node's earlier boots left behind: everything whose network
-    /// namespace `is_alive` denies, or that names none. Returns the attachments released; from the
+    /// Once per boot, releases what this node's earlier boots left behind, and removes the endpoints:
+    /// everything whose network namespace `is_alive` denies, or that names none. Returns the attachments released; from the
     /// second call in a boot on it is one read and returns none.
     pub fn reclaim_earlier_boots(
         &self,
@@ -91,8 +91,26 @@ impl Ipam<'_> {
         if !is_stale || handle.netns.as_deref().is_some_and(is_alive) {
             return Ok(None);
         }
+        self.forget_endpoint(&handle)?;
         self.release_if(&handle.attachment, &|now| now.assignment == handle.assignment)?;
         Ok(Some(handle.attachment))
+    }
+
+    /// Removes the endpoint that was written in the handle's boot. As long as the handle is there,
+    /// a reclaim that dies is repeated: so the endpoint goes first.
+    fn forget_endpoint(&self, handle: &Handle) -> Result<(), IpamError> {
+        let key = keys::endpoint(&handle.attachment);
+        let revision = match self.store.read::<Endpoint>(&key) {
+            Ok(Some(endpoint)) if endpoint.record.boot_id == handle.boot_id => {
+                Some(endpoint.revision)
+            }
+            Ok(_) => return Ok(()),
+            // What it names is gone, whatever that was.
+            Err(StoreError::Decode { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        won(self.store.remove(&key, revision).map_err(StoreError::from))?;
+        Ok(())
     }
 
     /// Releases the attachment for as long as its handle is one that `which` accepts.

@@ -1,6 +1,7 @@
 //! A process that dies, or a disk that fills up, at every write there is.
 
 use super::*;
+use crate::records::{Endpoint, EndpointState};
 use crate::testing::{Fault, Faulty};
 
 const FAULTS: [Fault; 3] = [Fault::CrashBefore, Fault::CrashAfter, Fault::FailOnce];
@@ -68,6 +69,65 @@ fn a_reclaim_that_dies_at_any_write_leaks_nothing() {
     let story: Story =
         |store, _| Ipam::new(store, "a", "boot-2").reclaim_earlier_boots(&|_| false).map(drop);
     at_every_write(before, story);
+}
+
+#[test]
+fn a_reclaim_that_dies_at_any_write_is_repeated_with_the_endpoints() {
+    for at_write in 0.. {
+        let memory = Memory::new();
+        let sound = Store::new(memory.clone());
+        let pools = [pool("10.0.0.0/28", 30), pool("fd00::/124", 126)];
+        for container in ["x", "y"] {
+            node(&sound, "a").assign(&request(container, &pools)).unwrap();
+            sound.put_endpoint(&endpoint(container, BOOT)).unwrap();
+        }
+        let faulty = std::sync::Arc::new(Faulty::new(memory, Fault::CrashAfter, at_write));
+        let reclaim = |store: &Store| {
+            Ipam::new(store, "a", "boot-2").reclaim_earlier_boots(&|_| false).map(drop)
+        };
+
+        let outcome = reclaim(&Store::new(faulty.clone()));
+        reclaim(&sound).unwrap();
+
+        assert_nothing_held(&sound);
+        assert_eq!(sound.endpoints("net").unwrap(), [], "at write {at_write}");
+        if !faulty.has_struck() {
+            outcome.unwrap();
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_reclaim_leaves_the_endpoint_of_a_later_boot_alone() {
+    let store = store();
+    let pools = [pool("10.0.0.0/28", 30)];
+    node(&store, "a").assign(&request("x", &pools)).unwrap();
+    store.put_endpoint(&endpoint("x", "boot-2")).unwrap();
+
+    Ipam::new(&store, "a", "boot-2").reclaim_earlier_boots(&|_| false).unwrap();
+
+    assert_eq!(store.endpoints("net").unwrap().len(), 1);
+}
+
+fn endpoint(container: &str, boot_id: &str) -> Endpoint {
+    Endpoint {
+        attachment: attachment(container),
+        node: "a".to_owned(),
+        pod: None,
+        host_veth: "mgy0".to_owned(),
+        pod_mac: [2, 0, 0, 0, 0, 1],
+        host_mac: [2, 0, 0, 0, 0, 2],
+        mtu: 1500,
+        ips: Vec::new(),
+        netns: format!("/run/netns/{container}"),
+        boot_id: boot_id.to_owned(),
+        labels: BTreeMap::new(),
+        ports: Vec::new(),
+        dataplane: "ebpf".to_owned(),
+        created_at: 0,
+        state: EndpointState::Ready,
+    }
 }
 
 /// Runs the story with a fault at its first write, its second, and so on until it gets through,
