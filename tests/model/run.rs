@@ -72,7 +72,7 @@ fn on_a_node(plan: &Plan) -> Result<Totals, Wrong> {
     let mut totals = Totals { sequences: 1, ..Totals::default() };
     let last = last_steps(plan);
     for (number, step) in plan.steps.iter().chain(&last).enumerate() {
-        if number == plan.steps.len() {
+        if number >= plan.steps.len() && matches!(step, Step::Gc(..)) {
             model.results.clear();
         }
         do_step(*step, &mut model, &mut world, &mut totals).map_err(|reason| {
@@ -88,13 +88,14 @@ fn on_a_node(plan: &Plan) -> Result<Totals, Wrong> {
     Err(Wrong { steps: plan.steps.len(), reason })
 }
 
-/// GC of everything, then DEL of everything: after each of them, what it promises to take away is
-/// away.
+/// A look at everything; then GC of everything, then DEL of everything: after each of them, what it
+/// promises to take away is away.
 fn last_steps(plan: &Plan) -> Vec<Step> {
     let attachments: BTreeSet<Slot> = plan.steps.iter().filter_map(Step::slot).collect();
+    let check = attachments.iter().map(|slot| Step::Check(*slot));
     let collect = Network::ALL.into_iter().map(|network| Step::Gc(network, Stop::Never));
-    let delete = attachments.into_iter().map(|slot| Step::Del(slot, Stop::Never));
-    collect.chain(delete).collect()
+    let delete = attachments.iter().map(|slot| Step::Del(*slot, Stop::Never));
+    check.chain(collect).chain(delete).collect()
 }
 
 fn do_step(

@@ -341,6 +341,11 @@ impl World<'_> {
                 facts.held.extend(held);
             }
         }
+        for (slot, facts) in &sight.facts {
+            if facts.endpoint.is_some() && !facts.handle {
+                sight.complaints.push(format!("{} has lost its handle", slot.attachment()));
+            }
+        }
         self.compare_allocations(&store, sight);
     }
 
