@@ -1,7 +1,7 @@
 //! What there must be after every step, and what every verb must answer.
 //!
 //! The model knows nothing of margay's code but its contract: what a verb makes and takes away,
-//! and in which order an ADD goes through its phases. Where a process is killed between phases,
+//! and in which order an ADD goes through its phases. Where a verb is stopped between phases,
 //! the contract does not say how far it came; the model then takes over what there is, and goes
 //! on from there.
 
@@ -124,15 +124,62 @@ impl Model {
 
 /// What steps do.
 impl Model {
-    /// Does a step. `was_killed` says whether a process that was to be killed after a time was
-    /// still there by then.
-    pub(crate) fn advance(&mut self, step: Step, was_killed: bool) -> Settlement {
+    /// Does a step. Where it is stopped at a point that the model does not know, `answer` and
+    /// `was_refused` say whether it came that far.
+    pub(crate) fn advance(
+        &mut self,
+        step: Step,
+        answer: Option<&Answer>,
+        was_refused: bool,
+    ) -> Settlement {
+        let was_killed = answer == Some(&Answer::Killed);
+        let mut settlement = self.apply(step, was_killed || was_refused);
+        if was_refused && !was_killed {
+            settlement.answer = answer.cloned();
+        }
+        if was_refused && answer == Some(&Answer::Success) {
+            self.succeed(step, &mut settlement);
+        }
+        settlement
+    }
+
+    /// A change was refused and the verb succeeded all the same: it must have done its work.
+    fn succeed(&mut self, step: Step, settlement: &mut Settlement) {
+        let done: Vec<Slot> = match step {
+            Step::Add(slot, _) => {
+                settlement.added = Some(slot);
+                vec![slot]
+            }
+            Step::Del(slot, _) => {
+                self.clear(slot);
+                self.results.remove(&slot);
+                vec![slot]
+            }
+            Step::Gc(network, _) => {
+                let valid: BTreeSet<Slot> = self.valid(network).collect();
+                let is_garbage = |slot: &Slot| slot.network() == network && !valid.contains(slot);
+                let garbage: Vec<Slot> = Slot::all().filter(is_garbage).collect();
+                for slot in &garbage {
+                    if self.of(*slot).is_found_by_gc() {
+                        self.clear(*slot);
+                    }
+                }
+                let orphans = std::mem::take(&mut settlement.entries_unknown);
+                orphans.into_iter().for_each(|slot| self.edit(slot).entries.clear());
+                garbage
+            }
+            _ => Vec::new(),
+        };
+        settlement.unknown.retain(|slot| !done.contains(slot));
+    }
+
+    fn apply(&mut self, step: Step, was_reached: bool) -> Settlement {
         let answered = |answer| Settlement { answer: Some(answer), ..Settlement::default() };
         match step {
-            Step::Add(slot, stop) => self.add(slot, effective(stop, was_killed)),
+            Step::Add(slot, stop) => self.add(slot, effective(stop, was_reached)),
             Step::LateAdd(slot) => self.add(slot, Stop::Never),
-            Step::Del(slot, stop) => self.del(slot, effective(stop, was_killed)),
-            Step::Gc(network, stop) => self.gc(network, effective(stop, was_killed)),
+            Step::Del(slot, stop) => self.del(slot, effective(stop, was_reached)),
+            Step::Gc(network, stop) => self.gc(network, effective(stop, was_reached)),
             Step::Check(slot) => answered(self.check(slot)),
             Step::Status(network) => answered(self.status(network)),
             Step::EndSandbox { sandbox, forgotten } => {
@@ -164,8 +211,13 @@ impl Model {
             settlement.answer = Some(Answer::Error(4));
             return settlement;
         }
-        if let Stop::KillAfter(_) = stop {
-            return self.killed_any_time(BTreeSet::from([slot]));
+        if is_anywhere(stop) {
+            let is_new = *self.of(slot) == Facts::default() && !self.is_reclaim_due;
+            if is_new && matches!(stop, Stop::Refuse(..)) {
+                // It takes back what it has done.
+                return settlement;
+            }
+            return self.stopped_anywhere(BTreeSet::from([slot]));
         }
         if let Some(answer) = stopped_at(stop, "open") {
             settlement.answer = Some(answer);
@@ -223,8 +275,8 @@ impl Model {
     }
 
     fn del(&mut self, slot: Slot, stop: Stop) -> Settlement {
-        if let Stop::KillAfter(_) = stop {
-            return self.killed_any_time(BTreeSet::from([slot]));
+        if is_anywhere(stop) {
+            return self.stopped_anywhere(BTreeSet::from([slot]));
         }
         let phase = phase_of(stop);
         if phase != Some("open") {
@@ -247,8 +299,8 @@ impl Model {
             Slot::all().filter(|slot| slot.network() == network && !valid.contains(slot)).collect();
         let orphans: BTreeSet<Slot> =
             Slot::all().filter(|slot| self.of(*slot).link.is_none()).collect();
-        if let Stop::KillAfter(_) = stop {
-            let settlement = self.killed_any_time(garbage);
+        if is_anywhere(stop) {
+            let settlement = self.stopped_anywhere(garbage);
             return Settlement { entries_unknown: orphans, ..settlement };
         }
         let phase = phase_of(stop);
@@ -305,8 +357,8 @@ impl Model {
         self.is_reclaim_due = true;
     }
 
-    /// A process that was killed at an unknown point had begun to change these.
-    fn killed_any_time(&mut self, mut unknown: BTreeSet<Slot>) -> Settlement {
+    /// A verb that was stopped at an unknown point had begun to change these.
+    fn stopped_anywhere(&mut self, mut unknown: BTreeSet<Slot>) -> Settlement {
         if self.is_reclaim_due {
             unknown.extend(self.reclaimable());
         }
@@ -400,18 +452,20 @@ impl Model {
     }
 }
 
-/// A process that had ended before it was to be killed was not stopped.
-fn effective(stop: Stop, was_killed: bool) -> Stop {
-    match stop {
-        Stop::KillAfter(_) if !was_killed => Stop::Never,
-        stop => stop,
-    }
+/// A verb that had ended before it was to be stopped was not stopped.
+fn effective(stop: Stop, was_reached: bool) -> Stop {
+    if is_anywhere(stop) && !was_reached { Stop::Never } else { stop }
+}
+
+/// Whether the model does not know what was done before the verb was stopped.
+fn is_anywhere(stop: Stop) -> bool {
+    matches!(stop, Stop::KillBefore(_) | Stop::KillAfter(_) | Stop::Refuse(..))
 }
 
 fn phase_of(stop: Stop) -> Option<&'static str> {
     match stop {
         Stop::Fail(phase) | Stop::Kill(phase) => Some(phase),
-        Stop::Never | Stop::KillAfter(_) => None,
+        _ => None,
     }
 }
 

@@ -99,11 +99,19 @@ pub(crate) enum Stop {
     Never,
     /// An error at the beginning of a phase.
     Fail(&'static str),
-    /// Its process dies at the beginning of a phase.
+    /// Its process is killed at the beginning of a phase.
     Kill(&'static str),
+    /// Its process is killed when it has made this many changes, wherever that is.
+    KillBefore(usize),
     /// Its process is killed after a time.
     KillAfter(Duration),
+    /// The next change after this many is refused with an errno.
+    Refuse(usize, i32),
 }
+
+/// Errors that say nothing about the thing that was to be changed: disk full, busy, no memory, not
+/// permitted, map full.
+const ERRNOS: [i32; 5] = [28, 16, 12, 1, 7];
 
 /// One thing that a runtime does, or that happens to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,12 +160,12 @@ impl Step {
         }
     }
 
-    /// Whether it ends at a point that differs from run to run.
-    pub(crate) fn is_cut_short_somewhere(&self) -> bool {
-        let (Self::Add(_, stop) | Self::Del(_, stop) | Self::Gc(_, stop)) = self else {
-            return false;
-        };
-        matches!(stop, Stop::KillAfter(_))
+    /// How its verb is stopped.
+    pub(crate) fn stop(&self) -> Stop {
+        match *self {
+            Self::Add(_, stop) | Self::Del(_, stop) | Self::Gc(_, stop) => stop,
+            _ => Stop::Never,
+        }
     }
 }
 
@@ -198,7 +206,11 @@ impl fmt::Display for Stop {
             Self::Never => Ok(()),
             Self::Fail(phase) => write!(f, ", failing at {phase}"),
             Self::Kill(phase) => write!(f, ", killed at {phase}"),
+            Self::KillBefore(changes) => write!(f, ", killed after {changes} changes"),
             Self::KillAfter(time) => write!(f, ", killed after {} us", time.as_micros()),
+            Self::Refuse(changes, errno) => {
+                write!(f, ", refused with errno {errno} after {changes} changes")
+            }
         }
     }
 }
@@ -212,9 +224,10 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The sequence of a seed.
+    /// The sequence of a seed. Those of every fourth seed are killed at times as well, which are not
+    /// the same from run to run.
     pub(crate) fn of(seed: u64) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random { state: seed, is_timed: seed % 4 == 3 };
         let mut added = Vec::new();
         let is_tight = random.one_in(2);
         let length = 30 + random.below(70);
@@ -234,12 +247,15 @@ impl fmt::Display for Plan {
 }
 
 /// A SplitMix64 generator: the same draws from the same seed, everywhere.
-struct Random(u64);
+struct Random {
+    state: u64,
+    is_timed: bool,
+}
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.state;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         bits ^ (bits >> 31)
@@ -263,16 +279,16 @@ impl Random {
         Network::ALL[self.below(2)]
     }
 
-    /// A way to be cut short, and the longest time that is worth waiting for.
-    fn stop(&mut self, phases: &[&'static str], longest: Duration) -> Stop {
+    /// A way to be stopped, for a verb that makes about this many changes.
+    fn stop(&mut self, phases: &[&'static str], changes: usize) -> Stop {
         let phase = phases[self.below(phases.len())];
-        match self.below(5) {
+        match self.below(10) {
             0 => Stop::Fail(phase),
-            1 | 2 => Stop::Kill(phase),
-            _ => {
-                let microseconds = self.below(usize::try_from(longest.as_micros()).expect("time"));
-                Stop::KillAfter(Duration::from_micros(microseconds as u64))
-            }
+            1..3 => Stop::Kill(phase),
+            3..7 => Stop::KillBefore(self.below(changes)),
+            7..9 => Stop::Refuse(self.below(changes), ERRNOS[self.below(ERRNOS.len())]),
+            _ if self.is_timed => Stop::KillAfter(Duration::from_micros(self.below(40_000) as u64)),
+            _ => Stop::KillBefore(self.below(changes)),
         }
     }
 
@@ -291,13 +307,13 @@ impl Random {
             }
             32..46 => {
                 added.push(any);
-                Step::Add(any, self.stop(&ADD_PHASES, Duration::from_millis(40)))
+                Step::Add(any, self.stop(&ADD_PHASES, 50))
             }
             46..50 => Step::LateAdd(slot),
             50..59 => Step::Del(slot, Stop::Never),
-            59..65 => Step::Del(slot, self.stop(&DEL_PHASES, Duration::from_millis(25))),
+            59..65 => Step::Del(slot, self.stop(&DEL_PHASES, 15)),
             65..68 => Step::Gc(self.network(), Stop::Never),
-            68..71 => Step::Gc(self.network(), self.stop(&GC_PHASES, Duration::from_millis(40))),
+            68..71 => Step::Gc(self.network(), self.stop(&GC_PHASES, 12)),
             71..78 => Step::Check(slot),
             78..80 => Step::Status(self.network()),
             80..84 => Step::EndSandbox { sandbox: slot.sandbox, forgotten: self.one_in(2) },

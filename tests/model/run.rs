@@ -108,12 +108,12 @@ fn do_step(
         Step::Add(slot, _) => Some(slot.sandbox),
         _ => None,
     };
-    let Outcome { answer, result, log, complaint } = world.perform(step, model);
-    totals.count(step, answer.as_ref());
+    let Outcome { answer, result, log, was_refused, complaint } = world.perform(step, model);
+    totals.count(step, answer.as_ref(), was_refused);
     if let Some(sandbox) = sandbox {
         model.sandboxes[sandbox] = true;
     }
-    let settlement = model.advance(step, answer == Some(Answer::Killed));
+    let settlement = model.advance(step, answer.as_ref(), was_refused);
     let sight = world.look();
     let mut wrong: Vec<String> = complaint.into_iter().chain(sight.complaints).collect();
     if answer != settlement.answer {
@@ -145,7 +145,11 @@ fn shrink(plan: Plan, reason: Wrong) -> (Plan, Wrong) {
 }
 
 fn try_plan(plan: &Plan) -> Result<(), Wrong> {
-    let tries = if plan.steps.iter().any(Step::is_cut_short_somewhere) { TRIES } else { 1 };
+    let tries = if plan.steps.iter().any(|step| matches!(step.stop(), Stop::KillAfter(_))) {
+        TRIES
+    } else {
+        1
+    };
     (0..tries).try_for_each(|_| run_plan(plan).map(drop))
 }
 
@@ -158,27 +162,30 @@ impl Totals {
         }
     }
 
-    fn count(&mut self, step: Step, answer: Option<&Answer>) {
+    fn count(&mut self, step: Step, answer: Option<&Answer>, was_refused: bool) {
         self.steps += 1;
-        let (name, stop) = match step {
-            Step::Add(_, stop) => ("ADD", stop),
-            Step::LateAdd(_) => ("late ADD", Stop::Never),
-            Step::Del(_, stop) => ("DEL", stop),
-            Step::Gc(_, stop) => ("GC", stop),
-            Step::Check(_) => ("CHECK", Stop::Never),
-            Step::Status(_) => ("STATUS", Stop::Never),
-            Step::EndSandbox { .. } => ("sandbox ended", Stop::Never),
-            Step::DeleteHostVeth(_) => ("host veth deleted", Stop::Never),
-            Step::DeleteMapEntry { .. } => ("map entry deleted", Stop::Never),
-            Step::Reboot { .. } => ("reboot", Stop::Never),
-            Step::Ping { .. } => ("ping", Stop::Never),
+        let name = match step {
+            Step::Add(..) => "ADD",
+            Step::LateAdd(_) => "late ADD",
+            Step::Del(..) => "DEL",
+            Step::Gc(..) => "GC",
+            Step::Check(_) => "CHECK",
+            Step::Status(_) => "STATUS",
+            Step::EndSandbox { .. } => "sandbox ended",
+            Step::DeleteHostVeth(_) => "host veth deleted",
+            Step::DeleteMapEntry { .. } => "map entry deleted",
+            Step::Reboot { .. } => "reboot",
+            Step::Ping { .. } => "ping",
         };
-        let ending = match (answer, stop) {
+        let ending = match (answer, step.stop()) {
             (None, _) => String::new(),
+            (Some(Answer::Success), _) if was_refused => ", success but for a change".to_owned(),
+            (Some(Answer::Error(_)), _) if was_refused => ", a change refused".to_owned(),
             (Some(Answer::Success), _) => ", success".to_owned(),
             (Some(Answer::Error(code)), _) => format!(", code {code}"),
             (Some(Answer::Killed), Stop::Kill(phase)) => format!(", killed at {phase}"),
-            (Some(Answer::Killed), _) => ", killed in between".to_owned(),
+            (Some(Answer::Killed), Stop::KillAfter(_)) => ", killed at some time".to_owned(),
+            (Some(Answer::Killed), _) => ", killed before a change".to_owned(),
         };
         *self.counts.entry(format!("{name}{ending}")).or_default() += 1;
     }

@@ -18,7 +18,9 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use serde_json::{Value, json};
 
 use crate::model::{Answer, Facts, Model};
-use crate::plan::{Network, SANDBOXES, Slot, Step, Stop, container_id};
+use crate::plan::{
+    ADD_PHASES, DEL_PHASES, GC_PHASES, Network, SANDBOXES, Slot, Step, Stop, container_id,
+};
 
 const NODE: &str = "node-under-test";
 
@@ -41,6 +43,8 @@ pub(crate) struct Outcome {
     pub(crate) result: Value,
     /// What the plugin wrote.
     pub(crate) log: String,
+    /// Whether a change was refused.
+    pub(crate) was_refused: bool,
     /// What is wrong whatever the model says.
     pub(crate) complaint: Option<String>,
 }
@@ -107,13 +111,13 @@ impl<'node> World<'node> {
         match step {
             Step::Add(slot, stop) => {
                 self.ensure_sandbox(slot.sandbox);
-                self.verb(self.on("ADD", slot, &self.config(slot.network())), stop)
+                self.verb(self.on("ADD", slot, &self.config(slot.network())), stop, &ADD_PHASES)
             }
             Step::LateAdd(slot) => {
-                self.verb(self.on("ADD", slot, &self.config(slot.network())), Stop::Never)
+                self.verb(self.on("ADD", slot, &self.config(slot.network())), Stop::Never, &[])
             }
             Step::Del(slot, stop) => {
-                self.verb(self.on("DEL", slot, &self.config(slot.network())), stop)
+                self.verb(self.on("DEL", slot, &self.config(slot.network())), stop, &DEL_PHASES)
             }
             Step::Gc(network, stop) => {
                 let valid: Vec<Slot> = model.valid(network).collect();
@@ -124,11 +128,11 @@ impl<'node> World<'node> {
                 if let Some(result) = model.results.get(&slot) {
                     config["prevResult"] = result.clone();
                 }
-                self.verb(self.on("CHECK", slot, &config), Stop::Never)
+                self.verb(self.on("CHECK", slot, &config), Stop::Never, &[])
             }
             Step::Status(network) => {
                 let status = Invocation::new("margay", "STATUS", &self.config(network));
-                self.verb(status, Stop::Never)
+                self.verb(status, Stop::Never, &[])
             }
             Step::EndSandbox { sandbox, .. } => self.end_sandbox(sandbox),
             Step::DeleteHostVeth(slot) => self.delete_links(&[slot], model),
@@ -147,7 +151,8 @@ impl<'node> World<'node> {
         config["cni.dev/valid-attachments"] = listed.collect();
         let plugins = plugin_directory();
         let path = plugins.to_str().expect("path");
-        self.verb(Invocation::new("margay", "GC", &config).env("CNI_PATH", path), stop)
+        let gc = Invocation::new("margay", "GC", &config).env("CNI_PATH", path);
+        self.verb(gc, stop, &GC_PHASES)
     }
 
     fn on(&self, verb: &str, slot: Slot, config: &Value) -> Invocation {
@@ -168,13 +173,15 @@ impl<'node> World<'node> {
         invocation.env("CNI_IFNAME", slot.ifname())
     }
 
-    fn verb(&self, invocation: Invocation, stop: Stop) -> Outcome {
+    fn verb(&self, invocation: Invocation, stop: Stop, phases: &[&str]) -> Outcome {
+        let number = |phase| phases.iter().position(|other| *other == phase).expect("a phase");
+        let with = |points: String| invocation.clone().env("FAILPOINTS", &points).execute();
         let output = match stop {
             Stop::Never => invocation.execute(),
-            Stop::Fail(phase) => invocation.env("FAILPOINTS", &format!("{phase}=return")).execute(),
-            Stop::Kill(phase) => {
-                invocation.env("FAILPOINTS", &format!("{phase}=return(kill)")).execute()
-            }
+            Stop::Fail(phase) => with(counted("phase", number(phase), "28")),
+            Stop::Kill(phase) => with(counted("phase", number(phase), "kill")),
+            Stop::KillBefore(changes) => with(counted("change", changes, "kill")),
+            Stop::Refuse(changes, errno) => with(counted("change", changes, &errno.to_string())),
             Stop::KillAfter(time) => {
                 let mut child = invocation.start();
                 thread::sleep(time);
@@ -183,7 +190,8 @@ impl<'node> World<'node> {
             }
         };
         let log = format!("{}{}", output.stdout(), output.stderr());
-        let outcome = Outcome { log, ..Outcome::default() };
+        let was_refused = matches!(stop, Stop::Refuse(..)) && log.contains("fail point: ");
+        let outcome = Outcome { log, was_refused, ..Outcome::default() };
         if output.is_success() {
             let (answer, result) = (Some(Answer::Success), output.success());
             return Outcome { answer, result, ..outcome };
@@ -448,6 +456,14 @@ impl World<'_> {
 impl Sight {
     fn of(&mut self, slot: Slot) -> &mut Facts {
         self.facts.get_mut(&slot).expect("every slot has facts")
+    }
+}
+
+/// What makes a fail point strike once, when it was passed so many times.
+fn counted(point: &str, passed: usize, argument: &str) -> String {
+    match passed {
+        0 => format!("{point}=1*return({argument})"),
+        _ => format!("{point}={passed}*off->1*return({argument})"),
     }
 }
 
