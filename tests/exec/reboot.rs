@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use margay_tests::node::node_address;
 use margay_tests::pod::address;
@@ -29,6 +30,34 @@ fn the_first_verb_after_a_reboot_takes_back_what_the_pods_before_it_had() {
     let after = node.sandbox("after");
     assert_eq!(address(&after.add(&network), true), address_before);
     assert_ping(&after, node_address(true));
+}
+
+#[test]
+fn a_first_verb_that_is_killed_anywhere_leaves_the_rest_to_the_second() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let status = Invocation::new("margay", "STATUS", &network);
+    for changes in 0.. {
+        for name in ["a", "b"] {
+            let pod = node.sandbox(name);
+            pod.add(&network);
+            pod.destroy();
+        }
+        reboot(&node);
+
+        let killed = format!("change={changes}*off->1*return(kill)");
+        let first = status.clone().env("FAILPOINTS", &killed).execute();
+        status.execute().success();
+
+        let store = node.store();
+        assert_eq!(store.endpoints("podnet").unwrap(), [], "after {changes} changes");
+        let handles = store.backend().list("handles/", None).unwrap();
+        assert!(handles.is_empty(), "after {changes} changes: {handles:?}");
+        if first.is_success() {
+            assert!(changes > 4, "two endpoints, two handles and the boot are changes");
+            return;
+        }
+    }
 }
 
 #[test]
@@ -117,7 +146,9 @@ fn reboot(node: &Node) {
 }
 
 fn change_boot_id(node: &Node) {
+    static BOOTS: AtomicU32 = AtomicU32::new(0);
     let boot_id = node.path("boot_id");
-    fs::write(&boot_id, "00000000-1111-2222-3333-444444444444\n").unwrap();
+    let boot = BOOTS.fetch_add(1, Ordering::Relaxed);
+    fs::write(&boot_id, format!("00000000-1111-2222-3333-{boot:012}\n")).unwrap();
     mount_bind(&boot_id, "/proc/sys/kernel/random/boot_id").unwrap();
 }
