@@ -64,7 +64,7 @@ pub(crate) struct Settlement {
     added: Option<Slot>,
     /// Attachments of which any part may exist.
     unknown: BTreeSet<Slot>,
-    /// Attachments of which map entries may be gone.
+    /// Attachments of which any map entry may be gone.
     entries_unknown: BTreeSet<Slot>,
     /// Whether it is unknown if the first verb of the boot has done its part.
     boot_unknown: bool,
@@ -408,8 +408,8 @@ impl Model {
             *self.edit(*slot) = found[slot].clone();
         }
         for slot in &settlement.entries_unknown {
-            if found[slot].entries.is_empty() {
-                self.edit(*slot).entries.clear();
+            if found[slot].entries.is_subset(&self.of(*slot).entries) {
+                self.edit(*slot).entries = found[slot].entries.clone();
             }
         }
         if settlement.boot_unknown {
