@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod args;
+pub mod boot_clock;
 pub mod commands;
 pub mod config;
 pub mod dataplane;

@@ -37,7 +37,48 @@ impl Lock {
     /// # Errors
     /// When the directory or the file cannot be made or locked.
     pub fn take(run_dir: &Path, name: &str) -> Result<Self, LockError> {
-        let directory = run_dir.join("lock");
+        loop {
+            if let Some(lock) = Self::attempt(run_dir, name, FlockOperation::LockExclusive)? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Takes the lock `name` below `run_dir`, unless somebody has it.
+    ///
+    /// # Errors
+    /// When the directory or the file cannot be made or locked.
+    pub fn try_take(run_dir: &Path, name: &str) -> Result<Option<Self>, LockError> {
+        Self::attempt(run_dir, name, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Removes the files of locks that nobody holds: those of processes that were killed.
+    ///
+    /// # Errors
+    /// When the directory cannot be read, or a file cannot be opened or locked.
+    pub fn sweep(run_dir: &Path) -> Result<(), LockError> {
+        let path = directory(run_dir);
+        let unreadable =
+            |source| LockError { operation: "list the directory of", path: path.clone(), source };
+        let entries = match std::fs::read_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(unreadable)?,
+        };
+        for entry in entries {
+            if let Some(name) = entry.map_err(unreadable)?.file_name().to_str() {
+                drop(Self::try_take(run_dir, name)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` if somebody else has the lock, or had it and removed the file.
+    fn attempt(
+        run_dir: &Path,
+        name: &str,
+        operation: FlockOperation,
+    ) -> Result<Option<Self>, LockError> {
+        let directory = directory(run_dir);
         let path = directory.join(name);
         loop {
             let file = match open(
@@ -58,13 +99,58 @@ impl Lock {
                 }
                 Err(errno) => return Err(failed("open", &path, errno)),
             };
-            retry_interrupted(|| flock(&file, FlockOperation::LockExclusive))
-                .map_err(|errno| failed("take", &path, errno))?;
-            let links = fstat(&file).map_err(|errno| failed("look at", &path, errno))?.st_nlink;
-            if links > 0 {
-                return Ok(Self { path, _file: file });
+            match retry_interrupted(|| flock(&file, operation)) {
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                taken => taken.map_err(|errno| failed("take", &path, errno))?,
             }
+            let links = fstat(&file).map_err(|errno| failed("look at", &path, errno))?.st_nlink;
+            return Ok((links > 0).then_some(Self { path, _file: file }));
         }
+    }
+}
+
+fn directory(run_dir: &Path) -> PathBuf {
+    run_dir.join("lock")
+}
+
+/// Keeps the GC of a delegated IPAM plugin and ADDs apart. That plugin goes by a list alone, so no
+/// ADD may be between its answer and the endpoint that puts the attachment on the list.
+#[derive(Debug)]
+pub struct IpamGate {
+    _file: OwnedFd,
+}
+
+impl IpamGate {
+    /// Waits until no GC is inside; any number of ADDs can be.
+    ///
+    /// # Errors
+    /// When the file cannot be made or locked.
+    pub fn enter(run_dir: &Path) -> Result<Self, LockError> {
+        Self::open(run_dir, FlockOperation::LockShared)
+    }
+
+    /// Waits until nobody is inside, and keeps everybody out.
+    ///
+    /// # Errors
+    /// When the file cannot be made or locked.
+    pub fn close(run_dir: &Path) -> Result<Self, LockError> {
+        Self::open(run_dir, FlockOperation::LockExclusive)
+    }
+
+    // The file stays: it is one for all networks, and shared, so nobody could tell who is last.
+    fn open(run_dir: &Path, operation: FlockOperation) -> Result<Self, LockError> {
+        let path = run_dir.join("ipam");
+        std::fs::create_dir_all(run_dir).map_err(|source| LockError {
+            operation: "make the directory of",
+            path: path.clone(),
+            source,
+        })?;
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = open(&path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|errno| failed("open", &path, errno))?;
+        retry_interrupted(|| flock(&file, operation))
+            .map_err(|errno| failed("take", &path, errno))?;
+        Ok(Self { _file: file })
     }
 }
 
@@ -113,6 +199,22 @@ mod tests {
         });
         let left = std::fs::read_dir(run_dir.path().join("lock")).unwrap().count();
         assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn a_lock_that_somebody_has_is_not_taken_and_its_file_not_swept_away() {
+        let run_dir = tempfile::tempdir().unwrap();
+        Lock::sweep(run_dir.path()).unwrap();
+        let held = Lock::take(run_dir.path(), "held").unwrap();
+        std::fs::write(run_dir.path().join("lock/of-a-dead-process"), "").unwrap();
+
+        assert!(Lock::try_take(run_dir.path(), "held").unwrap().is_none());
+        Lock::sweep(run_dir.path()).unwrap();
+
+        assert!(held.path.exists());
+        assert!(!run_dir.path().join("lock/of-a-dead-process").exists());
+        drop(held);
+        assert!(Lock::try_take(run_dir.path(), "held").unwrap().is_some());
     }
 
     #[test]

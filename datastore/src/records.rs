@@ -46,6 +46,10 @@ pub struct Endpoint {
     pub dataplane: String,
     /// When the ADD wrote it, in seconds since the Unix epoch.
     pub created_at: u64,
+    /// When it became ready, in microseconds on the kernel's boot clock (`CLOCK_BOOTTIME`) of the
+    /// boot `boot_id`; 0 if it did not yet.
+    #[serde(default)]
+    pub ready_at_boot_us: u64,
     /// How far it has come.
     pub state: EndpointState,
 }
@@ -160,6 +164,7 @@ mod tests {
             ports: vec![],
             dataplane: "ebpf".into(),
             created_at: 1_700_000_000,
+            ready_at_boot_us: 1_000,
             state: EndpointState::Ready,
         }
     }

@@ -14,17 +14,18 @@ use rustix::io::Errno;
 use super::session::{self, HostVeth, Session};
 use super::teardown::teardown;
 use crate::config::{self, IpamConf, NetConf, Requested};
-use crate::dataplane::Dataplane;
+use crate::dataplane::{self, Dataplane, DataplaneError};
 use crate::error::Error;
 use crate::host::HostSide;
 use crate::ipam::{IpamResult, pod_ref};
+use crate::lock::IpamGate;
 use crate::mtu::Mtu;
-use crate::netlink::VethPair;
+use crate::netlink::{LinkInfo, VethPair};
 use crate::netns::Netns;
 use crate::phases::Phases;
 use crate::pod::PodSide;
 use crate::protocol::{Call, Target};
-use crate::{log, naming, result};
+use crate::{boot_clock, log, naming, result};
 
 /// Queues of each end of the pair unless configured: as the standard plugin has it.
 const DEFAULT_QUEUES: u32 = 1;
@@ -80,21 +81,42 @@ impl<'a> Request<'a> {
 /// is not is cleaned up.
 async fn refuse_or_clean_up_earlier(session: &Session<'_>) -> Result<(), Error> {
     let endpoint = session.endpoint()?;
-    let is_ready = endpoint.as_ref().is_some_and(|found| found.state == EndpointState::Ready);
     let link = session.host_veth().await?;
     match link {
         HostVeth::Foreign(link) => {
             Err(Error::ForeignLink { name: link.name, alias: link.alias.unwrap_or_default() })
         }
-        HostVeth::Ours(_) if is_ready => {
+        HostVeth::Ours(link) if is_alive(session, endpoint.as_ref(), &link)? => {
             Err(Error::AlreadyAdded { attachment: session.attachment.clone() })
         }
-        HostVeth::Absent if endpoint.is_none() && !session.is_assignment_begun()? => Ok(()),
+        HostVeth::Absent if endpoint.is_none() && !session.is_known_to_ipam()? => Ok(()),
         HostVeth::Ours(_) | HostVeth::Absent => {
             tracing::warn!(attachment = %session.attachment, "cleaning up what an earlier ADD left");
             teardown(session).await
         }
     }
+}
+
+/// Whether the ADD before came to its end and no DEL has begun since: a DEL begins with the map
+/// entries, and without those the pod sends nothing.
+fn is_alive(
+    session: &Session<'_>,
+    endpoint: Option<&Endpoint>,
+    link: &LinkInfo,
+) -> Result<bool, Error> {
+    let ready = endpoint.filter(|endpoint| endpoint.state == EndpointState::Ready);
+    let Some(endpoint) = ready else { return Ok(false) };
+    if endpoint.dataplane != dataplane::EBPF {
+        return Ok(true);
+    }
+    let Some(pods) = dataplane::pods(&session.conf.paths.bpffs_root)? else { return Ok(false) };
+    for address in endpoint.ips.iter().map(|ip| ip.ip()) {
+        let entry = pods.get(address).map_err(|source| DataplaneError::Map { address, source })?;
+        if entry.is_none_or(|entry| entry.ifindex != link.index) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The steps of an ADD.
@@ -111,11 +133,7 @@ async fn attach(
     tracing::info!(mtu = mtu.bytes, source = %mtu.source, "MTU");
 
     phases.enter("addresses")?;
-    let addresses =
-        session.ipam().add(&session.attachment, request.target, &request.requested.ips)?;
-    mtu.must_carry(addresses.addresses())?;
-    let mut endpoint = endpoint(session, request, &addresses, &dataplane, mtu.bytes);
-    announce(session, &endpoint)?;
+    let (addresses, mut endpoint) = reserve(session, request, &dataplane, &mtu)?;
 
     phases.enter("veth")?;
     let host = create_veth(session, request, &addresses, mtu.bytes).await?;
@@ -141,6 +159,7 @@ async fn attach(
 
     phases.enter("endpoint")?;
     endpoint.state = EndpointState::Ready;
+    endpoint.ready_at_boot_us = boot_clock::now_us();
     session.store.put_endpoint(&endpoint)?;
 
     let dns = request.conf.dns.clone().or(addresses.dns);
@@ -148,13 +167,24 @@ async fn attach(
     Ok(result::after(request.previous.clone().unwrap_or_default(), ours))
 }
 
-/// Writes down which addresses another IPAM plugin gave before they are used, so that whatever is
-/// made for them is found again. margay-ipam has written that down already.
-fn announce(session: &Session<'_>, endpoint: &Endpoint) -> Result<(), Error> {
-    if matches!(session.conf.ipam, IpamConf::Delegated(_)) {
-        session.store.put_endpoint(endpoint)?;
+/// Reserves addresses. Those that another IPAM plugin gave are written down before they are used, so
+/// that whatever is made for them is found again; margay-ipam has written its own down already.
+fn reserve(
+    session: &Session<'_>,
+    request: &Request<'_>,
+    dataplane: &Dataplane,
+    mtu: &Mtu,
+) -> Result<(IpamResult, Endpoint), Error> {
+    let is_delegated = matches!(session.conf.ipam, IpamConf::Delegated(_));
+    let _gate = is_delegated.then(|| IpamGate::enter(&session.conf.paths.run_dir)).transpose()?;
+    let requested = &request.requested.ips;
+    let addresses = session.ipam().add(&session.attachment, request.target, requested)?;
+    mtu.must_carry(addresses.addresses())?;
+    let endpoint = endpoint(session, request, &addresses, dataplane, mtu.bytes);
+    if is_delegated {
+        session.store.put_endpoint(&endpoint)?;
     }
-    Ok(())
+    Ok((addresses, endpoint))
 }
 
 async fn create_veth(
@@ -239,6 +269,7 @@ fn endpoint(
         ports: Vec::new(),
         dataplane: dataplane.to_string(),
         created_at: now.as_secs(),
+        ready_at_boot_us: 0,
         state: EndpointState::Pending,
     }
 }

@@ -81,8 +81,27 @@ impl<'a> Session<'a> {
         conf: &'a NetConf,
         attachment: Attachment,
     ) -> Result<Self, Error> {
+        let lock = Lock::take(&conf.paths.run_dir, &naming::host_veth(&attachment))?;
+        Self::locked(call, conf, attachment, lock)
+    }
+
+    /// `None` while another verb is at work on the attachment.
+    pub(super) fn open_idle(
+        call: &'a Call,
+        conf: &'a NetConf,
+        attachment: Attachment,
+    ) -> Result<Option<Self>, Error> {
+        let lock = Lock::try_take(&conf.paths.run_dir, &naming::host_veth(&attachment))?;
+        lock.map(|lock| Self::locked(call, conf, attachment, lock)).transpose()
+    }
+
+    fn locked(
+        call: &'a Call,
+        conf: &'a NetConf,
+        attachment: Attachment,
+        lock: Lock,
+    ) -> Result<Self, Error> {
         let host_veth = naming::host_veth(&attachment);
-        let lock = Lock::take(&conf.paths.run_dir, &host_veth)?;
         let boot_id = ipam::boot_id()?;
         let store = open_store(conf, &boot_id)?;
         let netlink = Netlink::open()?;
@@ -104,9 +123,10 @@ impl<'a> Session<'a> {
         Ok(self.allocator().assigned(&self.attachment).map_err(IpamError::from)?)
     }
 
-    /// Whether an ADD has begun to take addresses from margay-ipam for the attachment.
-    pub(super) fn is_assignment_begun(&self) -> Result<bool, Error> {
-        Ok(self.allocator().is_begun(&self.attachment).map_err(IpamError::from)?)
+    /// Whether margay-ipam holds anything for the attachment, if only the beginning of an
+    /// assignment.
+    pub(super) fn is_known_to_ipam(&self) -> Result<bool, Error> {
+        Ok(self.allocator().is_known(&self.attachment).map_err(IpamError::from)?)
     }
 
     /// Gives back what margay-ipam holds for the attachment, for a configuration that names another

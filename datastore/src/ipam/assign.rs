@@ -55,7 +55,7 @@ impl Ipam<'_> {
 
     fn refuse_second(&self, request: &AssignRequest) -> Result<(), IpamError> {
         let attachment = &request.attachment;
-        if !self.is_begun(attachment)? {
+        if !self.is_known(attachment)? {
             return Ok(());
         }
         let (attachment, addresses) = (attachment.clone(), self.assigned(attachment)?);

@@ -25,11 +25,6 @@ impl Ipam<'_> {
         self.release_if(attachment, &|_| true)
     }
 
-    /// Whether an assignment for the attachment was begun and not released: also one that holds nothing yet.
-    pub fn is_begun(&self, attachment: &Attachment) -> Result<bool, IpamError> {
-        Ok(self.store.read::<Handle>(&keys::handle(attachment))?.is_some())
-    }
-
     /// What the attachment holds.
     pub fn assigned(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, IpamError> {
         let Some(handle) = self.store.read::<Handle>(&keys::handle(attachment))? else {
@@ -43,6 +38,12 @@ impl Ipam<'_> {
         }
         held.sort();
         Ok(held)
+    }
+
+    /// Whether the attachment holds anything, or an assignment for it was begun and cut short: then
+    /// it gets nothing before a release.
+    pub fn is_known(&self, attachment: &Attachment) -> Result<bool, IpamError> {
+        Ok(self.store.backend().get(&keys::handle(attachment)).map_err(StoreError::from)?.is_some())
     }
 
     /// The attachments of a network that hold addresses, or whose assignment was begun.
