@@ -2,18 +2,23 @@
 //!
 //! What there is, is gathered from every place that could hold something of an attachment:
 //! endpoints, allocations, host veths. So whatever step an ADD was cut short at, GC finds it.
+//!
+//! Invariant: an ADD that is under way while GC runs is left alone, though the list, which is older,
+//! does not name it. While it runs it has its lock; after that its endpoint says that it became ready
+//! when GC had begun. The specification rules out such ADDs, and runtimes err.
 
 use std::collections::BTreeSet;
 
-use margay_datastore::Attachment;
+use margay_datastore::{Attachment, EndpointState};
 use rscni_types::types::GcAttachment;
 
 use super::session::{self, Session};
 use super::teardown::teardown;
-use crate::config::{self, NetConf};
-use crate::dataplane;
+use crate::config::{self, IpamConf, NetConf};
+use crate::dataplane::{self, DataplaneError};
 use crate::error::{Error, chain};
 use crate::ipam::{self, Ipam, IpamError};
+use crate::lock::{IpamGate, Lock};
 use crate::naming;
 use crate::netlink::Netlink;
 use crate::protocol::Call;
@@ -42,28 +47,60 @@ pub(super) fn gc(call: &Call) -> Result<(), Error> {
 
         phases.enter("teardown")?;
         for attachment in known.difference(&valid) {
-            tracing::info!(%attachment, "taking away what no valid attachment has");
             note(collect(call, &conf, attachment).await);
         }
+        note(Lock::sweep(&conf.paths.run_dir).map_err(Error::from));
 
         phases.enter("map")?;
         note(remove_orphaned_map_entries(&conf).await);
 
         phases.enter("ipam")?;
-        let boot_id = ipam::boot_id()?;
-        let store = session::open_store(&conf, &boot_id)?;
-        let valid: Vec<Attachment> = valid.iter().cloned().collect();
-        let ipam = Ipam::new(&conf, call, &store, &boot_id);
-        note(ipam.gc(&conf.name, &valid).map_err(Error::from));
-        ipam::upkeep(&store);
+        note(collect_delegated(call, &conf, valid));
 
         first_error.map_or(Ok(()), Err)
     })
 }
 
 async fn collect(call: &Call, conf: &NetConf, attachment: &Attachment) -> Result<(), Error> {
-    let session = Session::open(call, conf, attachment.clone())?;
+    let Some(session) = Session::open_idle(call, conf, attachment.clone())? else {
+        tracing::info!(%attachment, "another verb is at work on it: left alone");
+        return Ok(());
+    };
+    if is_new(&session)? {
+        tracing::info!(%attachment, "added while the garbage was collected: left alone");
+        return Ok(());
+    }
+    tracing::info!(%attachment, "taking away what no valid attachment has");
     teardown(&session).await
+}
+
+/// Whether an ADD came to its end since this GC began.
+fn is_new(session: &Session<'_>) -> Result<bool, Error> {
+    let endpoint = session.endpoint()?;
+    Ok(endpoint.is_some_and(|endpoint| {
+        endpoint.state == EndpointState::Ready
+            && endpoint.boot_id == session.boot_id
+            && endpoint.ready_at_boot_us >= session.call.began_at_boot_us
+    }))
+}
+
+/// Hands the list on to another IPAM plugin, with what is left alone here put on it. What margay-ipam
+/// holds was gathered, and has been given back already.
+fn collect_delegated(
+    call: &Call,
+    conf: &NetConf,
+    mut valid: BTreeSet<Attachment>,
+) -> Result<(), Error> {
+    let boot_id = ipam::boot_id()?;
+    let store = session::open_store(conf, &boot_id)?;
+    if let IpamConf::Delegated(_) = conf.ipam {
+        let _gate = IpamGate::close(&conf.paths.run_dir)?;
+        valid.extend(store.endpoints(&conf.name)?.into_iter().map(|endpoint| endpoint.attachment));
+        let valid: Vec<Attachment> = valid.into_iter().collect();
+        Ipam::new(conf, call, &store, &boot_id).gc(&conf.name, &valid)?;
+    }
+    ipam::upkeep(&store);
+    Ok(())
 }
 
 /// Every attachment of the network that something exists of.
@@ -85,13 +122,17 @@ async fn gather(conf: &NetConf) -> Result<BTreeSet<Attachment>, Error> {
 /// knows of them any more.
 async fn remove_orphaned_map_entries(conf: &NetConf) -> Result<(), Error> {
     let Some(pods) = dataplane::pods(&conf.paths.bpffs_root)? else { return Ok(()) };
-    let entries = pods.entries().map_err(dataplane::DataplaneError::Maps)?;
+    let entries = pods.entries().map_err(DataplaneError::Maps)?;
     let links = Netlink::open()?.links().await?;
     let alive: BTreeSet<u32> = links.into_iter().map(|link| link.index).collect();
     for (address, entry) in entries {
-        if !alive.contains(&entry.ifindex) {
-            pods.remove(address)
-                .map_err(|source| dataplane::DataplaneError::Map { address, source })?;
+        let failed = |source| DataplaneError::Map { address, source };
+        if alive.contains(&entry.ifindex) {
+            continue;
+        }
+        // Another pod may have got the address meanwhile.
+        if pods.get(address).map_err(failed)? == Some(entry) {
+            pods.remove(address).map_err(failed)?;
         }
     }
     Ok(())

@@ -211,14 +211,18 @@ impl IpamNetConf {
     }
 }
 
+/// Where a GC finds what is valid.
+pub(crate) const VALID_ATTACHMENTS_KEYS: [&str; 2] =
+    ["cni.dev/valid-attachments", "cni.dev/attachments"];
+
 /// The attachments that a GC must keep. libcni writes both keys, the second for plugins of a time
 /// when the specification's text had it so, and `null` for an empty list. Without either, keeping
 /// nothing would be a guess that costs every pod its network: an error.
 pub fn valid_attachments(document: &Map<String, Value>) -> Result<Vec<GcAttachment>, ConfigError> {
-    const KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
     let netconf = Object::root(document);
-    let Some(key) = KEYS.into_iter().find(|key| document.contains_key(*key)) else {
-        return Err(netconf.missing(KEYS[0], "GC must be told what to keep"));
+    let Some(key) = VALID_ATTACHMENTS_KEYS.into_iter().find(|key| document.contains_key(*key))
+    else {
+        return Err(netconf.missing(VALID_ATTACHMENTS_KEYS[0], "GC must be told what to keep"));
     };
     netconf
         .list(key)?

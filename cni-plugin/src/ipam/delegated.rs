@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use margay_datastore::Attachment;
+use margay_failpoints as failpoints;
 use rscni_types::types::{CNI_COMMAND, CNI_CONTAINERID, CNI_IFNAME, Cmd};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{IpamError, IpamResult};
+use crate::config::VALID_ATTACHMENTS_KEYS;
 use crate::protocol::Call;
 
 /// Most of a plugin's output that an error shows, in characters.
@@ -36,8 +38,31 @@ impl Delegated<'_> {
         self.run(Cmd::Check, Some(attachment)).map(drop)
     }
 
-    pub(super) fn gc(&self) -> Result<(), IpamError> {
-        self.run(Cmd::Gc, None).map(drop)
+    pub(super) fn gc(&self, valid: &[Attachment]) -> Result<(), IpamError> {
+        self.run_with(&self.configuration(valid), Cmd::Gc, None).map(drop)
+    }
+
+    /// The configuration with the valid attachments on its lists that the runtime does not name;
+    /// byte for byte where it names them all.
+    fn configuration(&self, valid: &[Attachment]) -> Vec<u8> {
+        let mut config = self.call.config.clone();
+        let mut is_changed = false;
+        for list in VALID_ATTACHMENTS_KEYS {
+            let Some(list) = config.get_mut(list) else { continue };
+            let mut entries = list.as_array().cloned().unwrap_or_default();
+            for attachment in valid {
+                let (container_id, ifname) = (attachment.container_id(), attachment.ifname());
+                let is_it = |entry: &Value| {
+                    entry["containerID"] == container_id && entry["ifname"] == ifname
+                };
+                if !entries.iter().any(is_it) {
+                    entries.push(json!({ "containerID": container_id, "ifname": ifname }));
+                    is_changed = true;
+                }
+            }
+            *list = entries.into();
+        }
+        if is_changed { Value::from(config).to_string().into() } else { self.call.stdin.clone() }
     }
 
     pub(super) fn status(&self) -> Result<(), IpamError> {
@@ -47,9 +72,18 @@ impl Delegated<'_> {
     /// Runs the plugin. The attachment is named by the environment: on a GC, that of the call itself
     /// names none.
     fn run(&self, verb: Cmd, attachment: Option<&Attachment>) -> Result<Vec<u8>, IpamError> {
+        self.run_with(&self.call.stdin, verb, attachment)
+    }
+
+    fn run_with(
+        &self,
+        configuration: &[u8],
+        verb: Cmd,
+        attachment: Option<&Attachment>,
+    ) -> Result<Vec<u8>, IpamError> {
         let executable = self.find()?;
         let output = self
-            .exchange(&executable, verb, attachment)
+            .exchange(&executable, configuration, verb, attachment)
             .map_err(|source| IpamError::Run { path: executable, source })?;
         if output.status.success() { Ok(output.stdout) } else { Err(self.failure(&output)) }
     }
@@ -72,9 +106,11 @@ impl Delegated<'_> {
     fn exchange(
         &self,
         executable: &PathBuf,
+        configuration: &[u8],
         verb: Cmd,
         attachment: Option<&Attachment>,
     ) -> std::io::Result<Output> {
+        failpoints::before(failpoints::Kind::Plugin, format_args!("{} {verb:?}", self.plugin))?;
         let named = attachment.map(|attachment| {
             [(CNI_CONTAINERID, attachment.container_id()), (CNI_IFNAME, attachment.ifname())]
         });
@@ -89,7 +125,7 @@ impl Delegated<'_> {
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 // A plugin that does not read its configuration will say what is wrong itself.
-                stdin.map(|mut stdin| stdin.write_all(&self.call.stdin))
+                stdin.map(|mut stdin| stdin.write_all(configuration))
             });
             child.wait_with_output()
         })
@@ -150,6 +186,7 @@ mod tests {
             config: serde_json::Map::new(),
             stdin: stdin.to_string().into_bytes(),
             path: ["", "/nowhere", "/bin"].map(PathBuf::from).into(),
+            began_at_boot_us: 0,
         }
     }
 

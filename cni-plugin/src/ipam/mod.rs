@@ -79,7 +79,7 @@ impl<'a> Ipam<'a> {
     pub fn gc(&self, network: &str, valid: &[Attachment]) -> Result<(), IpamError> {
         match self {
             Self::Builtin(builtin) => builtin.gc(network, valid).map(drop),
-            Self::Delegated(delegated) => delegated.gc(),
+            Self::Delegated(delegated) => delegated.gc(valid),
         }
     }
 

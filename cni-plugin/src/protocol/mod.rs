@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use margay_datastore::is_cni_name;
+use margay_failpoints as failpoints;
 use rscni_types::error::Error as CniError;
 use rscni_types::legacy;
 use rscni_types::types::{
@@ -26,6 +27,7 @@ use rscni_types::version::{PluginInfo, SpecVersion};
 use serde_json::{Map, Value};
 
 use crate::args::CniArgs;
+use crate::boot_clock;
 use crate::error::Error;
 
 /// The versions of the CNI specification that margay speaks.
@@ -64,6 +66,8 @@ pub struct Call {
     pub stdin: Vec<u8>,
     /// `CNI_PATH`: where delegated plugins are.
     pub path: Vec<PathBuf>,
+    /// When it was taken up, in microseconds on the kernel's boot clock.
+    pub began_at_boot_us: u64,
 }
 
 /// What ADD, DEL and CHECK are given besides.
@@ -149,7 +153,10 @@ pub fn run(plugin: &dyn Plugin, name: &str) -> ExitCode {
         Err(error) => (error_json(declared, error), ExitCode::FAILURE),
     };
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(document.as_bytes()).and_then(|()| stdout.flush()) {
+    let written = failpoints::before(failpoints::Kind::Answer, name)
+        .and_then(|()| stdout.write_all(document.as_bytes()))
+        .and_then(|()| stdout.flush());
+    match written {
         Ok(()) => code,
         Err(_) => ExitCode::FAILURE,
     }
@@ -193,6 +200,8 @@ fn call(
     stdin: impl Read,
     declared: &mut Option<SpecVersion>,
 ) -> Result<Call, ProtocolError> {
+    // Before the configuration is there: what it says is older.
+    let began_at_boot_us = boot_clock::now_us();
     let (bytes, config) = read(stdin)?;
     let version = declared_version(&config)?;
     *declared = Some(version);
@@ -203,7 +212,8 @@ fn call(
         return Err(ProtocolError::Version { version });
     }
     let path = environment.get(CNI_PATH).map(|path| std::env::split_paths(path).collect());
-    Ok(Call { version, config, stdin: bytes, path: path.unwrap_or_default() })
+    let path = path.unwrap_or_default();
+    Ok(Call { version, config, stdin: bytes, path, began_at_boot_us })
 }
 
 /// What stdin holds, as it is and decoded.

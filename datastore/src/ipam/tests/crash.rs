@@ -126,6 +126,7 @@ fn endpoint(container: &str, boot_id: &str) -> Endpoint {
         ports: Vec::new(),
         dataplane: "ebpf".to_owned(),
         created_at: 0,
+        ready_at_boot_us: 0,
         state: EndpointState::Ready,
     }
 }
