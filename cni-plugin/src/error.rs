@@ -181,13 +181,17 @@ impl From<&Error> for CniError {
             Error::NotAdded { .. } => Self::NotExist(details),
             Error::Mismatch { .. } => custom(code::MISMATCH, "Not as ADD left it", details),
             Error::Dataplane(_) => custom(code::DATAPLANE, "eBPF dataplane", details),
+            Error::Lock(_)
+            | Error::Sysctl(_)
+            | Error::Host(HostError::Sysctl(_))
+            | Error::Pod(PodError::Sysctl(_) | PodError::Netns(_) | PodError::Runtime(_))
+            | Error::Runtime(_) => Self::IOFailure(details),
             Error::ForeignLink { .. }
             | Error::InterfaceExists { .. }
             | Error::LinkVanished { .. }
             | Error::Netlink(_)
             | Error::Pod(_)
             | Error::Host(_) => custom(code::NETLINK, "Kernel network configuration", details),
-            Error::Lock(_) | Error::Sysctl(_) | Error::Runtime(_) => Self::IOFailure(details),
             Error::Unavailable(_) => Self::PluginNotAvailable(details),
             Error::Injected(_) => custom(code::INJECTED, "fail point", details),
         }
