@@ -1,89 +1,8 @@
 //! An ADD that fails leaves nothing behind, whichever step it fails at.
 
-use std::net::IpAddr;
-
-use margay_tests::pod::address;
-use margay_tests::traffic::assert_ping;
+use margay_tests::residue::assert_only;
 use margay_tests::{Node, Pod};
 use serde_json::{Value, json};
-
-/// The steps of an ADD at which a fail point can be set, in their order.
-const STEPS: [&str; 13] = [
-    "open",
-    "look_up",
-    "dataplane",
-    "mtu",
-    "addresses",
-    "veth",
-    "pod_side",
-    "host_side",
-    "attach",
-    "link_up",
-    "routes",
-    "map",
-    "endpoint",
-];
-
-#[test]
-fn an_add_that_fails_at_any_step_leaves_nothing_and_can_be_repeated() {
-    let Some(node) = Node::new() else { return };
-    let network = node.network();
-    // So that maps and datastore exist whatever step fails.
-    let other = node.sandbox("other");
-    let other_result = other.add(&network);
-
-    for step in STEPS {
-        let pod = node.sandbox(&format!("at-{step}"));
-        let failing = pod.invocation("ADD", &network).env("FAILPOINTS", &format!("{step}=return"));
-        let (code, message) = failing.execute().error();
-        assert_eq!(code, 199, "{step}: {message}");
-        assert!(message.contains(step), "{message}");
-        assert_only(&node, &[(&other, &other_result)], step);
-
-        let result = pod.add(&network);
-        assert_ping(&pod, address(&other_result, true));
-        assert_ping(&other, address(&result, false));
-        pod.del(&network);
-        assert_only(&node, &[(&other, &other_result)], step);
-    }
-}
-
-#[test]
-fn an_add_that_is_killed_at_any_step_is_cleaned_up_by_del() {
-    let Some(node) = Node::new() else { return };
-    let network = node.network();
-    let other = node.sandbox("other");
-    let other_result = other.add(&network);
-
-    for step in STEPS {
-        let pod = node.sandbox(&format!("at-{step}"));
-        kill_at(&pod, &network, step);
-
-        pod.del(&network);
-
-        assert_only(&node, &[(&other, &other_result)], step);
-    }
-}
-
-#[test]
-fn an_add_that_is_killed_at_any_step_can_be_repeated() {
-    let Some(node) = Node::new() else { return };
-    let network = node.network();
-    let other = node.sandbox("other");
-    let other_result = other.add(&network);
-
-    for step in STEPS {
-        let pod = node.sandbox(&format!("at-{step}"));
-        kill_at(&pod, &network, step);
-
-        let result = pod.add(&network);
-
-        assert_ping(&pod, address(&other_result, true));
-        assert_ping(&other, address(&result, false));
-        assert_only(&node, &[(&other, &other_result), (&pod, &result)], step);
-        pod.del(&network);
-    }
-}
 
 #[test]
 fn an_add_that_was_killed_before_its_first_address_can_be_repeated() {
@@ -197,46 +116,4 @@ fn a_full_map_is_an_error_that_names_it_and_leaves_nothing() {
     assert!(message.contains("pods_v4"), "{message}");
     let live: Vec<_> = pods.iter().map(|(pod, result)| (pod, result)).collect();
     assert_only(&node, &live, "full map");
-}
-
-fn kill_at(pod: &Pod<'_>, network: &Value, step: &str) {
-    let killed = pod.invocation("ADD", network).env("FAILPOINTS", &format!("{step}=return(abort)"));
-    let output = killed.execute();
-    assert!(!output.is_success(), "{step}: it was not killed");
-    assert_eq!(output.stdout(), "", "{step}: it was not killed");
-}
-
-/// Asserts that exactly these pods exist in every place that could hold something of one.
-fn assert_only(node: &Node, pods: &[(&Pod<'_>, &Value)], step: &str) {
-    let mut wanted: Vec<String> = pods
-        .iter()
-        .map(|(pod, _)| margay::naming::host_veth(&pod.attachment("podnet", "eth0")))
-        .collect();
-    wanted.sort();
-    let mut links: Vec<String> = node.pod_links().into_iter().map(|link| link.name).collect();
-    links.sort();
-    assert_eq!(links, wanted, "{step}: links");
-
-    let mut ips: Vec<IpAddr> = pods
-        .iter()
-        .flat_map(|(_, result)| [address(result, true), address(result, false)])
-        .collect();
-    ips.sort();
-    let entries: Vec<IpAddr> = match margay_datapath::Pods::open(&node.bpffs_root()).unwrap() {
-        Some(maps) => maps.entries().unwrap().into_keys().collect(),
-        None => Vec::new(),
-    };
-    assert_eq!(entries, ips, "{step}: map entries");
-
-    let store = node.store();
-    let mut endpoints: Vec<IpAddr> = Vec::new();
-    for endpoint in store.endpoints("podnet").unwrap() {
-        endpoints.extend(endpoint.ips.iter().map(|ip| ip.ip()));
-    }
-    endpoints.sort();
-    assert_eq!(endpoints, ips, "{step}: endpoints");
-    let ipam = margay_datastore::Ipam::new(&store, "node-under-test", "any");
-    assert_eq!(ipam.attachments("podnet").unwrap().len(), pods.len(), "{step}: allocations");
-    let locks = std::fs::read_dir(node.path("run/lock")).map(Iterator::count);
-    assert_eq!(locks.unwrap_or(0), 0, "{step}: locks");
 }

@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use margay_tests::{Invocation, Node, Pod};
 use serde_json::{Value, json};
 
+use crate::kill::{kill_at, killed};
+
 #[test]
 fn gc_gives_back_each_stale_attachments_addresses_and_no_others() {
     let Some(node) = Node::new() else { return };
@@ -28,24 +30,32 @@ fn gc_gives_back_each_stale_attachments_addresses_and_no_others() {
 }
 
 #[test]
-fn an_add_with_a_delegated_plugin_that_is_killed_is_cleaned_up_by_del() {
+fn an_add_with_a_delegated_plugin_that_was_killed_anywhere_is_cleaned_up_by_del() {
     let Some(node) = Node::new() else { return };
     let network = scripted_network(&node);
-    for step in ["veth", "routes", "map", "endpoint"] {
-        for vanish in [false, true] {
-            let pod = node.sandbox(&format!("at-{step}-{vanish}"));
-            kill_at(&pod, &network, step);
-            let del = pod.invocation("DEL", &network).env("CNI_PATH", &plugins(&node));
-            if vanish {
-                pod.destroy();
-            }
+    let warm = node.sandbox("warm");
+    execute(&warm, "ADD", &network).success();
+    execute(&warm, "DEL", &network).success();
+    for number in 0.. {
+        let pod = node.sandbox(&format!("pod{number}"));
+        let add = pod.invocation("ADD", &network).env("CNI_PATH", &plugins(&node));
+        let place = killed(&kill_at(add, "change", number).execute());
+        let is_killed = place.is_some();
+        let del = pod.invocation("DEL", &network).env("CNI_PATH", &plugins(&node));
+        // Every other sandbox is gone before the DEL comes.
+        if number % 2 == 1 {
+            pod.destroy();
+        }
 
-            del.execute().success();
+        del.execute().success();
 
-            let maps = margay_datapath::Pods::open(&node.bpffs_root()).unwrap().unwrap();
-            assert_eq!(maps.entries().unwrap().len(), 0, "{step}, {vanish}");
-            assert_eq!(node.pod_links(), [], "{step}");
-            assert_eq!(node.store().endpoints("podnet").unwrap(), [], "{step}");
+        let place = place.unwrap_or_default();
+        let maps = margay_datapath::Pods::open(&node.bpffs_root()).unwrap().unwrap();
+        assert_eq!(maps.entries().unwrap().len(), 0, "{place}");
+        assert_eq!(node.pod_links(), [], "{place}");
+        assert_eq!(node.store().endpoints("podnet").unwrap(), [], "{place}");
+        if !is_killed {
+            break;
         }
     }
 }
@@ -69,7 +79,7 @@ fn a_killed_add_with_a_delegated_plugin_can_be_repeated_and_is_found_by_gc() {
     let network = scripted_network(&node);
     for step in ["veth", "pod_side", "endpoint"] {
         let pod = node.sandbox(&format!("at-{step}"));
-        kill_at(&pod, &network, step);
+        kill_at_phase(&pod, &network, step);
 
         execute(&pod, "ADD", &network).success();
 
@@ -79,7 +89,7 @@ fn a_killed_add_with_a_delegated_plugin_can_be_repeated_and_is_found_by_gc() {
         execute(&pod, "DEL", &network).success();
     }
     let pod = node.sandbox("forgotten");
-    kill_at(&pod, &network, "veth");
+    kill_at_phase(&pod, &network, "veth");
     let mut gc = network.clone();
     gc["cni.dev/valid-attachments"] = json!([]);
     Invocation::new("margay", "GC", &gc).env("CNI_PATH", &plugins(&node)).execute().success();
@@ -158,8 +168,8 @@ fn execute(pod: &Pod<'_>, verb: &str, config: &Value) -> margay_tests::CniOutput
     pod.invocation(verb, config).env("CNI_PATH", &plugins(pod.node())).execute()
 }
 
-fn kill_at(pod: &Pod<'_>, network: &Value, step: &str) {
+fn kill_at_phase(pod: &Pod<'_>, network: &Value, step: &str) {
     let add = pod.invocation("ADD", network).env("CNI_PATH", &plugins(pod.node()));
-    let killed = add.env("FAILPOINTS", &format!("{step}=return(abort)")).execute();
+    let killed = add.env("FAILPOINTS", &format!("{step}=return(kill)")).execute();
     assert_eq!(killed.stdout(), "", "{step}: it was not killed");
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use serde_json::Value;
 
@@ -91,6 +91,12 @@ impl CniOutput {
     #[must_use]
     pub fn of(child: Child) -> Self {
         Self { output: child.wait_with_output().expect("wait for the plugin") }
+    }
+
+    /// How the process ended.
+    #[must_use]
+    pub fn status(&self) -> ExitStatus {
+        self.output.status
     }
 
     /// Whether the exit code is 0.

@@ -13,6 +13,7 @@ pub mod packet;
 pub mod pod;
 pub mod raw;
 pub mod requirements;
+pub mod residue;
 pub mod service;
 pub mod traffic;
 
