@@ -47,7 +47,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Netlink | Self::NetlinkQuery => "netlink",
-            Self::Map => "map",
+            Self::Map => "entry",
             Self::Pin => "pin",
             Self::Store => "store",
             Self::Sysctl => "sysctl",
@@ -129,7 +129,10 @@ mod enabled {
                 let killed = kill_process(getpid(), Signal::KILL);
                 unreachable!("SIGKILL returned: {killed:?}");
             }
-            Err(argument.parse().map_or_else(io::Error::other, io::Error::from_raw_os_error))
+            Err(match argument.parse() {
+                Ok(errno) => io::Error::from_raw_os_error(errno),
+                Err(_) => io::Error::other("a test asked for it"),
+            })
         });
         Ok(())
     }
