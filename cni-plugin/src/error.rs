@@ -10,6 +10,7 @@ use rscni_types::error::Error as CniError;
 use crate::args::ArgsError;
 use crate::config::ConfigError;
 use crate::dataplane::DataplaneError;
+use crate::directories::DirectoryError;
 use crate::host::HostError;
 use crate::ipam::IpamError;
 use crate::lock::LockError;
@@ -118,6 +119,9 @@ pub enum Error {
     /// The attachment's lock cannot be had.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// A directory cannot be written to.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
     /// The kernel refused a change of links.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -182,6 +186,7 @@ impl From<&Error> for CniError {
             Error::Mismatch { .. } => custom(code::MISMATCH, "Not as ADD left it", details),
             Error::Dataplane(_) => custom(code::DATAPLANE, "eBPF dataplane", details),
             Error::Lock(_)
+            | Error::Directory(_)
             | Error::Sysctl(_)
             | Error::Host(HostError::Sysctl(_))
             | Error::Pod(PodError::Sysctl(_) | PodError::Netns(_) | PodError::Runtime(_))

@@ -6,6 +6,7 @@ pub mod boot_clock;
 pub mod commands;
 pub mod config;
 pub mod dataplane;
+pub mod directories;
 pub mod error;
 pub mod host;
 pub mod ipam;

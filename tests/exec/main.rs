@@ -7,6 +7,7 @@ mod collection;
 mod concurrency;
 mod delegation;
 mod economy;
+mod environment;
 mod kill;
 mod reboot;
 mod refusals;

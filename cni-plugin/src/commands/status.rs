@@ -2,9 +2,12 @@
 //! nothing is changed but the datastore, which is made if it is missing (being able to is part of
 //! the answer), takes earlier boots' addresses back and does what it put off.
 
+use std::path::Path;
+
 use super::session;
 use crate::config;
 use crate::dataplane::DataplaneError;
+use crate::directories::check_writable;
 use crate::error::Error;
 use crate::ipam::{self, Ipam};
 use crate::protocol::Call;
@@ -17,6 +20,9 @@ pub(super) fn status(call: &Call) -> Result<(), Error> {
             phases.enter("dataplane")?;
             margay_datapath::probe(&conf.paths.bpffs_root).map_err(DataplaneError::NotReady)?;
         }
+        phases.enter("directories")?;
+        check_writable(&conf.paths.run_dir)?;
+        check_writable(conf.paths.database().parent().unwrap_or(Path::new("/")))?;
         phases.enter("datastore")?;
         let boot_id = ipam::boot_id()?;
         let store = session::open_store(&conf, &boot_id)?;
