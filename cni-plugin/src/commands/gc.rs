@@ -5,11 +5,13 @@
 //!
 //! Invariant: an ADD that is under way while GC runs is left alone, though the list, which is older,
 //! does not name it. While it runs it has its lock; after that its endpoint says that it became ready
-//! when GC had begun. The specification rules out such ADDs, and runtimes err.
+//! when GC had begun. The specification rules out such ADDs, and runtimes err. An ADD that
+//! had nothing left to do but write its endpoint when GC began has ended, and is garbage unless the
+//! list names it, though the runtime may still wait for its answer: nothing tells the two apart.
 
 use std::collections::BTreeSet;
 
-use margay_datastore::{Attachment, EndpointState};
+use margay_datastore::{Attachment, EndpointState, Store};
 use rscni_types::types::GcAttachment;
 
 use super::session::{self, Session};
@@ -95,7 +97,7 @@ fn collect_delegated(
     let store = session::open_store(conf, &boot_id)?;
     if let IpamConf::Delegated(_) = conf.ipam {
         let _gate = IpamGate::close(&conf.paths.run_dir)?;
-        valid.extend(store.endpoints(&conf.name)?.into_iter().map(|endpoint| endpoint.attachment));
+        valid.extend(endpoints(&store, conf)?);
         let valid: Vec<Attachment> = valid.into_iter().collect();
         Ipam::new(conf, call, &store, &boot_id).gc(&conf.name, &valid)?;
     }
@@ -103,19 +105,25 @@ fn collect_delegated(
     Ok(())
 }
 
-/// Every attachment of the network that something exists of.
+/// Every attachment of the network that something exists of on this node. The runtime's list names
+/// none of another node's, which may share the datastore.
 async fn gather(conf: &NetConf) -> Result<BTreeSet<Attachment>, Error> {
     let boot_id = ipam::boot_id()?;
     let store = session::open_store(conf, &boot_id)?;
     let ipam = margay_datastore::Ipam::new(&store, &conf.nodename, &boot_id);
-    let mut known: BTreeSet<Attachment> =
-        store.endpoints(&conf.name)?.into_iter().map(|endpoint| endpoint.attachment).collect();
+    let mut known = endpoints(&store, conf)?;
     known.extend(ipam.attachments(&conf.name).map_err(IpamError::from)?);
     let links = Netlink::open()?.links().await?;
     let aliases = links.into_iter().filter_map(|link| link.alias);
     let named = aliases.filter_map(|alias| naming::attachment_of_alias(&alias));
     known.extend(named.filter(|attachment| attachment.network() == conf.name));
     Ok(known)
+}
+
+fn endpoints(store: &Store, conf: &NetConf) -> Result<BTreeSet<Attachment>, Error> {
+    let endpoints = store.endpoints(&conf.name)?.into_iter();
+    let ours = endpoints.filter(|endpoint| endpoint.node == conf.nodename);
+    Ok(ours.map(|endpoint| endpoint.attachment).collect())
 }
 
 /// Removes map entries whose interface does not exist, whatever network they were of: nothing else

@@ -46,12 +46,17 @@ impl Ipam<'_> {
         Ok(self.store.backend().get(&keys::handle(attachment)).map_err(StoreError::from)?.is_some())
     }
 
-    /// The attachments of a network that hold addresses, or whose assignment was begun.
+    /// The attachments of a network on this node that hold addresses, or whose assignment was begun.
     ///
-    /// Goes by the keys, so a handle that does not decode is among them.
+    /// A handle that does not decode is among them: whose it is cannot be told, and whoever wants
+    /// to release it should hear of it.
     pub fn attachments(&self, network: &str) -> Result<Vec<Attachment>, IpamError> {
         let listed = self.store.backend().list(&keys::handles(network), None)?;
-        let names = listed.iter().filter_map(|handle| handle.key.strip_prefix(keys::HANDLES));
+        let is_ours = |versioned: &&Versioned| {
+            decode::<Handle>(versioned).map_or(true, |handle| handle.record.node == self.node)
+        };
+        let ours = listed.iter().filter(is_ours);
+        let names = ours.filter_map(|handle| handle.key.strip_prefix(keys::HANDLES));
         Ok(names.filter_map(|name| name.parse().ok()).collect())
     }
 

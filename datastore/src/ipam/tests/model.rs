@@ -136,8 +136,10 @@ impl World {
             .flat_map(|(container, held)| held.2.iter().map(move |ip| (*ip, attachment(container))))
             .collect();
         assert_eq!(taken(&self.store), model);
-        let handles = self.ipam(0).attachments("net").unwrap();
-        assert_eq!(handles.len(), self.held.len());
+        for node in 0..NODES.len() {
+            let handles = self.ipam(node).attachments("net").unwrap();
+            assert_eq!(handles.len(), self.held.values().filter(|held| held.0 == node).count());
+        }
         let usage = self.ipam(0).usage(&self.pools).unwrap();
         assert_eq!(usage.iter().map(|usage| usage.used).sum::<u128>(), model.len() as u128);
         for (usage, free) in usage.iter().zip(self.ipam(0).has_free(&self.pools, false).unwrap()) {

@@ -21,6 +21,18 @@ fn an_attachment_gets_one_address_of_each_family_and_gives_both_back() {
 }
 
 #[test]
+fn a_node_is_told_of_its_own_attachments_alone() {
+    let store = store();
+    let pools = [pool("10.0.0.0/24", 26)];
+    for (name, container) in [("a", 1), ("b", 2)] {
+        node(&store, name).assign(&request(container, &pools)).unwrap();
+    }
+
+    assert_eq!(node(&store, "a").attachments("net").unwrap(), [attachment(1)]);
+    assert_eq!(node(&store, "b").attachments("net").unwrap(), [attachment(2)]);
+}
+
+#[test]
 fn nothing_wanted_is_nothing_done() {
     let store = store();
     let nothing = AssignRequest { ipv4: false, ..request(1, &[pool("10.0.0.0/24", 26)]) };
