@@ -188,7 +188,6 @@ impl From<&Error> for CniError {
             Error::Lock(_)
             | Error::Directory(_)
             | Error::Sysctl(_)
-            | Error::Host(HostError::Sysctl(_))
             | Error::Pod(PodError::Sysctl(_) | PodError::Netns(_) | PodError::Runtime(_))
             | Error::Runtime(_) => Self::IOFailure(details),
             Error::ForeignLink { .. }

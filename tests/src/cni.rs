@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
+use std::time::Instant;
 
 use serde_json::Value;
 
 use crate::node;
+use crate::traffic::PATIENCE;
 
 /// A plugin's execution to come.
 #[derive(Clone, Debug)]
@@ -58,6 +60,15 @@ impl Invocation {
     /// # Panics
     /// When it cannot be started.
     pub fn start(&self) -> Child {
+        self.start_held().go_on()
+    }
+
+    /// Executes it without waiting, and lets it come as far as its configuration, whose end it has
+    /// to wait for.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_held(&self) -> Held {
         let mut child = Command::new(executable(&self.plugin))
             .env_clear()
             .envs(&self.environment)
@@ -71,7 +82,42 @@ impl Invocation {
         if let Err(error) = stdin.write_all(&self.stdin) {
             assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe, "{error}");
         }
-        child
+        Held { child, stdin }
+    }
+}
+
+/// A plugin that has got its configuration, but for the end of the file.
+#[derive(Debug)]
+pub struct Held {
+    child: Child,
+    stdin: ChildStdin,
+}
+
+impl Held {
+    /// Waits until it has begun to read.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn wait_until_it_reads(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while rustix::io::ioctl_fionread(&self.stdin).expect("look into the pipe") > 0 {
+            assert!(Instant::now() < deadline, "it does not read its configuration");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Lets it go on.
+    pub fn go_on(self) -> Child {
+        self.child
+    }
+
+    /// Sends the rest of the configuration and lets it go on.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn go_on_with(mut self, rest: &Value) -> Child {
+        self.stdin.write_all(rest.to_string().as_bytes()).expect("send the configuration");
+        self.child
     }
 }
 
