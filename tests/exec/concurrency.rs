@@ -303,7 +303,7 @@ fn ready(node: &Node) -> Vec<Value> {
     ready.map(entry).collect()
 }
 
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(5);
     while !is_so() {
         assert!(Instant::now() < deadline, "{what}: not in time");

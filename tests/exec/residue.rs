@@ -9,7 +9,8 @@ fn an_add_that_was_killed_before_its_first_address_can_be_repeated() {
     let Some(node) = Node::new() else { return };
     let network = node.network();
     let pod = node.sandbox("a");
-    kill_at(&pod, &network, "veth");
+    let killed = pod.invocation("ADD", &network).env("FAILPOINTS", "veth=return(kill)").execute();
+    assert!(!killed.is_success() && killed.stdout().is_empty(), "it was not killed");
     // The assignment is declared in the handle before the first block is written.
     let store = node.store();
     for block in store.backend().list("blocks/", None).unwrap() {

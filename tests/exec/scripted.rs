@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use margay_tests::{Invocation, Node, Pod};
+use margay_tests::{CniOutput, Invocation, Node, Pod};
 use serde_json::{Value, json};
 
+use crate::concurrency::wait_until;
 use crate::kill::{kill_at, killed};
 
 #[test]
@@ -27,6 +28,58 @@ fn gc_gives_back_each_stale_attachments_addresses_and_no_others() {
     assert!(!diary.contains("DEL kept"), "{diary}");
     assert!(diary.ends_with("GC  \n"), "{diary}");
     assert_eq!(node.pod_links().len(), 1);
+}
+
+#[test]
+fn a_delegated_plugin_is_told_to_leave_an_add_alone_that_is_under_way() {
+    let Some(node) = Node::new() else { return };
+    let network = scripted_network(&node);
+    let (garbage, pod) = (node.sandbox("garbage"), node.sandbox("slow"));
+    execute(&garbage, "ADD", &network).success();
+    let add = pod.invocation("ADD", &network).env("CNI_PATH", &plugins(&node));
+    let add = add.env("FAILPOINTS", "link_up=sleep(500)").start();
+    let is_announced = || node.store().endpoint(&pod.attachment("podnet", "eth0")).unwrap();
+    wait_until("the ADD has its addresses", || is_announced().is_some());
+
+    let mut gc = network.clone();
+    gc["cni.dev/valid-attachments"] = json!([]);
+    gc["cni.dev/attachments"] = Value::Null;
+    Invocation::new("margay", "GC", &gc).env("CNI_PATH", &plugins(&node)).execute().success();
+
+    let told: Value =
+        serde_json::from_slice(&fs::read(node.path("state/gc-stdin")).unwrap()).unwrap();
+    let slow = json!([{"containerID": "slow", "ifname": "eth0"}]);
+    assert_eq!(told["cni.dev/valid-attachments"], slow);
+    assert_eq!(told["cni.dev/attachments"], slow);
+    let result = CniOutput::of(add).success();
+    let mut config = network.clone();
+    config["prevResult"] = result;
+    let check = execute(&pod, "CHECK", &config);
+    assert!(check.is_success(), "{}", check.stdout());
+    assert_eq!(node.pod_links().len(), 1);
+}
+
+#[test]
+fn a_delegated_plugin_that_is_giving_addresses_is_not_told_to_collect_garbage() {
+    let Some(node) = Node::new() else { return };
+    let network = scripted_network(&node);
+    let pod = node.sandbox("slow");
+    fs::write(node.path("state/wait"), "").unwrap();
+    let add = pod.invocation("ADD", &network).env("CNI_PATH", &plugins(&node)).start();
+    wait_until("the plugin is asked", || node.path("state/diary").exists());
+    let mut gc = network.clone();
+    gc["cni.dev/valid-attachments"] = json!([]);
+    let gc = Invocation::new("margay", "GC", &gc).env("CNI_PATH", &plugins(&node)).start();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert_eq!(diary(&node), "ADD slow eth0\n", "GC goes on while the plugin gives an address");
+
+    fs::remove_file(node.path("state/wait")).unwrap();
+
+    CniOutput::of(gc).success();
+    CniOutput::of(add).success();
+    assert_eq!(diary(&node), "ADD slow eth0\nGC  \n");
+    let told = fs::read_to_string(node.path("state/gc-stdin")).unwrap();
+    assert!(told.contains("\"slow\""), "{told}");
 }
 
 #[test]
@@ -143,11 +196,14 @@ fn scripted_network(node: &Node) -> Value {
         "#!/bin/sh\n\
          echo \"$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME\" >> {}\n\
          echo dear diary >&2\n\
+         [ \"$CNI_COMMAND\" = GC ] && cat > {1}/gc-stdin\n\
          [ \"$CNI_COMMAND\" != ADD ] && exit 0\n\
+         while [ -e {1}/wait ]; do sleep 0.01; done\n\
          last=$(wc -l < {0})\n\
          echo '{{\"cniVersion\": \"1.1.0\", \"ips\": [{{\"address\": \"10.252.0.'$((last + 1))'/24\"}}],\
          \"dns\": {{\"nameservers\": [\"10.252.0.53\"]}}}}'\n",
-        diary.display()
+        diary.display(),
+        node.path("state").display(),
     );
     fs::write(&script, text).unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
