@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use rustix::io::Errno;
 
+use crate::forwarding;
 use crate::netlink::{Netlink, NetlinkError, NewRoute};
 use crate::sysctl::{self, SysctlError};
 
@@ -47,15 +48,14 @@ impl HostSide {
     /// # Errors
     /// When one cannot be set.
     pub fn set_sysctls(&self, proxy: bool) -> Result<(), SysctlError> {
-        for (key, value) in self.sysctls(proxy) {
-            sysctl::ensure(&key, value)?;
-        }
-        // Without these the host drops what it should forward, whatever the interface says.
         if self.has(IpAddr::is_ipv4) {
-            sysctl::ensure("ipv4/ip_forward", "1")?;
+            forwarding::ensure_ipv4()?;
         }
         if self.has(IpAddr::is_ipv6) {
-            sysctl::ensure("ipv6/conf/all/forwarding", "1")?;
+            forwarding::ensure_ipv6()?;
+        }
+        for (key, value) in self.sysctls(proxy) {
+            sysctl::ensure(&key, value)?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ pub mod config;
 pub mod dataplane;
 pub mod directories;
 pub mod error;
+pub mod forwarding;
 pub mod host;
 pub mod ipam;
 pub mod lock;
