@@ -241,8 +241,9 @@ async fn check_dataplane(
         let found = attached.get(program);
         let is_ours = builds.iter().any(|build| build.program_ids().get(program) == found);
         let name = program.name();
-        findings
-            .expect(found.is_some(), || format!("program {name} is not attached to {}", host.name));
+        findings.expect(found.is_some(), || {
+            format!("program {name} is not attached to {}: DEL and ADD attach it again", host.name)
+        });
         findings.expect(found.is_none() || is_ours, || {
             format!("{} runs another {name} than any that is pinned on this node", host.name)
         });
