@@ -4,6 +4,7 @@
 
 mod conntrack;
 mod framing;
+mod interference;
 mod lifecycle;
 mod link_local;
 mod outside;
