@@ -148,7 +148,10 @@ fn reboot(node: &Node) {
 fn change_boot_id(node: &Node) {
     static BOOTS: AtomicU32 = AtomicU32::new(0);
     let boot_id = node.path("boot_id");
+    let is_mounted = boot_id.exists();
     let boot = BOOTS.fetch_add(1, Ordering::Relaxed);
     fs::write(&boot_id, format!("00000000-1111-2222-3333-{boot:012}\n")).unwrap();
-    mount_bind(&boot_id, "/proc/sys/kernel/random/boot_id").unwrap();
+    if !is_mounted {
+        mount_bind(&boot_id, "/proc/sys/kernel/random/boot_id").unwrap();
+    }
 }
