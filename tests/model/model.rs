@@ -213,8 +213,9 @@ impl Model {
         }
         if is_anywhere(stop) {
             let is_new = *self.of(slot) == Facts::default() && !self.is_reclaim_due;
-            if is_new && matches!(stop, Stop::Refuse(..)) {
-                // It takes back what it has done.
+            let is_refused = matches!(stop, Stop::Refuse(..));
+            if is_new && is_refused && self.obstacle(slot).is_none() {
+                // Nothing else goes wrong: it takes back what it has done.
                 return settlement;
             }
             return self.stopped_anywhere(BTreeSet::from([slot]));

@@ -350,8 +350,10 @@ impl World<'_> {
             }
         }
         for (slot, facts) in &sight.facts {
-            if facts.endpoint.is_some() && !facts.handle {
-                sight.complaints.push(format!("{} has lost its handle", slot.attachment()));
+            let is_something = facts.endpoint.is_some() || facts.link.is_some();
+            if is_something && !facts.handle {
+                let attachment = slot.attachment();
+                sight.complaints.push(format!("{attachment} has lost its handle: {facts:?}"));
             }
         }
         self.compare_allocations(&store, sight);
