@@ -66,6 +66,8 @@ pub(crate) struct Settlement {
     unknown: BTreeSet<Slot>,
     /// Attachments of which any map entry may be gone.
     entries_unknown: BTreeSet<Slot>,
+    /// Whether any lock file may be gone.
+    locks_unknown: bool,
     /// Whether it is unknown if the first verb of the boot has done its part.
     boot_unknown: bool,
 }
@@ -225,10 +227,8 @@ impl Model {
             return settlement;
         }
         self.open();
-        let is_alive = {
-            let facts = self.of(slot);
-            facts.link.is_some() && facts.endpoint == Some(EndpointState::Ready)
-        };
+        // One that lacks a part is the remains of an ADD or a DEL.
+        let is_alive = self.of(slot).is_sound();
         let stop_phase = phase_of(stop);
         let end = if stop_phase == Some("look_up") {
             stopped_at(stop, "look_up")
@@ -302,7 +302,7 @@ impl Model {
             Slot::all().filter(|slot| self.of(*slot).link.is_none()).collect();
         if is_anywhere(stop) {
             let settlement = self.stopped_anywhere(garbage);
-            return Settlement { entries_unknown: orphans, ..settlement };
+            return Settlement { entries_unknown: orphans, locks_unknown: true, ..settlement };
         }
         let phase = phase_of(stop);
         if phase != Some("gather") {
@@ -314,6 +314,8 @@ impl Model {
                     self.clear(slot);
                 }
             }
+            // Whoever had them was killed.
+            self.facts.values_mut().for_each(|facts| facts.lock = false);
         }
         if !matches!(phase, Some("gather" | "teardown" | "map")) {
             orphans.into_iter().for_each(|slot| self.edit(slot).entries.clear());
@@ -412,6 +414,9 @@ impl Model {
             if found[slot].entries.is_subset(&self.of(*slot).entries) {
                 self.edit(*slot).entries = found[slot].entries.clone();
             }
+        }
+        if settlement.locks_unknown {
+            self.facts.iter_mut().for_each(|(slot, facts)| facts.lock &= found[slot].lock);
         }
         if settlement.boot_unknown {
             self.is_reclaim_due = !is_boot_recorded;

@@ -60,9 +60,9 @@ impl Ipam<'_> {
         Ok(names.filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// Once per boot, releases what this node's earlier boots left behind, and removes the endpoints:
-    /// everything whose network namespace `is_alive` denies, or that names none. Returns the attachments released; from the
-    /// second call in a boot on it is one read and returns none.
+    /// Once per boot, releases what this node's earlier boots left behind, and removes the
+    /// endpoints: everything whose network namespace `is_alive` denies, or that names none. Returns
+    /// the attachments released; from the second call in a boot on it is one read and returns none.
     pub fn reclaim_earlier_boots(
         &self,
         is_alive: &dyn Fn(&str) -> bool,
