@@ -23,33 +23,30 @@ const CODES: [u64; 3] = [5, 102, 103];
 #[test]
 fn an_add_whose_netlink_requests_are_refused_leaves_nothing() {
     let Some(node) = Node::new() else { return };
-    for errno in [EEXIST, ENOSPC, EBUSY, ENOMEM, EPERM] {
-        refuse_each_request_of_an_add(&node, &node.network(), "netlink", errno);
-    }
+    refuse_each_request_of_an_add(
+        &node,
+        &node.network(),
+        "netlink",
+        &[EEXIST, ENOSPC, EBUSY, ENOMEM, EPERM],
+    );
 }
 
 #[test]
 fn an_add_whose_map_writes_are_refused_leaves_nothing() {
     let Some(node) = Node::new() else { return };
-    for errno in [E2BIG, EBUSY, ENOMEM, EPERM] {
-        refuse_each_request_of_an_add(&node, &node.network(), "entry", errno);
-    }
+    refuse_each_request_of_an_add(&node, &node.network(), "entry", &[E2BIG, EBUSY, ENOMEM, EPERM]);
 }
 
 #[test]
 fn an_add_whose_writes_to_the_datastore_are_refused_leaves_nothing() {
     let Some(node) = Node::new() else { return };
-    for errno in [ENOSPC, EIO, EROFS] {
-        refuse_each_request_of_an_add(&node, &node.network(), "store", errno);
-    }
+    refuse_each_request_of_an_add(&node, &node.network(), "store", &[ENOSPC, EIO, EROFS]);
 }
 
 #[test]
 fn an_add_whose_sysctls_are_refused_leaves_nothing() {
     let Some(node) = Node::new() else { return };
-    for errno in [EPERM, EROFS] {
-        refuse_each_request_of_an_add(&node, &node.network(), "sysctl", errno);
-    }
+    refuse_each_request_of_an_add(&node, &node.network(), "sysctl", &[EPERM, EROFS]);
 }
 
 #[test]
@@ -57,9 +54,7 @@ fn an_add_whose_pins_are_refused_leaves_nothing() {
     let Some(node) = Node::new() else { return };
     let mut network = node.network();
     network["attach"] = json!("tcx");
-    for errno in [ENOSPC, EPERM] {
-        refuse_each_request_of_an_add(&node, &network, "pin", errno);
-    }
+    refuse_each_request_of_an_add(&node, &network, "pin", &[ENOSPC, EPERM]);
 }
 
 #[test]
@@ -108,8 +103,11 @@ fn a_del_that_is_refused_anything_says_so_and_the_next_one_ends_it() {
     }
 }
 
-fn refuse_each_request_of_an_add(node: &Node, network: &Value, kind: &str, errno: u32) {
-    for duration in [Duration::Once, Duration::FromThenOn] {
+/// Once with each errno; with the last one from then on as well.
+fn refuse_each_request_of_an_add(node: &Node, network: &Value, kind: &str, errnos: &[u32]) {
+    let once = errnos.iter().map(|errno| (*errno, Duration::Once));
+    let from_then_on = errnos.last().map(|errno| (*errno, Duration::FromThenOn));
+    for (errno, duration) in once.chain(from_then_on) {
         refuse_each(node, kind, errno, duration, |pod, refusal| {
             let output = refused(pod, "ADD", network, refusal)?;
             if output.is_success() {
