@@ -142,6 +142,28 @@ fn a_nodes_first_add_that_was_killed_while_it_loads_is_in_no_later_adds_way() {
 }
 
 #[test]
+fn an_add_without_programs_that_was_killed_anywhere_is_cleaned_up_after_the_sandbox_is_gone() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["dataplane"] = json!("linux");
+    for number in 0.. {
+        let pod = node.sandbox(&format!("pod{number}"));
+        let add = kill_at(pod.invocation("ADD", &network), "change", number);
+        let place = killed(&add.execute());
+        let del = pod.invocation("DEL", &network).without_env("CNI_NETNS");
+        pod.destroy();
+
+        del.execute().success();
+
+        assert_only(&node, &[], place.as_deref().unwrap_or("in the end"));
+        if place.is_none() {
+            assert!(number >= FEWEST_CHANGES, "killed {number} times");
+            break;
+        }
+    }
+}
+
+#[test]
 fn tcx_links_of_an_add_that_was_killed_anywhere_are_found() {
     let Some(node) = Node::new() else { return };
     let mut network = node.network();
