@@ -96,7 +96,9 @@ pub enum AttachmentError {
         defect: &'static str,
     },
     /// The three parts together are too long.
-    #[error("{text} is longer than 248 bytes, which is all that a link's alias can hold of it")]
+    #[error(
+        "network name, container ID and interface name ({text:.60}…) are longer than 248 bytes, which is all that a link's alias can hold of them"
+    )]
     TooLong {
         /// The three parts as given.
         text: String,

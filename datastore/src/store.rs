@@ -1,7 +1,8 @@
 //! Typed records over any [`Backend`].
 //!
 //! Values are JSON, one record per key (see `keys.rs` for the layout). A record that does not
-//! decode is an error that names its key; nothing is guessed, nothing is overwritten because of it.
+//! decode, or that belongs under another key, is an error that names its key; nothing is guessed,
+//! nothing is overwritten because of it.
 
 use std::sync::Arc;
 
@@ -50,6 +51,39 @@ impl StoreError {
     /// Whether the same call may well succeed a little later with nobody having mended anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Backend(error) if error.is_transient())
+    }
+}
+
+/// What is stored under a key.
+pub(crate) trait Record: DeserializeOwned {
+    /// The one key that it belongs under.
+    fn key(&self) -> String;
+
+    /// What is wrong with a record that decodes and that nobody here would have written.
+    fn defect(&self) -> Option<String> {
+        None
+    }
+}
+
+impl Record for Endpoint {
+    fn key(&self) -> String {
+        keys::endpoint(&self.attachment)
+    }
+}
+
+impl Record for Node {
+    fn key(&self) -> String {
+        keys::node(&self.name)
+    }
+}
+
+impl Record for Pool {
+    fn key(&self) -> String {
+        keys::pool(&self.cidr)
+    }
+
+    fn defect(&self) -> Option<String> {
+        self.check().err().map(|error| error.to_string())
     }
 }
 
@@ -114,14 +148,11 @@ impl Store {
 
 /// Records of any kind, by key.
 impl Store {
-    pub(crate) fn read<T: DeserializeOwned>(
-        &self,
-        key: &str,
-    ) -> Result<Option<Stored<T>>, StoreError> {
+    pub(crate) fn read<T: Record>(&self, key: &str) -> Result<Option<Stored<T>>, StoreError> {
         self.backend.get(key)?.map(|versioned| decode(&versioned)).transpose()
     }
 
-    pub(crate) fn read_all<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<T>, StoreError> {
+    pub(crate) fn read_all<T: Record>(&self, prefix: &str) -> Result<Vec<T>, StoreError> {
         let listed = self.backend.list(prefix, None)?;
         listed.iter().map(|versioned| Ok(decode(versioned)?.record)).collect()
     }
@@ -173,10 +204,18 @@ impl Store {
     }
 }
 
-pub(crate) fn decode<T: DeserializeOwned>(versioned: &Versioned) -> Result<Stored<T>, StoreError> {
-    let record = serde_json::from_slice(&versioned.value)
-        .map_err(|source| StoreError::Decode { key: versioned.key.clone(), source })?;
-    Ok(Stored { record, revision: versioned.revision })
+pub(crate) fn decode<T: Record>(versioned: &Versioned) -> Result<Stored<T>, StoreError> {
+    let key = &versioned.key;
+    let failed = |source| StoreError::Decode { key: key.clone(), source };
+    let record: T = serde_json::from_slice(&versioned.value).map_err(failed)?;
+    let defect = match record.key() {
+        other if other != *key => Some(format!("it is the record of {other}")),
+        _ => record.defect(),
+    };
+    match defect {
+        Some(defect) => Err(failed(serde::de::Error::custom(defect))),
+        None => Ok(Stored { record, revision: versioned.revision }),
+    }
 }
 
 fn encode<T: Serialize>(key: &str, record: &T) -> Result<Vec<u8>, StoreError> {

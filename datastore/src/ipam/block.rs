@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::pool::addresses;
+use super::pool::{addresses, block_defect};
 use crate::Attachment;
+use crate::keys;
 use crate::records::PodRef;
+use crate::store::Record;
 
 /// A block and its slots. Whoever writes it with an address under `taken` has allocated it; no
 /// other record is needed for an address to be taken or free.
@@ -88,6 +90,50 @@ pub(crate) struct Open {
     pub(crate) node: String,
     /// When the next of its addresses has rested, in milliseconds since the Unix epoch.
     pub(crate) rested_at_ms: u64,
+}
+
+impl Record for Block {
+    fn key(&self) -> String {
+        keys::block(&self.cidr)
+    }
+
+    fn defect(&self) -> Option<String> {
+        let outside = self.taken.keys().find(|ip| !self.cidr.contains(**ip));
+        let released = self.released.iter().map(|released| &released.ip);
+        let outside = outside.or(released.into_iter().find(|ip| !self.cidr.contains(**ip)));
+        let named = |ip: &IpAddr| format!("{ip} is not in the block {}", self.cidr);
+        block_defect(&self.cidr).or(outside.map(named))
+    }
+}
+
+impl Record for Handle {
+    fn key(&self) -> String {
+        keys::handle(&self.attachment)
+    }
+
+    fn defect(&self) -> Option<String> {
+        self.blocks.iter().find_map(block_defect)
+    }
+}
+
+impl Record for Affinity {
+    fn key(&self) -> String {
+        keys::affinity(&self.block)
+    }
+
+    fn defect(&self) -> Option<String> {
+        block_defect(&self.block)
+    }
+}
+
+impl Record for Open {
+    fn key(&self) -> String {
+        keys::open(&self.node, &self.block)
+    }
+
+    fn defect(&self) -> Option<String> {
+        block_defect(&self.block)
+    }
 }
 
 impl Block {

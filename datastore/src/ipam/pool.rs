@@ -246,6 +246,17 @@ impl fmt::Display for Family {
     }
 }
 
+/// Why a range is no block: it has host bits, or more addresses than a block may have.
+pub(crate) fn block_defect(range: &IpNetwork) -> Option<String> {
+    if mask(range.ip(), range.prefix()) != *range {
+        Some(format!("{range} has host bits set"))
+    } else if width(range) - range.prefix() > MAX_BLOCK_BITS {
+        Some(format!("{range} is larger than a block may be"))
+    } else {
+        None
+    }
+}
+
 /// The addresses of a block, in order.
 pub(crate) fn addresses(block: &IpNetwork) -> impl Iterator<Item = IpAddr> + use<> {
     let block = *block;

@@ -298,16 +298,7 @@ impl Ipam<'_> {
     }
 
     pub(super) fn read_block(&self, block: &IpNetwork) -> Result<Option<Stored<Block>>, IpamError> {
-        let key = keys::block(block);
-        let stored = self.store.read::<Block>(&key)?;
-        match &stored {
-            Some(other) if other.record.cidr != *block => {
-                let message = format!("it is a record of block {}", other.record.cidr);
-                let source = serde::de::Error::custom(message);
-                Err(StoreError::Decode { key, source }.into())
-            }
-            _ => Ok(stored),
-        }
+        Ok(self.store.read::<Block>(&keys::block(block))?)
     }
 
     /// Writes a block if it is still as it was at `revision`; false if it is not.

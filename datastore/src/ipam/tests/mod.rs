@@ -1,4 +1,5 @@
 mod crash;
+mod foreign;
 mod model;
 mod pools;
 mod race;
