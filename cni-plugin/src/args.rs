@@ -62,12 +62,16 @@ impl CniArgs {
                 .filter(|(key, value)| !key.is_empty() && !value.contains('='))
                 .ok_or_else(|| ArgsError::Pair { pair: pair.to_owned() })?;
             let invalid = |wanted| ArgsError::Value { pair: pair.to_owned(), wanted };
-            let text = || Some(value.to_owned()).filter(|value| !value.is_empty());
+            let text = || match value {
+                "" => Ok(None),
+                _ if value.contains(char::is_control) => Err(invalid(WANTED_TEXT)),
+                _ => Ok(Some(value.to_owned())),
+            };
             match key {
-                "K8S_POD_NAMESPACE" => args.pod_namespace = text(),
-                "K8S_POD_NAME" => args.pod_name = text(),
-                "K8S_POD_UID" => args.pod_uid = text(),
-                "K8S_POD_INFRA_CONTAINER_ID" => args.infra_container_id = text(),
+                "K8S_POD_NAMESPACE" => args.pod_namespace = text()?,
+                "K8S_POD_NAME" => args.pod_name = text()?,
+                "K8S_POD_UID" => args.pod_uid = text()?,
+                "K8S_POD_INFRA_CONTAINER_ID" => args.infra_container_id = text()?,
                 "IP" => args.ips = ips(value).ok_or_else(|| invalid(WANTED_IPS))?,
                 "MAC" if value.is_empty() => args.mac = None,
                 "MAC" => {
@@ -87,6 +91,7 @@ impl CniArgs {
 }
 
 const WANTED_IPS: &str = "one unicast address of a family, or one of each with a comma between";
+const WANTED_TEXT: &str = "text without control characters";
 const WANTED_MAC: &str = "a unicast MAC address";
 
 fn ips(value: &str) -> Option<Vec<IpAddr>> {
@@ -165,6 +170,10 @@ mod tests {
             "MAC=02:00:00:00:00",
             "MAC=+2:00:00:00:00:05",
             "IgnoreUnknown=maybe",
+            "K8S_POD_NAMESPACE=a\0",
+            "K8S_POD_NAME=a\nb",
+            "K8S_POD_UID=\u{1b}[2J",
+            "K8S_POD_INFRA_CONTAINER_ID=\u{85}",
         ] {
             let error = CniArgs::parse(pair).unwrap_err();
             assert!(

@@ -259,7 +259,8 @@ fn custom(code: u32, msg: &str, details: String) -> CniError {
     CniError::Custom(code, msg.to_owned(), details)
 }
 
-/// The error and its causes, outermost first, in one line.
+/// The error and its causes, outermost first, in one line: control characters, which can come in
+/// with whatever an error quotes, are escaped.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -269,7 +270,19 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         text.push_str(&error.to_string());
         cause = error.source();
     }
-    text
+    if text.contains(char::is_control) { escaped(&text) } else { text }
+}
+
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            escaped.extend(character.escape_default());
+        } else {
+            escaped.push(character);
+        }
+    }
+    escaped
 }
 
 #[cfg(test)]
@@ -302,6 +315,16 @@ mod tests {
     fn addresses_that_are_not_to_be_had_are_of_code_101() {
         let exhausted = margay_datastore::IpamError::Exhausted { pools: Vec::new() };
         assert_eq!(number(IpamError::from(exhausted)), code::NO_ADDRESS);
+    }
+
+    #[test]
+    fn what_an_error_quotes_does_not_break_its_line() {
+        let unknown = ConfigError::Unknown { field: "mt\nu\u{1b}[2J é".into(), nearest: None };
+
+        let text = chain(&Error::from(unknown));
+
+        let wanted = r"network configuration: mt\nu\u{1b}[2J é is not a key margay knows";
+        assert_eq!(text, wanted);
     }
 
     #[test]

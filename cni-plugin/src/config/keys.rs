@@ -4,7 +4,7 @@
 //! the same keys with the same types and defaults; a test compares them.
 
 use super::ConfigError;
-use super::field::{Field, Object};
+use super::field::{Field, Object, shortened};
 
 /// JSON type of a key's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,7 +189,7 @@ fn walk(
         // A key that is itself spelled with a dot must not pass for a nested one.
         let known = |key: &&Key| key.path == path && split(key.path).1 == name;
         let key = keys.iter().find(known).ok_or_else(|| ConfigError::Unknown {
-            field: field.path().to_owned(),
+            field: shortened(field.path()),
             nearest: nearest(&path, keys),
         })?;
         check_kind(&field, key.kind)?;

@@ -245,6 +245,10 @@ pub fn prev_result(document: &Map<String, Value>) -> Result<Option<CNIResult>, C
     result.map(Some).map_err(|error| field.invalid(error.to_string()))
 }
 
+/// The longest host name there is (RFC 1035, section 2.3.4), and the longest name of a Kubernetes
+/// node.
+const LONGEST_NODENAME: usize = 253;
+
 const DATABASE: &str = "margay.db";
 const DEFAULT_STATE_DIR: &str = "/var/lib/margay";
 const DEFAULT_RUN_DIR: &str = "/run/margay";
@@ -298,7 +302,8 @@ fn ipam_conf(ipam: &Object<'_>, unused: &mut Vec<String>) -> Result<IpamConf, Co
         unused.extend(given.map(|key| ipam.path_of(key)));
         return Ok(IpamConf::Builtin(PoolSet::from_object(ipam)?));
     }
-    if let Some(field) = ipam.get("type").filter(|_| kind.contains('/') || kind.starts_with('.')) {
+    let is_name = !kind.starts_with('.') && !kind.contains(|c: char| c == '/' || c.is_control());
+    if let Some(field) = ipam.get("type").filter(|_| !is_name) {
         return Err(field.invalid("must be the name of a plugin, not a path"));
     }
     if let (Some("usePodCidr" | "usePodCidrIPv6"), Some(field)) =
@@ -338,8 +343,10 @@ fn directory(object: &Object<'_>, key: &str, default: &str) -> Result<PathBuf, C
 
 fn directory_of(field: &Field<'_>) -> Result<PathBuf, ConfigError> {
     let path = PathBuf::from(field.string()?);
-    let clean = path.is_absolute() && !field.string()?.contains('\0');
-    clean.then_some(path).ok_or_else(|| field.invalid("must be an absolute path"))
+    let clean = path.is_absolute() && !field.string()?.contains(char::is_control);
+    clean
+        .then_some(path)
+        .ok_or_else(|| field.invalid("must be an absolute path without control characters"))
 }
 
 /// The specification's rule for network names and container IDs.
@@ -361,9 +368,9 @@ fn name(netconf: &Object<'_>) -> Result<String, ConfigError> {
 fn nodename(object: &Object<'_>) -> Result<String, ConfigError> {
     for key in ["nodename", "hostname"] {
         if let (Some(name), Some(field)) = (object.string(key)?, object.get(key)) {
-            return match margay_datastore::is_cni_name(name) {
+            return match margay_datastore::is_cni_name(name) && name.len() <= LONGEST_NODENAME {
                 true => Ok(name.to_owned()),
-                false => Err(field.invalid("must be a host name")),
+                false => Err(field.invalid("must be a host name of 253 bytes at most")),
             };
         }
     }

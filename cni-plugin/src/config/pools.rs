@@ -16,6 +16,10 @@ const BLOCK_SIZE_V6: std::ops::RangeInclusive<u32> = 116..=128;
 const DEFAULT_BLOCK_SIZE_V4: u8 = 26;
 const DEFAULT_BLOCK_SIZE_V6: u8 = 122;
 
+/// Most pools of a network. Each is a record of the datastore, and each is compared with every
+/// other; a range is made of neighbouring pools by writing it as one.
+const MOST_POOLS: usize = 256;
+
 /// An address pool of the network configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
@@ -51,6 +55,7 @@ impl PoolSet {
     /// Reads the `ipam` object.
     pub(crate) fn from_object(ipam: &Object<'_>) -> Result<Self, ConfigError> {
         let mut all = Vec::new();
+        refuse_too_many(ipam)?;
         for item in ipam.list("pools")? {
             add_pool(&mut all, Pool::from_object(&item.object()?)?, &item)?;
         }
@@ -75,6 +80,15 @@ impl PoolSet {
         let strict_affinity = ipam.boolean("strict_affinity")?.unwrap_or(false);
         Ok(Self { all, usable, assign_ipv4, assign_ipv6, strict_affinity })
     }
+}
+
+fn refuse_too_many(ipam: &Object<'_>) -> Result<(), ConfigError> {
+    for key in ["pools", "ipv4_pools", "ipv6_pools"] {
+        if ipam.list(key)?.len() > MOST_POOLS {
+            return Err(invalid(ipam, key, format!("must be {MOST_POOLS} pools at most")));
+        }
+    }
+    Ok(())
 }
 
 impl Pool {

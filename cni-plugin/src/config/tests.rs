@@ -136,6 +136,8 @@ fn an_unknown_key_is_named_with_its_path_and_the_nearest_known_one() {
     for (pointer, message) in claims {
         assert_eq!(refused(&with(pointer, json!(1))), message);
     }
+    let long = refused(&with(&format!("/{}", "x".repeat(1 << 20)), json!(1)));
+    assert!(long.len() < 1_000, "a message of {} bytes", long.len());
 }
 
 #[test]
@@ -152,13 +154,17 @@ fn a_wrong_value_is_refused_with_field_and_value() {
         ("/attach", json!("netkit"), r#"attach = "netkit": must be clsact or tcx"#),
         ("/state_dir", json!("var"), r#"state_dir = "var": must be an absolute path"#),
         ("/state_dir", json!("/a\0b"), "must be an absolute path"),
+        ("/run_dir", json!("/a\nb"), "must be an absolute path without control characters"),
+        ("/log_file_path", json!("/\u{1b}[2J"), r#"log_file_path = "/\u001b[2J""#),
         ("/max_pods", json!(0), "max_pods = 0: must be a whole number from 1 to 16777216"),
         ("/log_level", json!("loud"), r#"log_level = "loud": must be trace, debug"#),
         ("/nodename", json!("a/b"), r#"nodename = "a/b": must be a host name"#),
+        ("/nodename", json!("n".repeat(254)), "must be a host name of 253 bytes at most"),
         ("/dns", json!({"search": "x"}), r#"dns.search = "x": must be a list"#),
         ("/default_route", json!("yes"), r#"default_route = "yes": must be true or false"#),
         ("/ipam", json!([]), "ipam = []: must be an object"),
         ("/ipam/type", json!("../sh"), r#"ipam.type = "../sh": must be the name of a plugin"#),
+        ("/ipam/type", json!("host\nlocal"), "must be the name of a plugin"),
         (
             "/ipam/pools",
             json!(["10.0.0.0/8"]),
@@ -226,6 +232,12 @@ fn pools_that_cannot_work_are_refused() {
         (
             json!([{ "cidr": "10.0.0.0/16", "name": "a" }, { "cidr": "10.1.0.0/16", "name": "a" }]),
             r#"a second pool is named "a""#,
+        ),
+        (
+            (0..257)
+                .map(|n| json!({ "cidr": format!("10.{}.{}.0/24", n / 256, n % 256) }))
+                .collect(),
+            "must be 256 pools at most",
         ),
     ];
     for (pools, message) in claims {

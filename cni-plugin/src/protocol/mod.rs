@@ -303,8 +303,9 @@ impl Environment {
             return Err(unusable(CNI_CONTAINERID, container_id, reason).into());
         }
         let ifname = self.text(CNI_IFNAME)?.unwrap_or_default().to_owned();
-        if InterfaceName::try_from(ifname.clone()).is_err() {
-            let reason = "must be 1 to 15 characters without space, / and :, and not . or ..";
+        if InterfaceName::try_from(ifname.clone()).is_err() || ifname.contains(char::is_control) {
+            let reason = "must be 1 to 15 bytes without space, control characters, / and :, and \
+                          not . or ..";
             return Err(unusable(CNI_IFNAME, ifname, reason).into());
         }
         let args = match CniArgs::parse(self.text(CNI_ARGS)?.unwrap_or_default()) {
