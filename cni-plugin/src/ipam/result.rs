@@ -58,7 +58,7 @@ impl IpamResult {
     }
 
     /// Reads a result document: `ips` (0.3.0 and later) or `ip4` and `ip6` (before).
-    pub(crate) fn from_map(document: &Map<String, Value>) -> Result<Self, ConfigError> {
+    pub fn from_map(document: &Map<String, Value>) -> Result<Self, ConfigError> {
         let object = Object::root(document);
         let mut result = Self { dns: crate::config::dns(&object)?, ..Self::default() };
         for item in object.list("ips")? {

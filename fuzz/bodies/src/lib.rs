@@ -1,0 +1,42 @@
+//! What each fuzz target does with an input: hands it to margay, and panics where a promise is
+//! broken.
+//!
+//! The bodies are here, apart from the fuzzer, since two run them: `cargo xtask fuzz`, which
+//! searches for new inputs, and the test `replay` of this package, which goes through the seeds of
+//! `fuzz/corpus` and a few thousand fixed mutations of them wherever the tests run.
+#![deny(unsafe_code)]
+
+pub mod cni_args;
+pub mod netconf;
+pub mod prev_result;
+pub mod records;
+
+pub use margay_fuzz_kernel_half::{from_pod, to_pod};
+
+/// A fuzz target.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// The name of its fuzzer and of its folder of seeds.
+    pub name: &'static str,
+    /// Hands an input to margay.
+    ///
+    /// # Panics
+    /// When a promise is broken.
+    pub run: fn(&[u8]),
+}
+
+/// Every fuzz target.
+pub const TARGETS: &[Target] = &[
+    Target { name: "cni_args", run: cni_args::check },
+    Target { name: "from_pod", run: from_pod },
+    Target { name: "netconf", run: netconf::check },
+    Target { name: "prev_result", run: prev_result::check },
+    Target { name: "records", run: records::check },
+    Target { name: "to_pod", run: to_pod },
+];
+
+/// A message for an operator is one line, whatever the input that it quotes.
+fn assert_one_line(message: &str) {
+    assert!(!message.is_empty(), "an error without words");
+    assert!(!message.contains(char::is_control), "control characters in {message:?}");
+}

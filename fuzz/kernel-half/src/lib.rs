@@ -1,0 +1,40 @@
+//! The kernel half compiled for the host, and what must hold of it whatever a packet is.
+//!
+//! The kernel half is a program for the BPF target and no library, so its modules are included
+//! here by their paths, as they are. What is added stands apart from them and shares no code: a
+//! packet in a buffer, maps in memory, and [`from_pod()`] and [`to_pod()`], which hand a frame to the
+//! decisions and panic where one breaks its promise.
+
+#[path = "../../../ebpf/src/arp.rs"]
+mod arp;
+#[path = "../../../ebpf/src/checksum.rs"]
+mod checksum;
+#[path = "../../../ebpf/src/drop_log.rs"]
+mod drop_log;
+#[path = "../../../ebpf/src/ethernet.rs"]
+mod ethernet;
+#[path = "../../../ebpf/src/from_pod.rs"]
+mod from_pod;
+#[path = "../../../ebpf/src/ip.rs"]
+mod ip;
+#[path = "../../../ebpf/src/maps.rs"]
+mod maps;
+#[path = "../../../ebpf/src/ndp.rs"]
+mod ndp;
+#[path = "../../../ebpf/src/packet.rs"]
+mod packet;
+#[path = "../../../ebpf/src/to_pod.rs"]
+mod to_pod;
+#[path = "../../../ebpf/src/transport.rs"]
+mod transport;
+#[path = "../../../ebpf/src/verdict.rs"]
+mod verdict;
+
+mod buffer;
+mod from_pod_promises;
+mod reading;
+mod scene;
+mod to_pod_promises;
+
+pub use from_pod_promises::check as from_pod;
+pub use to_pod_promises::check as to_pod;
