@@ -10,6 +10,7 @@ mod build_ebpf;
 mod check;
 mod conformance;
 mod demo;
+mod fuzz;
 mod setup;
 mod soak;
 mod test;
@@ -38,6 +39,7 @@ enum Command {
     Demo(demo::Arguments),
     Conformance(conformance::Arguments),
     Soak(soak::Arguments),
+    Fuzz(fuzz::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

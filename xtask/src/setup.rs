@@ -32,6 +32,7 @@ pub(crate) enum Use {
     Check,
     Test,
     Demo,
+    Fuzz,
 }
 
 impl fmt::Display for Use {
@@ -41,10 +42,12 @@ impl fmt::Display for Use {
             Self::Check => "check",
             Self::Test => "test",
             Self::Demo => "demo",
+            Self::Fuzz => "fuzz",
         })
     }
 }
 
+/// What daily work and CI need: the fuzzers come with the first `cargo xtask fuzz`.
 const ALL: &[Use] = &[Use::Build, Use::Check, Use::Test, Use::Demo];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {

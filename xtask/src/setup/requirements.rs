@@ -39,6 +39,15 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         pacman: "gcc",
     },
     Requirement {
+        name: "c++",
+        look: Look::Program("c++"),
+        uses: &[Use::Fuzz],
+        why: "compiles libFuzzer",
+        apt: &[&["g++"]],
+        dnf: "gcc-c++",
+        pacman: "gcc",
+    },
+    Requirement {
         name: "ip",
         look: Look::Program("ip"),
         uses: &[Use::Test, Use::Demo],

@@ -28,6 +28,7 @@ pub(super) enum RustPart {
     Linker { unfit: Option<Linker> },
     Lints,
     BpfLints(Toolchain),
+    Fuzzer,
 }
 
 impl RustPart {
@@ -51,6 +52,9 @@ impl RustPart {
         if let Some(toolchain) = toolchain.filter(|t| t.program("cargo-clippy").is_none()) {
             missing.push(Self::BpfLints(toolchain));
         }
+        if workspace::find_program("cargo-fuzz").is_none() {
+            missing.push(Self::Fuzzer);
+        }
         missing
     }
 
@@ -60,6 +64,7 @@ impl RustPart {
             Self::Linker { .. } => "bpf-linker",
             Self::Lints => "clippy, rustfmt",
             Self::BpfLints(_) => "clippy for BPF",
+            Self::Fuzzer => "cargo-fuzz",
         }
     }
 
@@ -72,6 +77,7 @@ impl RustPart {
             }
             Self::Lints => "look the user half over".to_owned(),
             Self::BpfLints(_) => "looks the kernel half over".to_owned(),
+            Self::Fuzzer => "builds and runs the fuzzers".to_owned(),
         }
     }
 
@@ -79,6 +85,7 @@ impl RustPart {
         match self {
             Self::BpfRust | Self::Linker { .. } => &[Use::Build],
             Self::Lints | Self::BpfLints(_) => &[Use::Check],
+            Self::Fuzzer => &[Use::Fuzz],
         }
     }
 
@@ -94,6 +101,7 @@ impl RustPart {
                 Some(name) => format!("rustup component add clippy --toolchain {name}"),
                 None => format!("sudo apt-get install {DEBIAN_CLIPPY}"),
             },
+            Self::Fuzzer => "cargo install cargo-fuzz --locked".to_owned(),
         }
     }
 
@@ -106,6 +114,9 @@ impl RustPart {
                 Some(name) => rustup_add(&["clippy", "--toolchain", &name]),
                 None => apt.install(&[DEBIAN_CLIPPY]),
             },
+            Self::Fuzzer => {
+                run(workspace::cargo_command("install").args(["cargo-fuzz", "--locked"]))
+            }
         }
     }
 }
