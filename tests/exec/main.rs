@@ -8,6 +8,7 @@ mod concurrency;
 mod delegation;
 mod economy;
 mod environment;
+mod hostile;
 mod kill;
 mod reboot;
 mod refusals;
