@@ -13,8 +13,8 @@ use aya_ebpf::{
 };
 use bytemuck::{Pod, bytes_of};
 
-/// Most bytes that any decision reads: Ethernet, IPv6, ICMPv6 and the IPv6 header and ports that an
-/// ICMPv6 error quotes.
+/// Bytes that are pulled in at once: all that a decision reads of a packet without extension headers.
+/// Ethernet, IPv6, ICMPv6 and the IPv6 header and ports that an ICMPv6 error quotes.
 const MAX_HEADERS: u32 = 14 + 40 + 8 + 40 + 8;
 
 /// A packet at a TC hook, from its Ethernet header on.
@@ -99,10 +99,10 @@ impl Skb {
         unreachable!("no packet comes to the host's build")
     }
 
-    /// Brings all headers that may be read into the linear part.
+    /// Brings all headers that are read as a rule into the linear part, and what is before `end`.
     #[inline(never)]
-    fn pull_headers(&self) {
-        let len = self.len().min(MAX_HEADERS);
+    fn pull_headers(&self, end: u32) {
+        let len = self.len().min(MAX_HEADERS.max(end));
         TcContext::new(self.raw).pull_data(len).ok();
     }
 }
@@ -143,10 +143,11 @@ impl Packet for Skb {
         let start = match self.linear(offset, size_of::<T>()) {
             Some(start) => start,
             None => {
-                if self.len() < (offset + size_of::<T>()) as u32 {
+                let end = (offset + size_of::<T>()) as u32;
+                if self.len() < end {
                     return None;
                 }
-                self.pull_headers();
+                self.pull_headers(end);
                 self.linear(offset, size_of::<T>())?
             }
         };
