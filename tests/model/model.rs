@@ -53,6 +53,8 @@ pub(crate) enum Answer {
     Success,
     Error(u64),
     Killed,
+    /// An exit code and nothing else: the answer could not be written.
+    Silent,
 }
 
 /// What a step must have led to, besides what the model knows by then.
@@ -135,6 +137,11 @@ impl Model {
         was_refused: bool,
     ) -> Settlement {
         let was_killed = answer == Some(&Answer::Killed);
+        let step = match answer {
+            // It had done its work, as one that is killed just before it answers.
+            Some(Answer::Silent) => step.stopped(Stop::KillBefore(0)),
+            _ => step,
+        };
         let mut settlement = self.apply(step, was_killed || was_refused);
         if was_refused && !was_killed {
             settlement.answer = answer.cloned();
@@ -331,8 +338,10 @@ impl Model {
         self.open();
         self.edit(slot).lock = false;
         let facts = self.of(slot);
+        // The runtime may know an earlier ADD than the one that made what there is.
+        let is_known = self.results.get(&slot).is_none_or(|it| addresses_of(it) == facts.held);
         match facts.endpoint {
-            Some(EndpointState::Ready) if facts.is_sound() => Answer::Success,
+            Some(EndpointState::Ready) if facts.is_sound() && is_known => Answer::Success,
             Some(EndpointState::Ready) => Answer::Error(104),
             _ => Answer::Error(3),
         }
@@ -437,10 +446,7 @@ impl Model {
     }
 
     fn take_added(&mut self, slot: Slot, result: Value, found: &Facts) -> Option<String> {
-        let ips = result["ips"].as_array().cloned().unwrap_or_default();
-        let ips =
-            ips.iter().filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok());
-        let ips: BTreeSet<IpAddr> = ips.collect();
+        let ips = addresses_of(&result);
         self.results.insert(slot, result);
         *self.edit(slot) = Facts {
             link: found.link,
@@ -456,6 +462,11 @@ impl Model {
         let is_complete = facts.is_sound() && families == (true, true);
         (!is_complete).then(|| format!("{} was added as {found:?}", slot.attachment()))
     }
+}
+
+fn addresses_of(result: &Value) -> BTreeSet<IpAddr> {
+    let ips = result["ips"].as_array().into_iter().flatten();
+    ips.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok()).collect()
 }
 
 /// A verb that had ended before it was to be stopped was not stopped.

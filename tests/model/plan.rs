@@ -160,6 +160,16 @@ impl Step {
         }
     }
 
+    /// The same step, stopped in another way.
+    pub(crate) fn stopped(self, stop: Stop) -> Self {
+        match self {
+            Self::Add(slot, _) => Self::Add(slot, stop),
+            Self::Del(slot, _) => Self::Del(slot, stop),
+            Self::Gc(network, _) => Self::Gc(network, stop),
+            other => other,
+        }
+    }
+
     /// How its verb is stopped.
     pub(crate) fn stop(&self) -> Stop {
         match *self {

@@ -183,6 +183,7 @@ impl Totals {
             (Some(Answer::Error(_)), _) if was_refused => ", a change refused".to_owned(),
             (Some(Answer::Success), _) => ", success".to_owned(),
             (Some(Answer::Error(code)), _) => format!(", code {code}"),
+            (Some(Answer::Silent), _) => ", the answer refused".to_owned(),
             (Some(Answer::Killed), Stop::Kill(phase)) => format!(", killed at {phase}"),
             (Some(Answer::Killed), Stop::KillAfter(_)) => ", killed at some time".to_owned(),
             (Some(Answer::Killed), _) => ", killed before a change".to_owned(),

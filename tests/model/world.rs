@@ -192,6 +192,9 @@ impl<'node> World<'node> {
         let log = format!("{}{}", output.stdout(), output.stderr());
         let was_refused = matches!(stop, Stop::Refuse(..)) && log.contains("fail point: ");
         let outcome = Outcome { log, was_refused, ..Outcome::default() };
+        if outcome.was_refused && outcome.log.contains("before answer") {
+            return Outcome { answer: Some(Answer::Silent), ..outcome };
+        }
         if output.is_success() {
             let (answer, result) = (Some(Answer::Success), output.success());
             return Outcome { answer, result, ..outcome };
