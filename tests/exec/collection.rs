@@ -47,6 +47,31 @@ fn gc_finds_what_a_sandbox_that_vanished_left_behind() {
 }
 
 #[test]
+fn gc_gives_no_address_back_while_its_link_is_there() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let pod = node.sandbox("a");
+    let mut collected = network.clone();
+    collected["cni.dev/valid-attachments"] = json!([]);
+    for changes in 0.. {
+        pod.add(&network);
+
+        let refused = format!("change={changes}*off->1*return(16)");
+        let gc = pod.invocation("GC", &collected).env("FAILPOINTS", &refused).execute();
+
+        let handles = node.store().backend().list("handles/", None).unwrap();
+        let links = node.pod_links();
+        assert!(links.is_empty() || !handles.is_empty(), "after {changes} changes: {links:?}");
+        if gc.is_success() {
+            assert!(changes > 3, "entries, link and records are changes");
+            return;
+        }
+        pod.invocation("GC", &collected).execute().success();
+        assert_eq!(node.pod_links(), []);
+    }
+}
+
+#[test]
 fn gc_leaves_other_networks_alone() {
     let Some(node) = Node::new() else { return };
     let network = node.network();
