@@ -151,12 +151,25 @@ pub fn assert_tcp(client: &impl Place, server: &impl Place, address: IpAddr) {
 pub fn udp_exchange(client: &UdpSocket, server: &UdpSocket, target: SocketAddr) -> io::Result<()> {
     client.send_to(b"question", target)?;
     let mut buffer = [0; 16];
-    let (length, asker) = server.recv_from(&mut buffer)?;
+    let (length, asker) = receive(server, &mut buffer)?;
     assert_eq!(&buffer[..length], b"question");
     server.send_to(b"answer", asker)?;
-    let (length, answerer) = client.recv_from(&mut buffer)?;
+    let (length, answerer) = receive(client, &mut buffer)?;
     assert_eq!((&buffer[..length], answerer), (&b"answer"[..], target));
     Ok(())
+}
+
+/// Receives a datagram, whatever the kernel wants the thread for meanwhile.
+///
+/// # Errors
+/// When none arrives in time.
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Pings `address` three times.
