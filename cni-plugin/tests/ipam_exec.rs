@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
@@ -240,85 +239,4 @@ fn logs_go_to_stderr_and_the_file_and_never_to_stdout() {
     assert_eq!(lines.len(), 2, "{log}");
     assert!(lines[0].contains(r#"verb="ADD" subject="side/c1/eth0" result="ok""#), "{log}");
     assert!(lines[0].contains("reserve_addresses="), "{log}");
-}
-
-#[test]
-fn ptp_and_bridge_work_on_margay_ipam() {
-    for plugin in ["ptp", "bridge"] {
-        let executable = Path::new("/usr/lib/cni").join(plugin);
-        let Some(namespaces) = Namespaces::new(plugin).filter(|_| executable.exists()) else {
-            eprintln!("SKIPPED: {plugin} on margay-ipam (needs root, iproute2 and {plugin})");
-            continue;
-        };
-        let mut network = Network::dual_stack();
-        network.config["cniVersion"] = json!("1.0.0");
-        network.config["type"] = json!(plugin);
-        network.config["bridge"] = json!("br0");
-        network.config["isGateway"] = json!(true);
-        network.config["isDefaultGateway"] = json!(true);
-        let run = |verb, config: &Value| {
-            let mut command = namespaces.in_host(&executable);
-            let netns = format!("/run/netns/{}", namespaces.pod);
-            set_variables(&mut command, verb, "c1", &netns);
-            let own = Path::new(MARGAY_IPAM).parent().unwrap().display().to_string();
-            command.env("CNI_PATH", own);
-            answer(&exchange(&mut command, config))
-        };
-
-        let result = run("ADD", &network.config).ok();
-
-        for ip in &addresses(&result) {
-            namespaces.assert_pings(&namespaces.host, ip.split('/').next().unwrap());
-        }
-        for gateway in ["10.245.0.1", "fd00:10:245::1"] {
-            namespaces.assert_pings(&namespaces.pod, gateway);
-        }
-        network.config["prevResult"] = result;
-        run("CHECK", &network.config).ok();
-        run("DEL", &network.config).ok();
-        assert_eq!(network.call("CHECK", "c1").code(), 104, "the address was given back");
-    }
-}
-
-/// Two network namespaces that stand for a host and a pod, removed with the value.
-struct Namespaces {
-    host: String,
-    pod: String,
-}
-
-impl Namespaces {
-    fn new(name: &str) -> Option<Self> {
-        let id = std::process::id();
-        let (host, pod) = (format!("mgyi-{name}-h{id}"), format!("mgyi-{name}-p{id}"));
-        let made = ip(&["netns", "add", &host]) && ip(&["netns", "add", &pod]);
-        let namespaces = Self { host, pod };
-        (made && ip(&["-n", &namespaces.host, "link", "set", "lo", "up"])).then_some(namespaces)
-    }
-
-    fn in_host(&self, program: &Path) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.host]).arg(program);
-        command
-    }
-
-    /// A new IPv6 address is tentative for a while.
-    #[track_caller]
-    fn assert_pings(&self, from: &str, to: &str) {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while !ip(&["netns", "exec", from, "ping", "-c1", "-W1", to]) {
-            assert!(std::time::Instant::now() < deadline, "no answer from {to} to {from}");
-        }
-    }
-}
-
-impl Drop for Namespaces {
-    fn drop(&mut self) {
-        ip(&["netns", "del", &self.host]);
-        ip(&["netns", "del", &self.pod]);
-    }
-}
-
-fn ip(arguments: &[&str]) -> bool {
-    let output = Command::new("ip").args(arguments).output();
-    output.is_ok_and(|output| output.status.success())
 }

@@ -1,13 +1,10 @@
 //! Other IPAM plugins under margay, and margay-ipam under other plugins.
 
-use margay_tests::node::{node_address, plugin_directory};
+use margay_tests::node::{node_address, plugin_directory, reference_plugin_directory};
 use margay_tests::pod::address;
 use margay_tests::traffic::{assert_ping, assert_tcp};
 use margay_tests::{Invocation, Node, Pod};
 use serde_json::{Value, json};
-
-/// Where Debian and Ubuntu install the reference plugins.
-const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
 
 #[test]
 fn host_local_gives_the_addresses_and_takes_them_back() {
@@ -71,7 +68,9 @@ fn an_add_that_fails_after_a_delegated_plugin_gave_addresses_gives_them_back() {
         "ranges": [[{"subnet": "10.249.0.0/24"}]],
     });
     let pod = node.sandbox("a");
-    let add = pod.invocation("ADD", &network).env("CNI_PATH", REFERENCE_PLUGINS);
+    let add = pod
+        .invocation("ADD", &network)
+        .env("CNI_PATH", reference_plugin_directory().to_str().unwrap());
 
     let (code, _) = add.env("FAILPOINTS", "veth=return").execute().error();
 
@@ -100,36 +99,47 @@ fn an_error_of_a_delegated_plugin_keeps_its_code_and_names_the_plugin() {
 }
 
 #[test]
-fn margay_ipam_serves_the_reference_plugin_ptp() {
+fn margay_ipam_serves_the_reference_plugins_ptp_and_bridge() {
     let Some(node) = Node::new() else { return };
-    let mut network = reference_network(&node);
-    network["type"] = json!("ptp");
-    for key in ["log_level", "nodename", "state_dir", "run_dir", "bpffs_root"] {
-        network.as_object_mut().unwrap().remove(key);
+    for plugin in ["ptp", "bridge"] {
+        let mut network = reference_network(&node);
+        for key in ["log_level", "nodename", "state_dir", "run_dir", "bpffs_root"] {
+            network.as_object_mut().unwrap().remove(key);
+        }
+        network["type"] = json!(plugin);
+        network["ipam"]["state_dir"] = json!(node.path("state"));
+        if plugin == "bridge" {
+            network["bridge"] = json!("br0");
+            network["isDefaultGateway"] = json!(true);
+        }
+        let run = |pod: &Pod<'_>, verb: &str, config: &Value| {
+            let reference = reference_plugin_directory();
+            let path = format!("{}:{}", reference.display(), plugin_directory().display());
+            Invocation::new(reference.join(plugin).to_str().unwrap(), verb, config)
+                .env("CNI_CONTAINERID", pod.container_id())
+                .env("CNI_NETNS", pod.netns_path().to_str().unwrap())
+                .env("CNI_IFNAME", "eth0")
+                .env("CNI_PATH", &path)
+                .execute()
+        };
+        let (a, b) = (node.sandbox(&format!("{plugin}-a")), node.sandbox(&format!("{plugin}-b")));
+
+        let result_a = run(&a, "ADD", &network).success();
+        let result_b = run(&b, "ADD", &network).success();
+
+        assert_ping(&node, address(&result_a, true));
+        assert_ping(&a, address(&result_b, true));
+        assert_ping(&a, address(&result_b, false));
+        assert_ping(&a, "10.244.0.1".parse().unwrap());
+        let mut with_result = network.clone();
+        with_result["prevResult"] = result_a;
+        run(&a, "CHECK", &with_result).success();
+        run(&a, "DEL", &network).success();
+        run(&b, "DEL", &network).success();
+        let store = node.store();
+        let ipam = margay_datastore::Ipam::new(&store, "any", "any");
+        assert_eq!(ipam.attachments("podnet").unwrap(), []);
     }
-    network["ipam"]["state_dir"] = json!(node.path("state"));
-    let path = format!("{REFERENCE_PLUGINS}:{}", plugin_directory().display());
-    let ptp = |pod: &Pod<'_>, verb: &str, config: &Value| {
-        Invocation::new(&format!("{REFERENCE_PLUGINS}/ptp"), verb, config)
-            .env("CNI_CONTAINERID", pod.container_id())
-            .env("CNI_NETNS", pod.netns_path().to_str().unwrap())
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", &path)
-            .execute()
-    };
-    let (a, b) = (node.sandbox("a"), node.sandbox("b"));
-
-    let result_a = ptp(&a, "ADD", &network).success();
-    let result_b = ptp(&b, "ADD", &network).success();
-
-    assert_ping(&node, address(&result_a, true));
-    assert_ping(&a, address(&result_b, true));
-    assert_ping(&a, address(&result_b, false));
-    ptp(&a, "DEL", &network).success();
-    ptp(&b, "DEL", &network).success();
-    let store = node.store();
-    let ipam = margay_datastore::Ipam::new(&store, "any", "any");
-    assert_eq!(ipam.attachments("podnet").unwrap(), []);
 }
 
 /// The network in the newest version that the reference plugins of Debian 12 speak.
@@ -140,5 +150,7 @@ fn reference_network(node: &Node) -> Value {
 }
 
 fn execute(pod: &Pod<'_>, verb: &str, config: &Value) -> margay_tests::CniOutput {
-    pod.invocation(verb, config).env("CNI_PATH", REFERENCE_PLUGINS).execute()
+    pod.invocation(verb, config)
+        .env("CNI_PATH", reference_plugin_directory().to_str().unwrap())
+        .execute()
 }

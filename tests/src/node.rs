@@ -230,3 +230,14 @@ pub fn plugin_directory() -> PathBuf {
     let built = built.expect("no plugin beside the tests: `cargo xtask test` builds both");
     Path::new(built).to_owned()
 }
+
+/// The directory that the reference plugins are in, wherever a distribution installs them.
+///
+/// # Panics
+/// When there are none.
+#[must_use]
+pub fn reference_plugin_directory() -> PathBuf {
+    let places = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"].map(PathBuf::from);
+    let found = places.into_iter().find(|place| place.join("host-local").is_file());
+    found.expect("no reference plugins: `cargo xtask setup` installs them")
+}

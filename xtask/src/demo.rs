@@ -19,6 +19,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[Use::Build, Use::Demo])?;
     build_ebpf::run(&build_ebpf::Arguments::default())?;
+    println!("demo: building the plugins and the demo");
     run_command(workspace::cargo_command("build").args([
         "--quiet",
         "--package",

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::node::plugin_directory;
+use crate::node::{plugin_directory, reference_plugin_directory};
 use crate::{CniOutput, Invocation};
 
 /// In a configuration, stands for the directory of the node that the check runs on.
@@ -15,9 +15,6 @@ const DIRECTORY: &str = "@DIR@";
 
 /// The versions of the specification that the suite knows, oldest first.
 pub(super) const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-
-/// Where distributions install the reference plugins.
-const REFERENCE_PLUGINS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"];
 
 /// A plugin to be tested.
 #[derive(Debug)]
@@ -31,9 +28,7 @@ pub struct Subject {
 /// margay, from the build that this suite is of, and the two plugins of the CNI project that do
 /// the same work.
 pub fn reference() -> Result<[Subject; 3]> {
-    let reference = REFERENCE_PLUGINS.map(Path::new);
-    let reference = reference.into_iter().find(|folder| folder.join("ptp").is_file());
-    let reference = reference.with_context(|| format!("no ptp in any of {REFERENCE_PLUGINS:?}"))?;
+    let reference = &reference_plugin_directory();
     Ok([
         Subject::margay()?,
         Subject::new("ptp", reference, include_str!("../../conformance/ptp.json"))?,
