@@ -61,6 +61,35 @@ fn a_first_verb_that_is_killed_anywhere_leaves_the_rest_to_the_second() {
 }
 
 #[test]
+fn margay_ipam_by_itself_takes_back_what_earlier_boots_left() {
+    let Some(node) = Node::new() else { return };
+    let network = json!({
+        "cniVersion": "1.1.0",
+        "name": "side",
+        "type": "ptp",
+        "ipam": {
+            "type": "margay-ipam",
+            "state_dir": node.path("state"),
+            "pools": [{"cidr": "10.251.0.0/30"}],
+        },
+    });
+    let add = |container_id: &str| {
+        Invocation::new("margay-ipam", "ADD", &network)
+            .env("CNI_CONTAINERID", container_id)
+            .env("CNI_NETNS", "/nowhere/netns")
+            .env("CNI_IFNAME", "eth0")
+            .execute()
+    };
+    let address_before = address(&add("before").success(), true);
+    let (code, _) = add("after").error();
+    assert_eq!(code, 101, "the pool has one address to give");
+
+    change_boot_id(&node);
+
+    assert_eq!(address(&add("after").success(), true), address_before);
+}
+
+#[test]
 fn after_a_reboot_what_still_has_its_namespace_keeps_its_addresses() {
     let Some(node) = Node::new() else { return };
     let network = node.network();

@@ -26,15 +26,13 @@ pub struct Builtin<'a> {
 }
 
 impl Builtin<'_> {
-    /// Reserves addresses. Each comes with its pool's prefix length and gateway. The first call
-    /// after a boot takes back what pods of earlier boots held.
+    /// Reserves addresses. Each comes with its pool's prefix length and gateway.
     pub fn add(
         &self,
         attachment: &Attachment,
         target: &Target,
         requested: &[IpAddr],
     ) -> Result<IpamResult, IpamError> {
-        reclaim_earlier_boots(self.store, self.node, self.boot_id)?;
         let request = AssignRequest {
             attachment: attachment.clone(),
             pod: pod_ref(&target.args),
@@ -184,16 +182,18 @@ mod tests {
     }
 
     #[test]
-    fn the_first_add_after_a_reboot_takes_dead_pods_addresses_back() {
+    fn a_reclaim_after_a_reboot_takes_dead_pods_addresses_back() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(Sqlite::open(&directory.path().join("margay.db")).unwrap());
         let pools = pools();
         let in_boot = |boot_id| Builtin { store: &store, node: "a", boot_id, pools: &pools };
         let attachment = |id| Attachment::new("pods", id, "eth0").unwrap();
         let dead = target("/nowhere/netns");
+        reclaim_earlier_boots(&store, "a", "one").unwrap();
         in_boot("one").add(&attachment("old"), &dead, &[]).unwrap();
         assert!(in_boot("one").add(&attachment("new"), &dead, &[]).is_err(), "the pool is full");
 
+        reclaim_earlier_boots(&store, "a", "two").unwrap();
         let result = in_boot("two").add(&attachment("new"), &dead, &[]).unwrap();
 
         assert_eq!(result.ips[0].network.to_string(), "10.244.0.2/30");

@@ -8,7 +8,7 @@ use margay_datastore::{Attachment, Sqlite, Store, StoreError};
 use rscni_types::ipnet::IpNet;
 use rscni_types::types::{CNIResult, IpConfig};
 
-use super::builtin::{Builtin, boot_id, upkeep};
+use super::builtin::{Builtin, boot_id, reclaim_earlier_boots, upkeep};
 use super::{AssignedIp, IpamError};
 use crate::config::{IpamNetConf, Requested, prev_result, valid_attachments};
 use crate::error::Error;
@@ -31,6 +31,7 @@ impl Plugin for MargayIpam {
             let requested = Requested::from_map(&call.config)?.or_args(&target.args);
             phases.enter("open_datastore")?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
+            reclaim_earlier_boots(&store, &netconf.nodename, &boot_id)?;
             phases.enter("reserve_addresses")?;
             let builtin = builtin(&netconf, &store, &boot_id);
             let result = builtin.add(&attachment, target, &requested.ips)?;
