@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use margay_abi::{GATEWAY_V4, GATEWAY_V6};
 
-use crate::netlink::{Netlink, NetlinkError, NewRoute};
+use crate::netlink::{LinkInfo, Netlink, NetlinkError, NewRoute};
 use crate::netns::{Netns, NetnsError};
 use crate::sysctl::{self, SysctlError};
 
@@ -96,7 +96,7 @@ impl PodSide {
     /// At the first request that fails; what was set stays until the link is deleted.
     pub fn configure(&self, netns: &Netns) -> Result<(), PodError> {
         in_pod(netns, async |netlink| {
-            let ifindex = link_index(&netlink, &self.ifname).await?;
+            let ifindex = link(&netlink, &self.ifname).await?.index;
             self.set_sysctls()?;
             for &address in &self.addresses {
                 netlink.add_address(ifindex, address).await?;
@@ -158,15 +158,13 @@ pub fn in_pod<T: Send>(
     })?
 }
 
-/// Index of an interface of the pod.
+/// An interface of the pod.
 ///
 /// # Errors
 /// [`PodError::NoInterface`] when there is none of this name.
-pub async fn link_index(netlink: &Netlink, ifname: &str) -> Result<u32, PodError> {
-    match netlink.link_by_name(ifname).await? {
-        Some(link) => Ok(link.index),
-        None => Err(PodError::NoInterface { ifname: ifname.to_owned() }),
-    }
+pub async fn link(netlink: &Netlink, ifname: &str) -> Result<LinkInfo, PodError> {
+    let link = netlink.link_by_name(ifname).await?;
+    link.ok_or_else(|| PodError::NoInterface { ifname: ifname.to_owned() })
 }
 
 fn everything(ipv4: bool) -> IpNetwork {

@@ -134,9 +134,7 @@ fn check_pod(
 ) -> Result<(), Error> {
     let ifname = &pod.ifname;
     let outcome = pod::in_pod(netns, async |netlink| {
-        let Some(link) = netlink.link_by_name(ifname).await? else {
-            return Err(PodError::NoInterface { ifname: ifname.clone() });
-        };
+        let link = pod::link(&netlink, ifname).await?;
         findings.compare_link("pod", &link, endpoint.pod_mac, endpoint.mtu);
         let addresses = netlink.addresses(link.index).await?;
         for &ip in &pod.addresses {
