@@ -9,6 +9,7 @@ use rscni_types::error::Error as CniError;
 
 use crate::args::ArgsError;
 use crate::config::ConfigError;
+use crate::confinement;
 use crate::dataplane::DataplaneError;
 use crate::directories::DirectoryError;
 use crate::host::HostError;
@@ -168,7 +169,7 @@ impl From<BackendError> for Error {
 /// The error as CNI knows it: code, message and, in the details, the whole chain of causes.
 impl From<&Error> for CniError {
     fn from(error: &Error) -> Self {
-        let details = chain(error);
+        let details = explained(error);
         match error {
             Error::Protocol(error) => protocol(error, details),
             Error::Config(ConfigError::Unsupported { .. }) => {
@@ -257,6 +258,17 @@ fn ipam(error: &IpamError, details: String) -> CniError {
 
 fn custom(code: u32, msg: &str, details: String) -> CniError {
     CniError::Custom(code, msg.to_owned(), details)
+}
+
+/// [`chain`], and what confines the process if it was refused something that root may do.
+#[must_use]
+pub fn explained(error: &Error) -> String {
+    let mut text = chain(error);
+    if let Some(confinement) = confinement::of_refusal(error) {
+        text.push_str("; what may refuse it: ");
+        text.push_str(&confinement);
+    }
+    text
 }
 
 /// The error and its causes, outermost first, in one line: control characters, which can come in

@@ -5,6 +5,7 @@ pub mod args;
 pub mod boot_clock;
 pub mod commands;
 pub mod config;
+pub mod confinement;
 pub mod dataplane;
 pub mod directories;
 pub mod error;

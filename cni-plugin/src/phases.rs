@@ -6,7 +6,7 @@ use std::fmt::{Display, Write};
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, chain};
+use crate::error::{Error, explained};
 
 /// A stopwatch over the phases of one verb.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Phases {
         match result {
             Ok(_) => tracing::info!(verb, subject, result = "ok", total_us, phases),
             Err(error) => {
-                let error = chain(error);
+                let error = explained(error);
                 tracing::error!(verb, subject, result = "error", error, total_us, phases);
             }
         }

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use aya::pin::PinError;
 use aya::programs::{ProgramError, SchedClassifier};
+use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use margay_abi::{DEFAULT_MAX_FLOWS, DEFAULT_MAX_PODS};
 use margay_failpoints as failpoints;
@@ -21,6 +22,7 @@ use crate::Program;
 use crate::maps::{self, LAYOUTS, MapError};
 use crate::object::Build;
 use crate::pins::Pins;
+use crate::probe::{self, ProbeError};
 
 /// How often a program is handed to the verifier at most.
 const VERIFIER_ATTEMPTS: u32 = 5;
@@ -29,6 +31,9 @@ const VERIFIER_ATTEMPTS: u32 = 5;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
+    /// The kernel loads no program of this kind.
+    #[error(transparent)]
+    Kernel(#[from] ProbeError),
     /// The lock that makes one process load cannot be had.
     #[error("lock {}", path.display())]
     Lock {
@@ -130,6 +135,7 @@ pub(crate) fn load_and_pin(
     options: &LoadOptions,
 ) -> Result<(), LoadError> {
     let started = Instant::now();
+    probe::check_kernel()?;
     remove_programs(&pins.unfinished_programs())?;
     remove_programs(&pins.programs())?;
     create_folder(&pins.maps())?;
@@ -170,9 +176,11 @@ fn load_program(
         .program_mut(program.name())
         .and_then(|found| found.try_into().ok())
         .ok_or(LoadError::NoProgram { build: build.id, program })?;
-    before("pin", path)?;
-    verify(classifier)
+    failpoints::before(failpoints::Kind::Program, format_args!("load {}", program.name()))
+        .map_err(|io_error| SyscallError { call: "bpf_prog_load", io_error }.into())
+        .and_then(|()| verify(classifier))
         .map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
+    before("pin", path)?;
     classifier.pin(path).map_err(|source| LoadError::Pin { program, path: path.to_owned(), source })
 }
 

@@ -5,7 +5,8 @@
 use std::path::Path;
 
 use aya::programs::{ProgramError, ProgramType};
-use aya::sys::{BpfHelper, is_helper_supported};
+use aya::sys::{BpfHelper, SyscallError, is_helper_supported};
+use margay_failpoints::{self as failpoints, Kind};
 
 use crate::bpffs::{self, BpffsError};
 
@@ -20,10 +21,10 @@ pub enum ProbeError {
     #[error("the kernel cannot run margay's TC programs: no bpf_redirect_peer (Linux 5.10)")]
     NoRedirectPeer,
     /// The kernel refused a program of two instructions.
-    #[error("load a minimal TC program (CAP_BPF and CAP_NET_ADMIN, CONFIG_BPF_SYSCALL, lockdown)")]
+    #[error("load a minimal TC program")]
     Load {
-        #[source]
         /// Errno.
+        #[source]
         source: ProgramError,
     },
 }
@@ -33,9 +34,25 @@ pub enum ProbeError {
 /// A `root` below an unmounted `/sys/fs/bpf` is fine, since loading mounts it.
 pub fn probe(root: &Path) -> Result<(), ProbeError> {
     bpffs::check(root)?;
-    match is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_redirect_peer) {
+    check_kernel()
+}
+
+/// Whether the kernel loads a program that calls what margay's call.
+///
+/// Asked before aya loads anything: where the kernel refuses every program, aya takes that for
+/// features that are missing and says something else.
+pub(crate) fn check_kernel() -> Result<(), ProbeError> {
+    match load_minimal_program() {
         Ok(true) => Ok(()),
         Ok(false) => Err(ProbeError::NoRedirectPeer),
         Err(source) => Err(ProbeError::Load { source }),
     }
+}
+
+/// `false` where the kernel does not know `bpf_redirect_peer`.
+fn load_minimal_program() -> Result<bool, ProgramError> {
+    failpoints::before(Kind::Program, "load a minimal TC program").map_err(|io_error| {
+        ProgramError::SyscallError(SyscallError { call: "bpf_prog_load", io_error })
+    })?;
+    is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_redirect_peer)
 }

@@ -29,6 +29,8 @@ pub enum Kind {
     NetlinkQuery,
     /// A write to a pinned map.
     Map,
+    /// A program that is given to the kernel: gone with the process unless it is pinned.
+    Program,
     /// A pin, or a folder of pins, that is made, renamed or removed.
     Pin,
     /// A write to the datastore.
@@ -48,6 +50,7 @@ impl Kind {
         match self {
             Self::Netlink | Self::NetlinkQuery => "netlink",
             Self::Map => "entry",
+            Self::Program => "program",
             Self::Pin => "pin",
             Self::Store => "store",
             Self::Sysctl => "sysctl",
@@ -56,11 +59,11 @@ impl Kind {
         }
     }
 
-    /// Whether it changes anything. To be killed before a mere question is to be killed before the
-    /// next change.
+    /// Whether it changes anything that outlives the process. To be killed before anything else is
+    /// to be killed before the next change.
     #[must_use]
     pub fn is_change(self) -> bool {
-        self != Self::NetlinkQuery
+        !matches!(self, Self::NetlinkQuery | Self::Program)
     }
 }
 

@@ -4,14 +4,18 @@
 //! Nothing here knows the requests of a verb: the first is refused, then the second, and so on until
 //! there are no more.
 
+use std::fs;
+
 use margay_tests::residue::assert_only;
 use margay_tests::{CniOutput, Node, Pod};
+use rustix::mount::{MountFlags, mount};
 use serde_json::{Value, json};
 
 const EPERM: u32 = 1;
 const EIO: u32 = 5;
 const E2BIG: u32 = 7;
 const ENOMEM: u32 = 12;
+const EACCES: u32 = 13;
 const EBUSY: u32 = 16;
 const EEXIST: u32 = 17;
 const ENOSPC: u32 = 28;
@@ -47,6 +51,33 @@ fn an_add_whose_writes_to_the_datastore_are_refused_leaves_nothing() {
 fn an_add_whose_sysctls_are_refused_leaves_nothing() {
     let Some(node) = Node::new() else { return };
     refuse_each_request_of_an_add(&node, &node.network(), "sysctl", &[EPERM, EROFS]);
+}
+
+#[test]
+fn an_add_whose_programs_are_refused_leaves_nothing_and_says_what_may_refuse_them() {
+    for errno in [EPERM, EACCES] {
+        let Some(node) = Node::new() else { return };
+        pretend_lockdown();
+        refuse_each(&node, "program", errno, Duration::Once, |pod, refusal| {
+            let output = refused(pod, "ADD", &node.network(), refusal)?;
+            assert_says_why(&output, errno, refusal);
+            let (_, message) = output.error();
+            assert!(message.contains("lockdown is in force (integrity)"), "{refusal}: {message}");
+            assert_only(&node, &[], refusal);
+            Some(())
+        });
+    }
+}
+
+#[test]
+fn a_status_where_programs_are_refused_says_what_may_refuse_them() {
+    let Some(node) = Node::new() else { return };
+    pretend_lockdown();
+    let output = refused(&node.sandbox("a"), "STATUS", &node.network(), "program=return(1)");
+    let (code, message) = output.expect("STATUS tries a program").error();
+    assert_eq!(code, 50, "{message}");
+    assert!(message.contains("load a minimal TC program"), "{message}");
+    assert!(message.contains("lockdown is in force (integrity)"), "{message}");
 }
 
 #[test]
@@ -147,6 +178,13 @@ fn assert_addresses_are_held_while_there_is_a_link(node: &Node, pod: &Pod<'_>, r
     let is_there =
         !node.pod_links().is_empty() || !node.datapath().pods().entries().unwrap().is_empty();
     assert!(!is_there || held.len() == 2, "{refusal}: {held:?}");
+}
+
+/// A kernel that says of itself that it is locked down, for the test's thread and what it starts.
+fn pretend_lockdown() {
+    let directory = "/sys/kernel/security";
+    mount("tmpfs", directory, "tmpfs", MountFlags::empty(), None).unwrap();
+    fs::write(format!("{directory}/lockdown"), "none [integrity] confidentiality\n").unwrap();
 }
 
 /// How long requests are refused.
