@@ -1,5 +1,6 @@
 //! GC: what no valid attachment has is taken away, what one has stays.
 
+use margay_abi::PodInfo;
 use margay_tests::node::node_address;
 use margay_tests::pod::address;
 use margay_tests::traffic::assert_ping;
@@ -69,6 +70,31 @@ fn gc_gives_no_address_back_while_its_link_is_there() {
         pod.invocation("GC", &collected).execute().success();
         assert_eq!(node.pod_links(), []);
     }
+}
+
+#[test]
+fn gc_takes_away_what_it_can_of_the_map_entries_that_nobody_has() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let caller = node.sandbox("caller");
+    caller.add(&network);
+    let entries = || node.datapath().pods().entries().unwrap();
+    let known = *entries().values().next().unwrap();
+    caller.del(&network);
+    for last in 1..=3 {
+        let orphan = PodInfo { ifindex: 0x00ff_ffff, ..known };
+        node.datapath().pods().insert([10, 99, 0, last].into(), &orphan).unwrap();
+    }
+    let mut collected = network.clone();
+    collected["cni.dev/valid-attachments"] = json!([]);
+
+    let refused = caller.invocation("GC", &collected).env("FAILPOINTS", "entry=1*return(12)");
+    let (code, message) = refused.execute().error();
+
+    assert_eq!(code, 102, "{message}");
+    assert_eq!(entries().len(), 1, "{:?}", entries());
+    gc(&caller, &network, &json!([])).success();
+    assert_eq!(entries().len(), 0);
 }
 
 #[test]

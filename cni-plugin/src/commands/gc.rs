@@ -10,7 +10,10 @@
 //! list names it, though the runtime may still wait for its answer: nothing tells the two apart.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
+use margay_abi::PodInfo;
+use margay_datapath::Pods;
 use margay_datastore::{Attachment, EndpointState, Store};
 use rscni_types::types::GcAttachment;
 
@@ -54,7 +57,8 @@ pub(super) fn gc(call: &Call) -> Result<(), Error> {
         note(Lock::sweep(&conf.paths.run_dir).map_err(Error::from));
 
         phases.enter("map")?;
-        note(remove_orphaned_map_entries(&conf).await);
+        let outcome = remove_orphaned_map_entries(&conf, &mut note).await;
+        note(outcome);
 
         phases.enter("ipam")?;
         note(collect_delegated(call, &conf, valid));
@@ -127,21 +131,28 @@ fn endpoints(store: &Store, conf: &NetConf) -> Result<BTreeSet<Attachment>, Erro
 }
 
 /// Removes map entries whose interface does not exist, whatever network they were of: nothing else
-/// knows of them any more.
-async fn remove_orphaned_map_entries(conf: &NetConf) -> Result<(), Error> {
+/// knows of them any more. The outcome of each is noted.
+async fn remove_orphaned_map_entries(
+    conf: &NetConf,
+    note: &mut impl FnMut(Result<(), Error>),
+) -> Result<(), Error> {
     let Some(pods) = dataplane::pods(&conf.paths.bpffs_root)? else { return Ok(()) };
     let entries = pods.entries().map_err(DataplaneError::Maps)?;
     let links = Netlink::open()?.links().await?;
     let alive: BTreeSet<u32> = links.into_iter().map(|link| link.index).collect();
     for (address, entry) in entries {
-        let failed = |source| DataplaneError::Map { address, source };
-        if alive.contains(&entry.ifindex) {
-            continue;
+        if !alive.contains(&entry.ifindex) {
+            note(remove_entry(&pods, address, &entry));
         }
-        // Another pod may have got the address meanwhile.
-        if pods.get(address).map_err(failed)? == Some(entry) {
-            pods.remove(address).map_err(failed)?;
-        }
+    }
+    Ok(())
+}
+
+/// Leaves the address alone if another pod got it meanwhile.
+fn remove_entry(pods: &Pods, address: IpAddr, entry: &PodInfo) -> Result<(), Error> {
+    let failed = |source| DataplaneError::Map { address, source };
+    if pods.get(address).map_err(failed)? == Some(*entry) {
+        pods.remove(address).map_err(failed)?;
     }
     Ok(())
 }
