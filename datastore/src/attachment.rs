@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 /// The kernel's `IFNAMSIZ` less the terminating zero.
 const IFNAME_MAX_BYTES: usize = 15;
 
-/// Longest text of an attachment. It must fit into a link's alias (the kernel's `IFALIASZ` of 256
-/// less the terminating zero) behind a prefix of seven bytes.
-const TEXT_MAX_BYTES: usize = 248;
+/// Longest text of an attachment. It must fit into a link's alias behind a prefix of seven bytes; an
+/// alias is shorter than the kernel's `IFALIASZ` of 256, the terminating zero counted if it is sent.
+const TEXT_MAX_BYTES: usize = 247;
 
 /// One interface of one container on one network.
 ///
@@ -97,7 +97,7 @@ pub enum AttachmentError {
     },
     /// The three parts together are too long.
     #[error(
-        "network name, container ID and interface name ({text:.60}…) are longer than 248 bytes, which is all that a link's alias can hold of them"
+        "network name, container ID and interface name ({text:.60}…) are longer than 247 bytes, which is all that a link's alias can hold of them"
     )]
     TooLong {
         /// The three parts as given.

@@ -166,6 +166,24 @@ fn del_of_an_unknown_container_succeeds() {
 }
 
 #[test]
+fn an_attachment_of_the_longest_name_is_made_and_found_again() {
+    let Some(node) = Node::new() else { return };
+    let pod = node.sandbox("a");
+    let mut network = node.network();
+    let longest = 247 - "/a/eth0".len();
+    network["name"] = json!("n".repeat(longest));
+
+    let result = pod.add(&network);
+
+    assert!(pod.check(&network, &result).is_success());
+    pod.del(&network);
+    assert_eq!(node.pod_links(), []);
+    network["name"] = json!("n".repeat(longest + 1));
+    let (code, message) = pod.invocation("ADD", &network).execute().error();
+    assert_eq!(code, 4, "{message}");
+}
+
+#[test]
 fn a_second_add_is_refused_and_leaves_the_first_intact() {
     let Some(node) = Node::new() else { return };
     let network = node.network();
