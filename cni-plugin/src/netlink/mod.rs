@@ -1,4 +1,4 @@
-//! The rtnetlink requests that margay makes: one typed function per request, each by name or by
+//! The netlink requests that margay makes: one typed function per request, each by name or by
 //! index, so that no ADD or DEL walks a whole kernel table.
 //!
 //! Invariant: every error says what was asked of which object, and keeps the kernel's errno as
@@ -7,6 +7,7 @@
 mod address;
 mod link;
 mod neighbour;
+mod netfilter;
 mod route;
 
 use std::io;
@@ -21,6 +22,7 @@ use rustix::io::Errno;
 pub use address::AddressInfo;
 pub use link::{LinkInfo, VethPair};
 pub use neighbour::NeighbourInfo;
+pub use netfilter::{Intervals, Netfilter, RuleInfo};
 pub use route::{NewRoute, RouteInfo};
 
 /// Number in the protocol field of every route that margay makes, so that its routes can be told
