@@ -16,6 +16,7 @@ use crate::host::HostError;
 use crate::ipam::IpamError;
 use crate::lock::LockError;
 use crate::mtu::MtuTooSmall;
+use crate::nat::NatError;
 use crate::netlink::NetlinkError;
 use crate::netns::NetnsError;
 use crate::phases::Injected;
@@ -38,6 +39,8 @@ pub mod code {
     /// A delegated plugin could not be run or gave no answer that can be read. An error that it
     /// reports keeps its own code.
     pub const DELEGATED: u32 = 105;
+    /// What `nat_outgoing` asks for cannot be had: `nft` is missing or refused the rules.
+    pub const NAT: u32 = 106;
     /// A fail point of a test build.
     pub const INJECTED: u32 = 199;
 }
@@ -138,6 +141,9 @@ pub enum Error {
     /// The dataplane cannot be used.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
+    /// Masquerading cannot be set up or looked at.
+    #[error(transparent)]
+    Nat(#[from] NatError),
     /// No runtime for netlink.
     #[error("start the netlink runtime")]
     Runtime(#[source] std::io::Error),
@@ -187,6 +193,7 @@ impl From<&Error> for CniError {
             Error::Mismatch { .. } => custom(code::MISMATCH, "Not as ADD left it", details),
             Error::Dataplane(_) => custom(code::DATAPLANE, "eBPF dataplane", details),
             Error::Lock(_)
+            | Error::Nat(NatError::Lock(_))
             | Error::Directory(_)
             | Error::Sysctl(_)
             | Error::Pod(PodError::Sysctl(_) | PodError::Netns(_) | PodError::Runtime(_))
@@ -197,6 +204,7 @@ impl From<&Error> for CniError {
             | Error::Netlink(_)
             | Error::Pod(_)
             | Error::Host(_) => custom(code::NETLINK, "Kernel network configuration", details),
+            Error::Nat(_) => custom(code::NAT, "NAT of outgoing traffic", details),
             Error::Unavailable(_) => Self::PluginNotAvailable(details),
             Error::Injected(_) => custom(code::INJECTED, "fail point", details),
         }

@@ -16,6 +16,7 @@ pub mod lock;
 pub mod log;
 pub mod mtu;
 pub mod naming;
+pub mod nat;
 pub mod netlink;
 pub mod netns;
 pub mod phases;

@@ -126,7 +126,7 @@ impl IpamGate {
     /// # Errors
     /// When the file cannot be made or locked.
     pub fn enter(run_dir: &Path) -> Result<Self, LockError> {
-        Self::open(run_dir, FlockOperation::LockShared)
+        Ok(Self { _file: lock_forever(run_dir, "ipam", FlockOperation::LockShared)? })
     }
 
     /// Waits until nobody is inside, and keeps everybody out.
@@ -134,24 +134,51 @@ impl IpamGate {
     /// # Errors
     /// When the file cannot be made or locked.
     pub fn close(run_dir: &Path) -> Result<Self, LockError> {
-        Self::open(run_dir, FlockOperation::LockExclusive)
+        Ok(Self { _file: lock_forever(run_dir, "ipam", FlockOperation::LockExclusive)? })
+    }
+}
+
+/// Lets one plugin at a time look at the node's NAT rules and change them.
+#[derive(Debug)]
+pub struct NatLock {
+    _file: OwnedFd,
+}
+
+impl NatLock {
+    const NAME: &str = "nat";
+
+    /// Waits for the lock.
+    ///
+    /// # Errors
+    /// When the file cannot be made or locked.
+    pub fn take(run_dir: &Path) -> Result<Self, LockError> {
+        Ok(Self { _file: lock_forever(run_dir, Self::NAME, FlockOperation::LockExclusive)? })
     }
 
-    // The file stays: it is one for all networks, and shared, so nobody could tell who is last.
-    fn open(run_dir: &Path, operation: FlockOperation) -> Result<Self, LockError> {
-        let path = run_dir.join("ipam");
-        std::fs::create_dir_all(run_dir).map_err(|source| LockError {
-            operation: "make the directory of",
-            path: path.clone(),
-            source,
-        })?;
-        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = open(&path, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|errno| failed("open", &path, errno))?;
-        retry_interrupted(|| flock(&file, operation))
-            .map_err(|errno| failed("take", &path, errno))?;
-        Ok(Self { _file: file })
+    /// Whether it was ever taken: without, nobody has made any NAT rules.
+    #[must_use]
+    pub fn was_taken(run_dir: &Path) -> bool {
+        run_dir.join(Self::NAME).exists()
     }
+}
+
+/// Locks a file that stays: it is one for all networks, so nobody could tell who is last.
+fn lock_forever(
+    run_dir: &Path,
+    name: &str,
+    operation: FlockOperation,
+) -> Result<OwnedFd, LockError> {
+    let path = run_dir.join(name);
+    std::fs::create_dir_all(run_dir).map_err(|source| LockError {
+        operation: "make the directory of",
+        path: path.clone(),
+        source,
+    })?;
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = open(&path, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|errno| failed("open", &path, errno))?;
+    retry_interrupted(|| flock(&file, operation)).map_err(|errno| failed("take", &path, errno))?;
+    Ok(file)
 }
 
 impl Drop for Lock {

@@ -37,6 +37,8 @@ pub enum Kind {
     Store,
     /// A write to `/proc/sys`.
     Sysctl,
+    /// A transaction of nftables.
+    Nft,
     /// The execution of another plugin.
     Plugin,
     /// The answer to the runtime.
@@ -54,6 +56,7 @@ impl Kind {
             Self::Pin => "pin",
             Self::Store => "store",
             Self::Sysctl => "sysctl",
+            Self::Nft => "nft",
             Self::Plugin => "plugin",
             Self::Answer => "answer",
         }

@@ -31,6 +31,32 @@ fn add_and_del_start_no_process_and_only_a_nodes_first_add_loads_programs() {
     assert_eq!(node.datapath().origin(), Origin::Opened);
 }
 
+#[test]
+fn an_add_starts_nft_only_where_nat_rules_are_missing() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network_with_nat();
+    let (first, second, third) =
+        (node.sandbox("first"), node.sandbox("second"), node.sandbox("third"));
+
+    let first_add = traced(&first, "ADD", &network);
+    let second_add = traced(&second, "ADD", &network);
+    let del = traced(&second, "DEL", &network);
+    node.run(&["nft", "flush", "ruleset"]);
+    let repairing = traced(&third, "ADD", &network);
+
+    for (verb, trace, processes) in [
+        ("first ADD", &first_add, 2),
+        ("second ADD", &second_add, 1),
+        ("DEL", &del, 1),
+        ("ADD after a flush", &repairing, 2),
+    ] {
+        // What was looked for in vain does not count.
+        let executed: Vec<_> =
+            trace.lines().filter(|line| line.contains("execve") && line.ends_with("= 0")).collect();
+        assert_eq!(executed.len(), processes, "{verb}: {executed:#?}");
+    }
+}
+
 fn loads(trace: &str) -> bool {
     trace.contains("BPF_PROG_LOAD") || trace.contains("BPF_MAP_CREATE")
 }

@@ -180,6 +180,25 @@ fn tcx_links_of_an_add_that_was_killed_anywhere_are_found() {
     }
 }
 
+#[test]
+fn an_add_that_was_killed_before_its_nat_rules_is_in_no_later_adds_way() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network_with_nat();
+    let (first, second) = (node.sandbox("first"), node.sandbox("second"));
+    let add = kill_at(first.invocation("ADD", &network), "nft", 0).execute();
+    let place = killed(&add).expect("an ADD that writes rules");
+    assert_eq!(node.run(&["nft", "list", "tables"]), "", "{place}");
+
+    let result = second.add(&network);
+
+    assert!(second.check(&network, &result).is_success());
+    first.del(&network);
+    assert_only(&node, &[(&second, &result)], &place);
+    first.add(&network);
+    first.del(&network);
+    second.del(&network);
+}
+
 /// A node with a pod that nothing may happen to.
 struct Scene<'node> {
     node: &'node Node,

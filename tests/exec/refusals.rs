@@ -21,8 +21,8 @@ const EEXIST: u32 = 17;
 const ENOSPC: u32 = 28;
 const EROFS: u32 = 30;
 
-/// CNI's code for input and output, then margay's own for dataplane and netlink.
-const CODES: [u64; 3] = [5, 102, 103];
+/// CNI's code for input and output, then margay's own for dataplane, netlink and NAT.
+const CODES: [u64; 4] = [5, 102, 103, 106];
 
 #[test]
 fn an_add_whose_netlink_requests_are_refused_leaves_nothing() {
@@ -86,6 +86,29 @@ fn an_add_whose_pins_are_refused_leaves_nothing() {
     let mut network = node.network();
     network["attach"] = json!("tcx");
     refuse_each_request_of_an_add(&node, &network, "pin", &[ENOSPC, EPERM]);
+}
+
+#[test]
+fn an_add_whose_nat_rules_cannot_be_read_leaves_nothing() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network_with_nat();
+    refuse_each_request_of_an_add(&node, &network, "netlink", &[EBUSY, ENOMEM, EPERM]);
+}
+
+#[test]
+fn an_add_whose_nat_rules_are_refused_leaves_nothing() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network_with_nat();
+    for errno in [ENOMEM, EPERM] {
+        refuse_each(&node, "nft", errno, Duration::Once, |pod, refusal| {
+            node.run(&["nft", "flush", "ruleset"]);
+            let output = refused(pod, "ADD", &network, refusal)?;
+            assert_says_why(&output, errno, refusal);
+            assert_only(&node, &[], refusal);
+            assert_eq!(node.run(&["nft", "list", "tables"]), "", "{refusal}");
+            Some(())
+        });
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod framing;
 mod interference;
 mod lifecycle;
 mod link_local;
+mod nat;
 mod outside;
 mod services;
 mod spoofing;

@@ -111,6 +111,19 @@ impl Node {
         })
     }
 
+    /// The same, with pools that ask for masquerading.
+    ///
+    /// # Panics
+    /// Never.
+    #[must_use]
+    pub fn network_with_nat(&self) -> Value {
+        let mut network = self.network();
+        for pool in network["ipam"]["pools"].as_array_mut().expect("pools") {
+            pool["nat_outgoing"] = json!(true);
+        }
+        network
+    }
+
     /// Where the node's pins are.
     #[must_use]
     pub fn bpffs_root(&self) -> PathBuf {

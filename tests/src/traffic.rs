@@ -159,6 +159,56 @@ pub fn udp_exchange(client: &UdpSocket, server: &UdpSocket, target: SocketAddr) 
     Ok(())
 }
 
+/// The address that a server sees as its client's, by TCP and by UDP, with answers that arrive.
+///
+/// # Panics
+/// When a packet does not arrive, or the two differ.
+pub fn source_seen(client: &impl Place, server: &impl Place, target: IpAddr) -> IpAddr {
+    let listener = listen(server, SocketAddr::new(target, 0));
+    let at = listener.local_addr().expect("address of the listener");
+    let connection = Connection::open(client, at, &listener);
+    let connection = connection.unwrap_or_else(|error| panic!("connect to {target}: {error}"));
+    connection.exchange().unwrap_or_else(|error| panic!("exchange with {target}: {error}"));
+    let by_tcp = connection.server.peer_addr().expect("address of the client").ip();
+
+    let socket = udp(server, SocketAddr::new(target, 0));
+    let asker = udp(client, SocketAddr::new(any(target), 0));
+    let target = socket.local_addr().expect("address of the server");
+    udp_exchange(&asker, &socket, target).unwrap_or_else(|error| panic!("ask {target}: {error}"));
+    let by_udp = datagram_source(client, server, target.ip());
+    assert_eq!(by_tcp, by_udp);
+    by_tcp
+}
+
+/// The address that a datagram comes from, whether or not an answer would arrive.
+///
+/// # Panics
+/// When it does not arrive.
+pub fn datagram_source(client: &impl Place, server: &impl Place, target: IpAddr) -> IpAddr {
+    source_of(&[0; 16], client, server, target)
+}
+
+/// The same of one that is larger than the MTU.
+///
+/// # Panics
+/// When it does not arrive.
+pub fn large_datagram_source(client: &impl Place, server: &impl Place, target: IpAddr) -> IpAddr {
+    source_of(&[0; 4000], client, server, target)
+}
+
+fn source_of(payload: &[u8], client: &impl Place, server: &impl Place, target: IpAddr) -> IpAddr {
+    let socket = udp(server, SocketAddr::new(target, 0));
+    let asker = udp(client, SocketAddr::new(any(target), 0));
+    let at = socket.local_addr().expect("address of the server");
+    asker.send_to(payload, at).expect("send");
+    let (_, source) = receive(&socket, &mut [0; 5000]).expect("a datagram");
+    source.ip()
+}
+
+fn any(like: IpAddr) -> IpAddr {
+    if like.is_ipv4() { "0.0.0.0" } else { "::" }.parse().expect("address")
+}
+
 /// Receives a datagram, whatever the kernel wants the thread for meanwhile.
 ///
 /// # Errors

@@ -20,6 +20,7 @@ use crate::host::HostSide;
 use crate::ipam::{IpamResult, pod_ref};
 use crate::lock::IpamGate;
 use crate::mtu::Mtu;
+use crate::nat::Nat;
 use crate::netlink::{LinkInfo, VethPair};
 use crate::netns::Netns;
 use crate::phases::Phases;
@@ -131,6 +132,11 @@ async fn attach(
     phases.enter("mtu")?;
     let mtu = Mtu::find(&session.netlink, request.conf.mtu).await?;
     tracing::info!(mtu = mtu.bytes, source = %mtu.source, "MTU");
+
+    if let Some(nat) = Nat::of(request.conf) {
+        phases.enter("nat")?;
+        nat.ensure().await?;
+    }
 
     phases.enter("addresses")?;
     let (addresses, mut endpoint) = reserve(session, request, &dataplane, &mtu)?;

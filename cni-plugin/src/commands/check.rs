@@ -17,6 +17,7 @@ use crate::dataplane::{self, DataplaneError};
 use crate::error::{Error, chain};
 use crate::host::HostSide;
 use crate::ipam::{IpamError, IpamResult};
+use crate::nat::Nat;
 use crate::netlink::{LinkInfo, Netlink, ROUTE_PROTOCOL};
 use crate::netns::Netns;
 use crate::pod::{self, PodError, PodSide};
@@ -46,6 +47,10 @@ pub(super) fn check(call: &Call, target: &Target) -> Result<(), Error> {
         check_pod(&mut findings, &netns, &endpoint, &pod)?;
         phases.enter("host_side")?;
         check_host(&mut findings, &session, &endpoint).await?;
+        if let Some(nat) = Nat::of(&conf) {
+            phases.enter("nat")?;
+            findings.0.extend(nat.findings().await?);
+        }
         phases.enter("addresses")?;
         let addresses: Vec<IpAddr> = endpoint.ips.iter().map(|ip| ip.ip()).collect();
         match session.ipam().check(&attachment, &addresses) {

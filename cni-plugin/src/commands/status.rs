@@ -10,6 +10,7 @@ use crate::dataplane::DataplaneError;
 use crate::directories::check_writable;
 use crate::error::Error;
 use crate::ipam::{self, Ipam};
+use crate::nat::Nat;
 use crate::protocol::Call;
 
 /// Whether an ADD could succeed.
@@ -19,6 +20,10 @@ pub(super) fn status(call: &Call) -> Result<(), Error> {
         if conf.dataplane == config::Dataplane::Ebpf {
             phases.enter("dataplane")?;
             margay_datapath::probe(&conf.paths.bpffs_root).map_err(DataplaneError::NotReady)?;
+        }
+        if let Some(nat) = Nat::of(&conf) {
+            phases.enter("nat")?;
+            nat.status().await?;
         }
         phases.enter("directories")?;
         check_writable(&conf.paths.run_dir)?;

@@ -153,7 +153,7 @@ pub(crate) const IPAM_KEYS: &[Key] = &[
     used("ipam.pools[].name", Text, ""),
     used("ipam.pools[].block_size", Number, ""),
     used("ipam.pools[].disabled", Truth, "false"),
-    unused("ipam.pools[].nat_outgoing", Truth),
+    used("ipam.pools[].nat_outgoing", Truth, "false"),
     used("ipam.strict_affinity", Truth, "false"),
     used("ipam.state_dir", Text, ""),
     used("ipam.nodename", Text, ""),

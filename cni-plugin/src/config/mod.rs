@@ -187,13 +187,17 @@ impl IpamNetConf {
     pub fn from_map(document: &Map<String, Value>) -> Result<Self, ConfigError> {
         let netconf = Object::root(document);
         let ipam = ipam_object(&netconf)?;
-        let unused = keys::check(&ipam, "ipam.", keys::IPAM_KEYS)?;
+        let mut unused = keys::check(&ipam, "ipam.", keys::IPAM_KEYS)?;
+        let pools = PoolSet::from_object(&ipam)?;
+        if pools.all.iter().any(|pool| pool.nat_outgoing) {
+            unused.push("ipam.pools[].nat_outgoing".to_owned());
+        }
         Ok(Self {
             name: name(&netconf)?,
             nodename: nodename(&ipam)?,
             state_dir: directory(&ipam, "state_dir", DEFAULT_STATE_DIR)?,
             log: log(&ipam)?,
-            pools: PoolSet::from_object(&ipam)?,
+            pools,
             unused,
         })
     }

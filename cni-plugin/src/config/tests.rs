@@ -126,6 +126,10 @@ fn an_unknown_key_is_named_with_its_path_and_the_nearest_known_one() {
             "ipam.ipv4_pool is not a key margay knows, did you mean ipam.ipv4_pools?",
         ),
         (
+            "/ipam/pools/0/natOutgoing",
+            "ipam.pools[0].natOutgoing is not a key margay knows, did you mean ipam.pools[].nat_outgoing?",
+        ),
+        (
             "/ipam/pools/1/blocksize",
             "ipam.pools[1].blocksize is not a key margay knows, did you mean ipam.pools[].block_size?",
         ),
@@ -448,6 +452,16 @@ fn margay_ipam_leaves_the_other_plugins_keys_alone() {
 
     assert_eq!(netconf.database(), PathBuf::from("/tmp/x/margay.db"));
     assert_eq!(netconf.unused_keys(), [] as [&str; 0]);
+}
+
+#[test]
+fn masquerading_is_margays_and_not_margay_ipams() {
+    let document = with("/ipam/pools/0/nat_outgoing", json!("true"));
+
+    assert!(pools(&document).all[0].nat_outgoing);
+    assert_eq!(parse(&document).unwrap().unused_keys(), [] as [&str; 0]);
+    let alone = IpamNetConf::from_map(map(&document)).unwrap();
+    assert_eq!(alone.unused_keys(), ["ipam.pools[].nat_outgoing"]);
 }
 
 /// Any JSON value, with the keys that margay looks at among its keys.
