@@ -3,7 +3,7 @@
 //! Its one task is to learn: a flow between pods that the stack handles may be under NAT there, so
 //! both of its directions have to stay with the stack. Invariant: it passes every packet unchanged.
 
-use aya_ebpf::{bindings::TC_ACT_OK, macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
 use bytemuck::{Pod, Zeroable};
 use margay_abi::{Counter, flow_verdict};
 
@@ -22,7 +22,7 @@ pub(crate) fn to_pod(context: TcContext) -> i32 {
     if !is_answer(&packet) {
         maps::count(Counter::ToPod as u32, packet.len());
     }
-    TC_ACT_OK
+    TC_ACT_UNSPEC
 }
 
 /// Remembers that the stack has the packet's flow, if its sender is a pod. `None` if there is

@@ -3,7 +3,7 @@
 //! Every reason is one [`Counter`]: the two enums narrow it, so that a drop cannot be counted as a
 //! pass or the other way round.
 
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use margay_abi::Counter;
 
 use crate::packet::Packet;
@@ -68,7 +68,9 @@ pub(crate) fn conclude(packet: &impl Packet, outcome: Result<Verdict, DropReason
     match outcome {
         Ok(Verdict::Deliver { ifindex, family }) => (packet.redirect_peer(ifindex), family as u32),
         Ok(Verdict::Answer(protocol)) => (packet.redirect_back(), protocol as u32),
-        Ok(Verdict::Stack(reason)) => (TC_ACT_OK, reason as u32),
+        // Not `TC_ACT_OK`, which would end the classification: a filter behind this one, under
+        // clsact or, with TCX, under whatever qdisc there is, may be what limits a pod's rate.
+        Ok(Verdict::Stack(reason)) => (TC_ACT_UNSPEC, reason as u32),
         Err(reason) => (TC_ACT_SHOT, reason as u32),
     }
 }

@@ -8,7 +8,7 @@ use margay_tests::node::{Node, UPLINK};
 use margay_tests::packet::{Ipv4, Ipv6, Mac, ethernet};
 
 /// What the kernel half says of a packet. `bpf_redirect` and `bpf_redirect_peer` alike.
-pub(crate) const TC_ACT_OK: i32 = 0;
+pub(crate) const TC_ACT_UNSPEC: i32 = -1;
 pub(crate) const TC_ACT_SHOT: i32 = 2;
 pub(crate) const TC_ACT_REDIRECT: i32 = 7;
 
@@ -131,7 +131,7 @@ impl Outcome {
 
     #[track_caller]
     pub(crate) fn expect_stack(&self, counter: Counter, sent: &[u8]) {
-        self.expect(TC_ACT_OK, counter, sent);
+        self.expect(TC_ACT_UNSPEC, counter, sent);
     }
 
     #[track_caller]

@@ -98,7 +98,7 @@ fn a_test_run_counts_like_a_packet() {
         let context = TestContext { repeat: 3, ..TestContext::default() };
         let run = datapath.test_run(Program::ToPod, &frame, context).expect("run");
 
-        assert_eq!(run.action, 0, "TC_ACT_OK");
+        assert_eq!(run.action, -1, "TC_ACT_UNSPEC");
         assert_eq!(run.frame, frame);
         let stats = datapath.stats().expect("read the counters");
         let (_, traffic) = stats[Counter::ToPod as usize];

@@ -9,7 +9,7 @@
 //! - What the stack has stays with the stack, and both directions of a flow are remembered alike.
 //! - It does not matter how much of the packet is in the linear part.
 
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT};
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use margay_abi::{GATEWAY_V4, GATEWAY_V6, HOST_VETH_MAC, flow_verdict};
 
 use crate::from_pod::handle;
@@ -276,7 +276,7 @@ fn check_action(scene: &Scene, outcome: Result<Verdict, DropReason>) {
     let (action, _) = conclude(&scene.packet, outcome);
     let wanted = match outcome {
         Ok(Verdict::Deliver { .. } | Verdict::Answer(_)) => TC_ACT_REDIRECT,
-        Ok(Verdict::Stack(_)) => TC_ACT_OK,
+        Ok(Verdict::Stack(_)) => TC_ACT_UNSPEC,
         Err(_) => TC_ACT_SHOT,
     };
     assert_eq!(action, wanted);
