@@ -5,7 +5,7 @@
 //! nothing is delivered without the stack that the stack may have under NAT.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use margay_abi::{PodInfo, flow_verdict, settings_flags};
+use margay_abi::{PodInfo, flow_verdict, pod_flags, settings_flags};
 
 use crate::{
     arp, drop_log,
@@ -187,6 +187,11 @@ fn forward<H: Header>(
     let transport = transport::read(packet, ip, payload)?;
     if transport.role == Role::None {
         return Ok(Verdict::Stack(StackReason::Unsupported));
+    }
+    // One of the two is enough, whichever way it is shaped: conntrack, which the stack takes the
+    // packet through, must see both directions of a flow or none.
+    if (sender.flags | receiver.flags) & pod_flags::SHAPED != 0 {
+        return Ok(Verdict::Stack(StackReason::Flow));
     }
     let headers_len = size_of::<H>() + transport.header_len;
     if ip.hop_limit() <= 1 || longest_packet(packet, headers_len) > receiver.mtu {

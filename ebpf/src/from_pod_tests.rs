@@ -57,6 +57,18 @@ fn every_protocol_with_flows_is_delivered() {
 }
 
 #[test]
+fn what_shaped_pods_send_each_other_goes_to_the_stack_whatever_the_flow() {
+    let tables = TestTables::with_flags(pod_flags::SHAPED);
+    tables.flows_v4.borrow_mut().insert(key(6, 1, 2), flow_verdict::DIRECT);
+    for payload in [frames::tcp(1, 2, tcp_flags::SYN), frames::tcp(1, 2, tcp_flags::FIN)] {
+        assert_eq!(run(&tables, v4(6, &payload)), FLOW);
+        assert_eq!(run(&tables, v6(6, &payload)), FLOW);
+    }
+    assert_eq!(run(&tables, v4(17, &frames::udp(1, 2, b""))), FLOW);
+    assert_eq!(tables.flows_v4.borrow().len(), 1);
+}
+
+#[test]
 fn tcp_whose_beginning_was_not_seen_goes_to_the_stack() {
     for flags in [tcp_flags::ACK, tcp_flags::SYN | tcp_flags::ACK, 0] {
         let tables = TestTables::new();

@@ -62,12 +62,13 @@ impl Bench {
         let links = node.netlink(async |netlink| netlink.links().await.expect("links"));
         let uplink = links.iter().find(|link| link.name == UPLINK).expect("uplink");
         let bench = Self { datapath, ifindex: uplink.index, _node: node };
-        bench.add_pod(&A, bench.ifindex, flags);
-        bench.add_pod(&B, B_IFINDEX, 0);
+        bench.put_pod(&A, bench.ifindex, flags);
+        bench.put_pod(&B, B_IFINDEX, 0);
         Some(bench)
     }
 
-    fn add_pod(&self, end: &End, ifindex: u32, flags: u32) {
+    /// Writes the entries of a pod anew.
+    pub(crate) fn put_pod(&self, end: &End, ifindex: u32, flags: u32) {
         let pod = PodInfo { ifindex, mtu: MTU, flags, pod_mac: end.mac, host_mac: HOST_MAC };
         for address in [IpAddr::from(end.v4), IpAddr::from(end.v6)] {
             self.datapath.pods().insert(address, &pod).expect("insert pod");

@@ -1,10 +1,10 @@
 //! Flow verdicts: which packets begin a flow, which follow it, and who has it.
 
-use margay_abi::{Counter, flow_verdict};
+use margay_abi::{Counter, flow_verdict, pod_flags};
 use margay_tests::packet::{self, Ipv4, Ipv6, tcp_flags};
 
 use crate::bench::{
-    A, B, Bench, TC_ACT_UNSPEC, a_to_b_v4, a_to_b_v6, key_v4, key_v6, stack_v4, stack_v6,
+    A, B, B_IFINDEX, Bench, TC_ACT_UNSPEC, a_to_b_v4, a_to_b_v6, key_v4, key_v6, stack_v4, stack_v6,
 };
 
 const DIRECT: Option<u8> = Some(flow_verdict::DIRECT);
@@ -185,4 +185,25 @@ fn icmp_errors_with_an_unreadable_quote_are_the_stacks() {
         Ipv6::new(B.v6, A.v6, 44).packet(&[17, 0, 0, 1, 0, 0, 0, 9, 0, 53, 0, 9, 0, 8, 0, 0]);
     let error = a_to_b_v6(58, &packet::icmp_error(1, &quoted));
     bench.pod_sends(&error).expect_stack(Counter::StackUnsupported, &error);
+}
+
+#[test]
+fn no_packet_of_a_shaped_pod_is_delivered_directly_even_if_its_flow_was() {
+    let Some(bench) = Bench::new() else { return };
+    let syn = packet::tcp(1, 2, tcp_flags::SYN);
+    let ack = packet::tcp(1, 2, tcp_flags::ACK);
+    bench.pod_sends(&a_to_b_v4(6, &syn)).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&a_to_b_v6(6, &syn)).expect_redirect(Counter::DirectV6);
+
+    for (flags_a, flags_b) in [(pod_flags::SHAPED, 0), (0, pod_flags::SHAPED)] {
+        bench.put_pod(&A, bench.ifindex, flags_a);
+        bench.put_pod(&B, B_IFINDEX, flags_b);
+        for frame in [a_to_b_v4(6, &ack), a_to_b_v4(6, &syn), a_to_b_v6(6, &ack)] {
+            bench.pod_sends(&frame).expect_stack(Counter::StackFlow, &frame);
+        }
+    }
+
+    bench.put_pod(&A, bench.ifindex, 0);
+    bench.put_pod(&B, B_IFINDEX, 0);
+    bench.pod_sends(&a_to_b_v4(6, &ack)).expect_redirect(Counter::DirectV4);
 }

@@ -69,7 +69,7 @@ pub const HOST_VETH_MAC: [u8; 6] = [0xee; 6];
 pub struct PodInfo {
     /// Interface index of the host veth, in the host's network namespace.
     pub ifindex: u32,
-    /// MTU of the veth pair in bytes, network layer.
+    /// MTU of the veth pair in bytes, network layer; 0 for a pod that is [shaped](pod_flags::SHAPED).
     pub mtu: u32,
     /// Bits of [`pod_flags`].
     pub flags: u32,
@@ -84,6 +84,10 @@ pub struct PodInfo {
 pub mod pod_flags {
     /// Answer ARP requests and neighbour solicitations for any address, not for the gateway alone.
     pub const ANSWER_ANY: u32 = 1 << 0;
+    /// Its bandwidth is limited by qdiscs, which only the stack takes packets through: nothing is
+    /// delivered directly to or from it. [`PodInfo::mtu`](crate::PodInfo::mtu) is 0 then, so that
+    /// programs of a build that does not know this bit leave what is for the pod to the stack too.
+    pub const SHAPED: u32 = 1 << 1;
 }
 
 /// Key of `flows_v4`: the five-tuple in the direction the packet goes.
