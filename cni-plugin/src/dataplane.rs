@@ -12,6 +12,7 @@ use margay_abi::{HOST_VETH_MAC, PodInfo, pod_flags};
 use margay_datapath::{
     AttachError, AttachMode, Datapath, DatapathError, LoadOptions, MapError, Pods, ProbeError,
 };
+use margay_datastore::Endpoint;
 
 use crate::config::{self, NetConf};
 use crate::host::HostSide;
@@ -126,10 +127,15 @@ impl Dataplane {
     ///
     /// # Errors
     /// When a map is full.
-    pub fn publish(&self, conf: &NetConf, host: &HostSide, mtu: u32) -> Result<(), DataplaneError> {
+    pub fn publish(
+        &self,
+        conf: &NetConf,
+        host: &HostSide,
+        endpoint: &Endpoint,
+    ) -> Result<(), DataplaneError> {
         let Self::Ebpf(datapath) = self else { return Ok(()) };
         for &address in &host.addresses {
-            let inserted = datapath.pods().insert(address, &map_entry(conf, host, mtu));
+            let inserted = datapath.pods().insert(address, &map_entry(conf, host, endpoint));
             inserted.map_err(|source| DataplaneError::Map { address, source })?;
         }
         Ok(())
@@ -147,11 +153,14 @@ pub fn attach_mode(conf: &NetConf) -> AttachMode {
 
 /// What the map says of each of a pod's addresses.
 #[must_use]
-pub fn map_entry(conf: &NetConf, host: &HostSide, mtu: u32) -> PodInfo {
+pub fn map_entry(conf: &NetConf, host: &HostSide, endpoint: &Endpoint) -> PodInfo {
+    let is_shaped = !endpoint.bandwidth.is_unlimited();
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
     PodInfo {
         ifindex: host.ifindex,
-        mtu,
-        flags: if conf.answer_any_arp { pod_flags::ANSWER_ANY } else { 0 },
+        mtu: if is_shaped { 0 } else { endpoint.mtu },
+        flags: flag(conf.answer_any_arp, pod_flags::ANSWER_ANY)
+            | flag(is_shaped, pod_flags::SHAPED),
         pod_mac: host.pod_mac,
         host_mac: HOST_VETH_MAC,
     }

@@ -22,6 +22,7 @@ use crate::netns::NetnsError;
 use crate::phases::Injected;
 use crate::pod::PodError;
 use crate::protocol::ProtocolError;
+use crate::shaping::ShapingError;
 use crate::sysctl::SysctlError;
 
 /// margay's own error codes.
@@ -32,7 +33,7 @@ pub mod code {
     pub const NO_ADDRESS: u32 = 101;
     /// The eBPF data path cannot be loaded or attached.
     pub const DATAPLANE: u32 = 102;
-    /// The kernel refused a change of links, addresses, routes or neighbours.
+    /// The kernel refused a change of links, addresses, routes, neighbours or qdiscs.
     pub const NETLINK: u32 = 103;
     /// CHECK found something that is not as ADD left it.
     pub const MISMATCH: u32 = 104;
@@ -135,6 +136,9 @@ pub enum Error {
     /// The host's end cannot be set up.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// The pod's bandwidth cannot be limited.
+    #[error(transparent)]
+    Shaping(#[from] ShapingError),
     /// A sysctl of the host cannot be set.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
@@ -203,6 +207,7 @@ impl From<&Error> for CniError {
             | Error::LinkVanished { .. }
             | Error::Netlink(_)
             | Error::Pod(_)
+            | Error::Shaping(_)
             | Error::Host(_) => custom(code::NETLINK, "Kernel network configuration", details),
             Error::Nat(_) => custom(code::NAT, "NAT of outgoing traffic", details),
             Error::Unavailable(_) => Self::PluginNotAvailable(details),

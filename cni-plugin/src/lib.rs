@@ -23,4 +23,5 @@ pub mod phases;
 pub mod pod;
 pub mod protocol;
 pub mod result;
+pub mod shaping;
 pub mod sysctl;

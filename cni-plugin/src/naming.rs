@@ -6,16 +6,29 @@ use sha1::{Digest, Sha1};
 
 /// Prefix of every host veth's name.
 pub const HOST_VETH_PREFIX: &str = "mgy";
-/// Prefix of every host veth's alias.
+/// Prefix of every ifb device's name.
+const IFB_PREFIX: &str = "mgi";
+/// Prefix of every alias.
 const ALIAS_PREFIX: &str = "margay:";
 
 /// Name of the attachment's host veth: `mgy` and the first 12 hex digits of the SHA-1 of
 /// `network/container-id/ifname`; 15 characters, all that an interface name can hold.
 #[must_use]
 pub fn host_veth(attachment: &Attachment) -> String {
+    link(HOST_VETH_PREFIX, attachment)
+}
+
+/// Name of the ifb device that what the pod sends passes, if that is limited: `mgi` and the digits
+/// of the host veth.
+#[must_use]
+pub fn ifb(attachment: &Attachment) -> String {
+    link(IFB_PREFIX, attachment)
+}
+
+fn link(prefix: &str, attachment: &Attachment) -> String {
     let digest = digest(attachment);
     let hex: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{HOST_VETH_PREFIX}{hex}")
+    format!("{prefix}{hex}")
 }
 
 /// MAC address of the pod's end where none is asked for: locally administered, from the same
@@ -29,9 +42,9 @@ pub fn pod_mac(attachment: &Attachment) -> [u8; 6] {
     mac
 }
 
-/// Alias of the attachment's host veth: the token that says whose it is. A link that bears the
-/// name and another alias is somebody else's and is never touched; a veth with none is one whose ADD
-/// was cut short before it had it.
+/// Alias of the attachment's host veth and ifb: the token that says whose they are. A link that bears
+/// the name and another alias is somebody else's and is never touched; one of the right kind with
+/// none is one whose ADD was cut short before it had it.
 #[must_use]
 pub fn alias(attachment: &Attachment) -> String {
     format!("{ALIAS_PREFIX}{attachment}")
@@ -59,6 +72,7 @@ mod tests {
     fn the_host_veth_is_named_by_the_sha1_of_the_attachment() {
         // printf net/4f1d/eth0 | sha1sum
         assert_eq!(host_veth(&attachment()), "mgyce47502ad5ac");
+        assert_eq!(ifb(&attachment()), "mgice47502ad5ac");
     }
 
     #[test]

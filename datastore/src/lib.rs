@@ -30,6 +30,8 @@ pub use backend::{Backend, BackendError, Cause, Event, Revision, Versioned, Watc
 pub use ipam::{
     AssignRequest, DEFAULT_COOL_DOWN, Encapsulation, Ipam, IpamError, Pool, PoolError, PoolUsage,
 };
-pub use records::{Endpoint, EndpointPort, EndpointState, Node, PodRef, Protocol};
+pub use records::{
+    Bandwidth, Endpoint, EndpointPort, EndpointState, Node, PodRef, Protocol, RateLimit,
+};
 pub use sqlite::Sqlite;
 pub use store::{Store, StoreError};

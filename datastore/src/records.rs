@@ -42,6 +42,9 @@ pub struct Endpoint {
     /// Named or mapped ports of the pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<EndpointPort>,
+    /// How fast it may receive and send.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
     /// The dataplane that carries its packets: `ebpf` or `linux`.
     pub dataplane: String,
     /// When the ADD wrote it, in seconds since the Unix epoch.
@@ -94,6 +97,34 @@ pub enum Protocol {
     Udp,
     /// Stream Control Transmission Protocol.
     Sctp,
+}
+
+/// How fast a pod may receive and send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// What goes to the pod, CNI's "ingress"; `None` is as fast as it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_pod: Option<RateLimit>,
+    /// What the pod sends, CNI's "egress"; `None` is as fast as it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_pod: Option<RateLimit>,
+}
+
+/// A limit in the long run, and what may exceed it for a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RateLimit {
+    /// Bytes per second, not 0.
+    pub rate_bytes_per_s: u64,
+    /// Bytes that may pass at once.
+    pub burst_bytes: u32,
+}
+
+impl Bandwidth {
+    /// Whether neither direction has a limit.
+    #[must_use]
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How far an endpoint has come.
@@ -162,6 +193,10 @@ mod tests {
             boot_id: "boot".into(),
             labels: BTreeMap::from([("app".into(), "web".into())]),
             ports: vec![],
+            bandwidth: Bandwidth {
+                to_pod: None,
+                from_pod: Some(RateLimit { rate_bytes_per_s: 125_000, burst_bytes: 131_072 }),
+            },
             dataplane: "ebpf".into(),
             created_at: 1_700_000_000,
             ready_at_boot_us: 1_000,

@@ -6,6 +6,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use margay_tests::cni::with_bandwidth;
 use margay_tests::pod::address;
 use margay_tests::residue::assert_only;
 use margay_tests::traffic::assert_ping;
@@ -199,6 +200,45 @@ fn an_add_that_was_killed_before_its_nat_rules_is_in_no_later_adds_way() {
     second.del(&network);
 }
 
+#[test]
+fn what_limits_a_pods_bandwidth_is_found_after_an_add_that_was_killed_anywhere() {
+    let Some(node) = Node::new() else { return };
+    let scene = Scene::with_network(&node, with_bandwidth(&node.network(), 1 << 20, 1 << 20));
+    scene.kill_everywhere("ADD", |pod, place| {
+        pod.del(&scene.network);
+        scene.assert_only_other(place);
+    });
+    scene.kill_everywhere("ADD", |_, place| {
+        scene.gc();
+        scene.assert_only_other(place);
+    });
+    scene.kill_everywhere("ADD", |pod, place| {
+        if !place.contains("before answer") {
+            scene.assert_can_be_added(pod, place);
+        }
+    });
+}
+
+#[test]
+fn what_limits_a_pods_bandwidth_is_found_after_a_del_that_was_killed_anywhere() {
+    let Some(node) = Node::new() else { return };
+    let scene = Scene::with_network(&node, with_bandwidth(&node.network(), 1 << 20, 1 << 20));
+    scene.kill_everywhere("DEL", |pod, place| {
+        pod.del(&scene.network);
+        scene.assert_only_other(place);
+    });
+    scene.kill_everywhere("DEL", |_, place| {
+        scene.gc();
+        scene.assert_only_other(place);
+    });
+    scene.kill_everywhere("DEL", |pod, place| {
+        let output = pod.invocation("ADD", &scene.network).execute();
+        if output.is_success() {
+            scene.assert_works(pod, &output.success(), place);
+        }
+    });
+}
+
 /// A node with a pod that nothing may happen to.
 struct Scene<'node> {
     node: &'node Node,
@@ -209,7 +249,10 @@ struct Scene<'node> {
 
 impl<'node> Scene<'node> {
     fn new(node: &'node Node) -> Self {
-        let network = node.network();
+        Self::with_network(node, node.network())
+    }
+
+    fn with_network(node: &'node Node, network: Value) -> Self {
         let other = node.sandbox("other");
         let other_result = other.add(&network);
         Self { node, network, other, other_result }

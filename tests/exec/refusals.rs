@@ -6,6 +6,7 @@
 
 use std::fs;
 
+use margay_tests::cni::with_bandwidth;
 use margay_tests::residue::assert_only;
 use margay_tests::{CniOutput, Node, Pod};
 use rustix::mount::{MountFlags, mount};
@@ -33,6 +34,38 @@ fn an_add_whose_netlink_requests_are_refused_leaves_nothing() {
         "netlink",
         &[EEXIST, ENOSPC, EBUSY, ENOMEM, EPERM],
     );
+}
+
+#[test]
+fn an_add_whose_requests_for_bandwidth_are_refused_leaves_nothing() {
+    let Some(node) = Node::new() else { return };
+    for dataplane in ["ebpf", "linux"] {
+        let mut network = with_bandwidth(&node.network(), 1 << 20, 1 << 20);
+        network["dataplane"] = json!(dataplane);
+        refuse_each_request_of_an_add(&node, &network, "netlink", &[EEXIST, ENOMEM, EPERM]);
+    }
+}
+
+#[test]
+fn a_del_that_is_refused_to_take_a_limit_away_says_so_and_the_next_one_ends_it() {
+    let Some(node) = Node::new() else { return };
+    let network = with_bandwidth(&node.network(), 1 << 20, 1 << 20);
+    for duration in [Duration::Once, Duration::FromThenOn] {
+        refuse_each(&node, "netlink", EBUSY, duration, |pod, refusal| {
+            pod.add(&network);
+            let Some(output) = refused(pod, "DEL", &network, refusal) else {
+                pod.del(&network);
+                return None;
+            };
+            if output.is_success() {
+                assert_only(&node, &[], refusal);
+            }
+            assert_addresses_are_held_while_there_is_a_link(&node, pod, refusal);
+            pod.del(&network);
+            assert_only(&node, &[], refusal);
+            Some(())
+        });
+    }
 }
 
 #[test]

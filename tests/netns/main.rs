@@ -2,6 +2,7 @@
 //! binaries, traffic is real.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bandwidth;
 mod conntrack;
 mod framing;
 mod interference;

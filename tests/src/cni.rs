@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::node;
 use crate::traffic::PATIENCE;
@@ -119,6 +119,19 @@ impl Held {
         self.stdin.write_all(rest.to_string().as_bytes()).expect("send the configuration");
         self.child
     }
+}
+
+/// A configuration with what a runtime puts into it for a pod whose bandwidth is limited, in bits
+/// per second; 0 is no limit.
+#[must_use]
+pub fn with_bandwidth(network: &Value, to_pod_bits: u64, from_pod_bits: u64) -> Value {
+    let mut network = network.clone();
+    network["capabilities"] = json!({"bandwidth": true});
+    network["runtimeConfig"] = json!({"bandwidth": {
+        "ingressRate": to_pod_bits, "ingressBurst": 0,
+        "egressRate": from_pod_bits, "egressBurst": 0,
+    }});
+    network
 }
 
 fn executable(plugin: &str) -> PathBuf {

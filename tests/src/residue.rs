@@ -2,13 +2,14 @@
 
 use std::net::IpAddr;
 
+use margay::naming;
 use serde_json::Value;
 
 use crate::node::Node;
 use crate::pod::{Pod, address};
 
 /// Asserts that exactly these pods, each with its result, exist in every place, and that CHECK finds
-/// nothing wrong with any of them: links, routes, neighbours, filters, sysctls, map entries,
+/// nothing wrong with any of them: links, qdiscs, routes, neighbours, filters, sysctls, map entries,
 /// endpoints, allocations, locks.
 ///
 /// # Panics
@@ -22,10 +23,15 @@ pub fn assert_only(node: &Node, pods: &[(&Pod<'_>, &Value)], context: &str) {
 }
 
 fn assert_only_these_exist(node: &Node, pods: &[(&Pod<'_>, &Value)], context: &str) {
-    let mut wanted: Vec<String> = pods
-        .iter()
-        .map(|(pod, _)| margay::naming::host_veth(&pod.attachment("podnet", "eth0")))
-        .collect();
+    let store = node.store();
+    let mut wanted = Vec::new();
+    for attachment in pods.iter().map(|(pod, _)| pod.attachment("podnet", "eth0")) {
+        wanted.push(naming::host_veth(&attachment));
+        let endpoint = store.endpoint(&attachment).expect("endpoint");
+        if endpoint.is_some_and(|endpoint| endpoint.bandwidth.from_pod.is_some()) {
+            wanted.push(naming::ifb(&attachment));
+        }
+    }
     wanted.sort();
     let mut links: Vec<String> = node.pod_links().into_iter().map(|link| link.name).collect();
     links.sort();
@@ -38,7 +44,6 @@ fn assert_only_these_exist(node: &Node, pods: &[(&Pod<'_>, &Value)], context: &s
     ips.sort();
     assert_eq!(entries(node), ips, "{context}: map entries");
 
-    let store = node.store();
     let mut endpoints: Vec<IpAddr> = Vec::new();
     for endpoint in store.endpoints("podnet").expect("endpoints") {
         endpoints.extend(endpoint.ips.iter().map(|ip| ip.ip()));

@@ -26,7 +26,7 @@ use crate::netns::Netns;
 use crate::phases::Phases;
 use crate::pod::PodSide;
 use crate::protocol::{Call, Target};
-use crate::{boot_clock, log, naming, result};
+use crate::{boot_clock, log, naming, result, shaping};
 
 /// Queues of each end of the pair unless configured: as the standard plugin has it.
 const DEFAULT_QUEUES: u32 = 1;
@@ -90,7 +90,13 @@ async fn refuse_or_clean_up_earlier(session: &Session<'_>) -> Result<(), Error> 
         HostVeth::Ours(link) if is_alive(session, endpoint.as_ref(), &link)? => {
             Err(Error::AlreadyAdded { attachment: session.attachment.clone() })
         }
-        HostVeth::Absent if endpoint.is_none() && !session.is_known_to_ipam()? => Ok(()),
+        HostVeth::Absent
+            if endpoint.is_none()
+                && !session.is_known_to_ipam()?
+                && session.ifb().await?.is_none() =>
+        {
+            Ok(())
+        }
         HostVeth::Ours(_) | HostVeth::Absent => {
             tracing::warn!(attachment = %session.attachment, "cleaning up what an earlier ADD left");
             teardown(session).await
@@ -132,6 +138,7 @@ async fn attach(
     phases.enter("mtu")?;
     let mtu = Mtu::find(&session.netlink, request.conf.mtu).await?;
     tracing::info!(mtu = mtu.bytes, source = %mtu.source, "MTU");
+    request.requested.must_fit(mtu.bytes)?;
 
     if let Some(nat) = Nat::of(request.conf) {
         phases.enter("nat")?;
@@ -154,6 +161,12 @@ async fn attach(
     phases.enter("attach")?;
     dataplane.attach(request.conf, &session.netlink, &host).await?;
 
+    if !endpoint.bandwidth.is_unlimited() {
+        phases.enter("bandwidth")?;
+        let (netlink, attachment) = (&session.netlink, &session.attachment);
+        shaping::limit(netlink, attachment, &host, mtu.bytes, &endpoint.bandwidth).await?;
+    }
+
     phases.enter("link_up")?;
     session.netlink.set_link_up(host.ifindex).await?;
 
@@ -161,7 +174,7 @@ async fn attach(
     host.route_to_pod(&session.netlink).await?;
 
     phases.enter("map")?;
-    dataplane.publish(request.conf, &host, mtu.bytes)?;
+    dataplane.publish(request.conf, &host, &endpoint)?;
 
     phases.enter("endpoint")?;
     endpoint.state = EndpointState::Ready;
@@ -273,6 +286,7 @@ fn endpoint(
         boot_id: session.boot_id.clone(),
         labels: request.requested.labels.clone(),
         ports: Vec::new(),
+        bandwidth: request.requested.bandwidth,
         dataplane: dataplane.to_string(),
         created_at: now.as_secs(),
         ready_at_boot_us: 0,

@@ -23,7 +23,7 @@ use crate::netns::Netns;
 use crate::pod::{self, PodError, PodSide};
 use crate::protocol::{Call, Target};
 use crate::result::mac_text;
-use crate::sysctl;
+use crate::{shaping, sysctl};
 
 /// Verifies that an attachment is as its ADD left it.
 pub(super) fn check(call: &Call, target: &Target) -> Result<(), Error> {
@@ -194,10 +194,13 @@ async fn check_host(
         pod_mac: endpoint.pod_mac,
     };
     check_routes(findings, &session.netlink, &host).await?;
+    let ifb = session.ifb().await?;
+    let bandwidth = &endpoint.bandwidth;
+    findings.0.extend(shaping::inspect(&session.netlink, &host, ifb.as_ref(), bandwidth).await?);
     let uses_ebpf = endpoint.dataplane == dataplane::EBPF;
     findings.compare_sysctls("host", host.sysctls(!uses_ebpf));
     if uses_ebpf {
-        check_dataplane(findings, session, &host, endpoint.mtu).await?;
+        check_dataplane(findings, session, &host, endpoint).await?;
     }
     Ok(())
 }
@@ -227,7 +230,7 @@ async fn check_dataplane(
     findings: &mut Findings,
     session: &Session<'_>,
     host: &HostSide,
-    mtu: u32,
+    endpoint: &Endpoint,
 ) -> Result<(), Error> {
     let conf = session.conf;
     let builds = Datapath::open_builds(&conf.paths.bpffs_root);
@@ -251,7 +254,7 @@ async fn check_dataplane(
             format!("{} runs another {name} than any that is pinned on this node", host.name)
         });
     }
-    let wanted = dataplane::map_entry(conf, host, mtu);
+    let wanted = dataplane::map_entry(conf, host, endpoint);
     for &address in &host.addresses {
         let found = datapath.pods().get(address);
         let found = found.map_err(|source| DataplaneError::Map { address, source })?;

@@ -147,11 +147,21 @@ impl<'a> Session<'a> {
         let Some(link) = self.netlink.link_by_name(&self.host_veth).await? else {
             return Ok(HostVeth::Absent);
         };
-        let is_ours = match &link.alias {
-            Some(alias) => *alias == naming::alias(&self.attachment),
-            None => link.kind == "veth",
-        };
+        let is_ours = self.is_ours(&link, "veth");
         Ok(if is_ours { HostVeth::Ours(link) } else { HostVeth::Foreign(link) })
+    }
+
+    /// Looks for the attachment's ifb device. What is somebody else's by its name is not it.
+    pub(super) async fn ifb(&self) -> Result<Option<LinkInfo>, Error> {
+        let link = self.netlink.link_by_name(&naming::ifb(&self.attachment)).await?;
+        Ok(link.filter(|link| self.is_ours(link, "ifb")))
+    }
+
+    fn is_ours(&self, link: &LinkInfo, kind: &str) -> bool {
+        match &link.alias {
+            Some(alias) => *alias == naming::alias(&self.attachment),
+            None => link.kind == kind,
+        }
     }
 }
 

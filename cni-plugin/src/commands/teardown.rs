@@ -36,6 +36,7 @@ pub(super) async fn teardown(session: &Session<'_>) -> Result<(), Error> {
     failures
         .collect(remove_map_entries(session, &addresses.unwrap_or_default(), link.as_ref()).await);
     failures.collect(delete_link(session, link.as_ref()).await);
+    failures.collect(delete_ifb(session).await);
     failures.collect(session.store.delete_endpoint(&session.attachment).map_err(Error::from));
     if failures.is_empty() {
         failures.collect(session.ipam().del(&session.attachment).map_err(Error::from));
@@ -92,6 +93,14 @@ async fn delete_link(session: &Session<'_>, link: Option<&LinkInfo>) -> Result<(
     Datapath::remove_links(&session.conf.paths.bpffs_root, &session.host_veth).map_err(
         |source| DataplaneError::Attach { interface: session.host_veth.clone(), source },
     )?;
+    Ok(())
+}
+
+/// After the host veth, whose filter leads to it.
+async fn delete_ifb(session: &Session<'_>) -> Result<(), Error> {
+    if let Some(ifb) = session.ifb().await? {
+        session.netlink.delete_link(ifb.index).await?;
+    }
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! anything is touched, and the error names the field by its path. Nothing here panics, whatever
 //! the document, and nothing but the host name is read from the system.
 
+mod bandwidth;
 #[cfg(test)]
 mod documents;
 mod error;

@@ -1,4 +1,4 @@
-//! What one pod asks for: addresses, a MAC address, labels.
+//! What one pod asks for: addresses, a MAC address, labels, bandwidth.
 //!
 //! Of the three places that can name addresses, the first that does is taken, whole:
 //! `runtimeConfig.ips`, `args.cni.ips`, `IP` in `CNI_ARGS`. The MAC address likewise.
@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use margay_datastore::Bandwidth;
 use serde_json::{Map, Value};
 
-use super::ConfigError;
 use super::field::{Field, Object};
+use super::{ConfigError, bandwidth};
 use crate::args::CniArgs;
 
 /// A MAC address.
@@ -25,6 +26,8 @@ pub struct Requested {
     pub mac: Option<Mac>,
     /// `args.cni.labels`.
     pub labels: BTreeMap<String, String>,
+    /// `runtimeConfig.bandwidth`.
+    pub bandwidth: Bandwidth,
 }
 
 impl Requested {
@@ -49,7 +52,15 @@ impl Requested {
         if let Some(args) = &args {
             requested.labels = labels(args)?;
         }
+        if let Some(runtime) = &runtime {
+            requested.bandwidth = bandwidth::bandwidth(runtime)?;
+        }
         Ok(requested)
+    }
+
+    /// Verifies that what is asked for can be had with this MTU, in bytes.
+    pub fn must_fit(&self, mtu: u32) -> Result<(), ConfigError> {
+        bandwidth::must_hold_packets(&self.bandwidth, mtu)
     }
 
     /// Fills in what `CNI_ARGS` asks for and the network configuration does not.

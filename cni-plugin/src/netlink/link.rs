@@ -1,4 +1,4 @@
-//! Links: the veth pair, its state, its alias.
+//! Links: the veth pair, the ifb device, their state, their alias.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -39,7 +39,7 @@ pub struct LinkInfo {
     pub index: u32,
     /// Name.
     pub name: String,
-    /// Alias: on a host veth the token that names its attachment.
+    /// Alias: on a host veth or an ifb the token that names its attachment.
     pub alias: Option<String>,
     /// MAC address.
     pub mac: [u8; 6],
@@ -67,6 +67,17 @@ impl Netlink {
         let object = format!("{} with peer {}", pair.host_name, pair.pod_name);
         let message = RouteNetlinkMessage::NewLink(message);
         self.execute("create veth", &object, message, NLM_F_CREATE | NLM_F_EXCL).await
+    }
+
+    /// Makes an ifb device, down.
+    ///
+    /// # Errors
+    /// `EEXIST` when the name is taken, `EOPNOTSUPP` when the kernel has no ifb devices.
+    pub async fn create_ifb(&self, name: &str, mtu: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessageBuilder::<LinkUnspec>::new().name(name).mtu(mtu).build();
+        message.attributes.push(LinkAttribute::LinkInfo(vec![Info::Kind(InfoKind::Ifb)]));
+        let message = RouteNetlinkMessage::NewLink(message);
+        self.execute("create ifb", name, message, NLM_F_CREATE | NLM_F_EXCL).await
     }
 
     /// The link of this name, if there is one.

@@ -8,6 +8,7 @@ mod address;
 mod link;
 mod neighbour;
 mod netfilter;
+mod qdisc;
 mod route;
 
 use std::io;
@@ -23,6 +24,7 @@ pub use address::AddressInfo;
 pub use link::{LinkInfo, VethPair};
 pub use neighbour::NeighbourInfo;
 pub use netfilter::{Intervals, Netfilter, RuleInfo};
+pub use qdisc::{TokenBucket, TokenBucketInfo};
 pub use route::{NewRoute, RouteInfo};
 
 /// Number in the protocol field of every route that margay makes, so that its routes can be told
@@ -130,7 +132,9 @@ impl Netlink {
             RouteNetlinkMessage::GetLink(_)
             | RouteNetlinkMessage::GetAddress(_)
             | RouteNetlinkMessage::GetRoute(_)
-            | RouteNetlinkMessage::GetNeighbour(_) => Kind::NetlinkQuery,
+            | RouteNetlinkMessage::GetNeighbour(_)
+            | RouteNetlinkMessage::GetQueueDiscipline(_)
+            | RouteNetlinkMessage::GetTrafficFilter(_) => Kind::NetlinkQuery,
             _ => Kind::Netlink,
         };
         failpoints::before(kind, format_args!("{operation} {object}"))

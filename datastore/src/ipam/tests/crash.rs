@@ -1,7 +1,7 @@
 //! A process that dies, or a disk that fills up, at every write there is.
 
 use super::*;
-use crate::records::{Endpoint, EndpointState};
+use crate::records::{Bandwidth, Endpoint, EndpointState};
 use crate::testing::{Fault, Faulty};
 
 const FAULTS: [Fault; 3] = [Fault::CrashBefore, Fault::CrashAfter, Fault::FailOnce];
@@ -124,6 +124,7 @@ fn endpoint(container: &str, boot_id: &str) -> Endpoint {
         boot_id: boot_id.to_owned(),
         labels: BTreeMap::new(),
         ports: Vec::new(),
+        bandwidth: Bandwidth::default(),
         dataplane: "ebpf".to_owned(),
         created_at: 0,
         ready_at_boot_us: 0,
