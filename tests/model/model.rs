@@ -42,7 +42,8 @@ impl Facts {
         self.held.iter().copied().find(|address| address.is_ipv4() == ipv4)
     }
 
-    fn is_found_by_gc(&self) -> bool {
+    /// Whether there is anything that a GC finds it by.
+    pub(crate) fn is_found_by_gc(&self) -> bool {
         self.link.is_some() || self.endpoint.is_some() || self.handle
     }
 }

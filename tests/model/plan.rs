@@ -37,7 +37,7 @@ pub(crate) const SANDBOXES: usize = 16;
 pub(crate) enum Network {
     /// Two IPv4 pools, attached by clsact.
     Blue,
-    /// One IPv4 pool of two blocks, attached by TCX.
+    /// One IPv4 pool of two blocks, attached by TCX, with a limited bandwidth.
     Green,
 }
 

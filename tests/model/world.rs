@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use margay::naming;
 use margay_datapath::Pods;
 use margay_datastore::{Attachment, Ipam, Pool, Store};
-use margay_tests::cni::CniOutput;
+use margay_tests::cni::{CniOutput, with_bandwidth};
 use margay_tests::node::plugin_directory;
 use margay_tests::traffic::{PATIENCE, answers_ping};
 use margay_tests::{Invocation, Node, Pod};
@@ -53,6 +53,8 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 pub(crate) struct Sight {
     pub(crate) facts: BTreeMap<Slot, Facts>,
+    /// What has an ifb device.
+    ifbs: BTreeSet<Slot>,
     /// Whether the datastore knows of this boot.
     pub(crate) is_boot_recorded: bool,
     /// Things that should not be, whatever the model says.
@@ -102,6 +104,7 @@ impl<'node> World<'node> {
         config["ipam"]["pools"] = json!(pools);
         if network == Network::Green {
             config["attach"] = json!("tcx");
+            config = with_bandwidth(&config, 1 << 30, 1 << 30);
         }
         config
     }
@@ -250,6 +253,9 @@ impl<'node> World<'node> {
     fn reboot(&mut self, remade: u32, model: &Model) -> Outcome {
         let linked: Vec<Slot> = Slot::all().collect();
         let mut outcome = self.delete_links(&linked, model);
+        for ifb in self.node.pod_links().into_iter().filter(|link| link.kind == "ifb") {
+            self.node.netlink(async |netlink| netlink.delete_link(ifb.index).await.expect("ifb"));
+        }
         for sandbox in 0..SANDBOXES {
             if remade & (1 << sandbox) == 0 {
                 let ended = self.end_sandbox(sandbox);
@@ -307,6 +313,7 @@ impl World<'_> {
             Slot::all().map(|slot| (slot.attachment(), slot)).collect();
         let mut sight = Sight {
             facts: Slot::all().map(|slot| (slot, Facts::default())).collect(),
+            ifbs: BTreeSet::new(),
             is_boot_recorded: false,
             complaints: Vec::new(),
         };
@@ -315,13 +322,20 @@ impl World<'_> {
         self.look_at_entries(&mut sight);
         self.look_at_files(&mut sight);
         self.look_at_routes(&mut sight);
+        look_at_ifbs(&mut sight);
         sight
     }
 
     fn look_at_links(&mut self, sight: &mut Sight) {
         let names: BTreeMap<String, Slot> =
             Slot::all().map(|slot| (host_veth(slot), slot)).collect();
+        let ifbs: BTreeMap<String, Slot> =
+            Slot::all().map(|slot| (naming::ifb(&slot.attachment()), slot)).collect();
         for link in self.node.pod_links() {
+            if let Some(slot) = ifbs.get(&link.name) {
+                sight.ifbs.insert(*slot);
+                continue;
+            }
             let Some(&slot) = names.get(&link.name) else {
                 sight.complaints.push(format!("stray link {link:?}"));
                 continue;
@@ -461,6 +475,25 @@ impl World<'_> {
 impl Sight {
     fn of(&mut self, slot: Slot) -> &mut Facts {
         self.facts.get_mut(&slot).expect("every slot has facts")
+    }
+}
+
+/// There is an ifb where a limited pod is, and none that nothing else tells of.
+fn look_at_ifbs(Sight { facts, ifbs, complaints, .. }: &mut Sight) {
+    for (slot, facts) in facts {
+        let attachment = slot.attachment();
+        match ifbs.contains(slot) {
+            true if !facts.is_found_by_gc() => {
+                complaints.push(format!("stray ifb of {attachment}"))
+            }
+            true if slot.network() != Network::Green => {
+                complaints.push(format!("ifb of {attachment}, which has no limit"));
+            }
+            false if facts.is_sound() && slot.network() == Network::Green => {
+                complaints.push(format!("{attachment} has no ifb"));
+            }
+            _ => {}
+        }
     }
 }
 
