@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::HashMap};
 
 use bytemuck::{Pod, bytes_of, pod_read_unaligned};
-use margay_abi::{FlowKeyV4, FlowKeyV6, PodInfo};
+use margay_abi::{FlowKeyV4, FlowKeyV6, PodInfo, flow_verdict};
 
 use crate::{
     ip::{Ipv4, Ipv6},
@@ -44,12 +44,20 @@ pub(crate) struct TestPacket {
     pub(crate) ingress_ifindex: u32,
     pub(crate) gso_size: u32,
     pub(crate) has_vlan_tag: bool,
+    pub(crate) flow_hash: u32,
 }
 
 impl TestPacket {
     pub(crate) fn new(bytes: Vec<u8>) -> Self {
         let ifindex = A.ifindex;
-        Self { bytes, ifindex, ingress_ifindex: ifindex, gso_size: 0, has_vlan_tag: false }
+        Self {
+            bytes,
+            ifindex,
+            ingress_ifindex: ifindex,
+            gso_size: 0,
+            has_vlan_tag: false,
+            flow_hash: 0,
+        }
     }
 }
 
@@ -72,6 +80,14 @@ impl Packet for TestPacket {
 
     fn has_vlan_tag(&self) -> bool {
         self.has_vlan_tag
+    }
+
+    fn flow_hash(&self) -> u32 {
+        self.flow_hash
+    }
+
+    fn set_flow_hash(&mut self, hash: u32) {
+        self.flow_hash = hash;
     }
 
     fn read<T: Pod>(&self, offset: usize) -> Option<T> {
@@ -107,11 +123,18 @@ pub(crate) struct TestTables {
     pods_v6: HashMap<[u8; 16], PodInfo>,
     pub(crate) flows_v4: RefCell<HashMap<FlowKeyV4, u8>>,
     pub(crate) flows_v6: RefCell<HashMap<FlowKeyV6, u8>>,
+    /// What is known of every other flow.
+    pub(crate) other_flows: Option<u8>,
 }
 
 impl TestTables {
     pub(crate) fn new() -> Self {
         Self::with_flags(0)
+    }
+
+    /// With a table in which every flow is direct that has no other verdict.
+    pub(crate) fn all_direct() -> Self {
+        Self { other_flows: Some(flow_verdict::DIRECT), ..Self::new() }
     }
 
     /// With these [`margay_abi::pod_flags`] for both pods.
@@ -128,6 +151,7 @@ impl TestTables {
             pods_v6: HashMap::from([A, B].map(|end| (end.v6, pod(&end)))),
             flows_v4: RefCell::default(),
             flows_v6: RefCell::default(),
+            other_flows: None,
         }
     }
 }
@@ -138,7 +162,7 @@ impl Tables<Ipv4> for TestTables {
     }
 
     fn flow(&self, key: &FlowKeyV4) -> Option<u8> {
-        self.flows_v4.borrow().get(key).copied()
+        self.flows_v4.borrow().get(key).copied().or(self.other_flows)
     }
 
     fn set_flow(&self, key: &FlowKeyV4, verdict: u8) {
@@ -152,7 +176,7 @@ impl Tables<Ipv6> for TestTables {
     }
 
     fn flow(&self, key: &FlowKeyV6) -> Option<u8> {
-        self.flows_v6.borrow().get(key).copied()
+        self.flows_v6.borrow().get(key).copied().or(self.other_flows)
     }
 
     fn set_flow(&self, key: &FlowKeyV6, verdict: u8) {

@@ -10,6 +10,7 @@ use margay_abi::{PodInfo, flow_verdict, pod_flags, settings_flags};
 use crate::{
     arp, drop_log,
     ethernet::{self, Ethernet, ethertype},
+    flow_hash,
     ip::{self, Header, Ipv4, Ipv6, Payload, is_link_local, is_multicast, protocol},
     maps::{self, KernelMaps, Tables},
     ndp,
@@ -200,7 +201,7 @@ fn forward<H: Header>(
     if transport.role == Role::End && tables.flow(&transport.key).is_none() {
         introduce_to_conntrack(packet, payload, &transport.key, tables);
     }
-    if !is_direct(&transport, tables) {
+    if !is_direct(packet, &transport, tables) {
         return Ok(Verdict::Stack(StackReason::Flow));
     }
     match rewrite(packet, ip, receiver) {
@@ -222,15 +223,29 @@ fn longest_packet(packet: &impl Packet, headers_len: usize) -> u32 {
 ///
 /// A SYN of a flow that the stack has is the stack's as well: the connection before it may be alive
 /// under NAT, and only conntrack can then find another source port for the new one.
+///
+/// Where any packet may be the first, one of an unknown flow may as well be an answer that NAT has
+/// to be undone of. It goes to the stack with its [`flow_hash`], by which `to_pod` tells the two
+/// apart. So a lost entry costs the way through the stack once. What follows a first packet so
+/// closely that `to_pod` has not seen that yet goes the same way, and what comes just after may
+/// overtake it; these protocols allow for that.
 #[inline(always)]
-fn is_direct<H: Header>(transport: &Transport<H::Key>, tables: &impl Tables<H>) -> bool {
+fn is_direct<H: Header>(
+    packet: &mut impl Packet,
+    transport: &Transport<H::Key>,
+    tables: &impl Tables<H>,
+) -> bool {
     let Transport { role, key, .. } = transport;
     match (role, tables.flow(key)) {
         (_, Some(flow_verdict::VIA_STACK)) => false,
-        (Role::Beginning, _) | (Role::Any, None) => {
+        (Role::Beginning, _) => {
             tables.set_flow(key, flow_verdict::DIRECT);
             tables.set_flow(&H::reversed(key), flow_verdict::DIRECT);
             true
+        }
+        (Role::Any, None) => {
+            packet.set_flow_hash(flow_hash::of(key));
+            false
         }
         (_, known) => known == Some(flow_verdict::DIRECT),
     }

@@ -4,6 +4,7 @@ use margay_abi::{FlowKeyV4, GATEWAY_V4, GATEWAY_V6, flow_verdict, pod_flags};
 
 use crate::{
     fixtures::{A, B, ELSEWHERE_V4, ELSEWHERE_V6, HOST_MAC, MTU, TestPacket, TestTables},
+    flow_hash,
     frames::{self, Ipv4, Ipv6, ethernet, tcp_flags},
     from_pod::handle,
     verdict::{Answered, Delivered, DropReason, StackReason, Verdict},
@@ -26,12 +27,12 @@ const LINK_LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
 #[test]
-fn first_packet_of_a_flow_is_delivered_and_remembered_both_ways() {
+fn syn_is_delivered_and_its_connection_remembered_both_ways() {
     let tables = TestTables::new();
 
-    assert_eq!(run(&tables, v4(17, &frames::udp(1000, 53, b"?"))), DELIVERED_V4);
+    assert_eq!(run(&tables, v4(6, &frames::tcp(1000, 80, tcp_flags::SYN))), DELIVERED_V4);
 
-    let there = key(17, 1000, 53);
+    let there = key(6, 1000, 80);
     let flows = tables.flows_v4.borrow();
     assert_eq!(flows.len(), 2);
     assert_eq!(flows[&there], flow_verdict::DIRECT);
@@ -39,20 +40,65 @@ fn first_packet_of_a_flow_is_delivered_and_remembered_both_ways() {
 }
 
 #[test]
+fn without_a_syn_the_stack_gets_what_is_unknown_with_its_hash() {
+    let udp = |src_port| v4(17, &frames::udp(src_port, 53, b"?"));
+    for frame in [
+        udp(1000),
+        v4(132, &frames::sctp(1, 2)),
+        v4(1, &frames::echo(8, 7)),
+        v4(1, &frames::echo(0, 7)),
+        v6(17, &frames::udp(1, 2, b"")),
+        v6(132, &frames::sctp(1, 2)),
+        v6(58, &frames::echo(128, 7)),
+        v6(58, &frames::echo(129, 7)),
+    ] {
+        let tables = TestTables::new();
+        let mut packet = TestPacket::new(frame.clone());
+
+        assert_eq!(handle(&mut packet, &tables), FLOW);
+
+        assert_ne!(packet.flow_hash, 0);
+        assert_eq!(packet.bytes, frame);
+        assert!(tables.flows_v4.borrow().is_empty() && tables.flows_v6.borrow().is_empty());
+    }
+    let mut packet = TestPacket::new(udp(1000));
+    handle(&mut packet, &TestTables::new()).expect("passes");
+    assert_eq!(packet.flow_hash, flow_hash::of(&key(17, 1000, 53)));
+}
+
+#[test]
+fn what_the_stack_has_for_another_reason_carries_no_hash() {
+    let tables = TestTables::new();
+    tables.flows_v4.borrow_mut().insert(key(17, 1000, 53), flow_verdict::VIA_STACK);
+    let fragment = Ipv4 { fragment: 0x2000, ..Ipv4::new(A.v4, B.v4, 17) };
+    for frame in [
+        v4(17, &frames::udp(1000, 53, b"?")),
+        v4(6, &frames::tcp(1, 2, tcp_flags::ACK)),
+        frame_v4(&fragment.packet(&frames::udp(1, 2, b""))),
+        frame_v4(&Ipv4::new(A.v4, ELSEWHERE_V4, 17).packet(&frames::udp(1, 2, b""))),
+    ] {
+        let mut packet = TestPacket::new(frame);
+        assert!(matches!(handle(&mut packet, &tables), Ok(Verdict::Stack(_))));
+        assert_eq!(packet.flow_hash, 0);
+    }
+}
+
+#[test]
 fn every_protocol_with_flows_is_delivered() {
+    let tables = TestTables::all_direct();
     for (protocol, payload) in [
         (6, frames::tcp(1, 2, tcp_flags::SYN)),
         (17, frames::udp(1, 2, b"")),
         (132, frames::sctp(1, 2)),
     ] {
-        assert_eq!(run(&TestTables::new(), v4(protocol, &payload)), DELIVERED_V4);
-        assert_eq!(run(&TestTables::new(), v6(protocol, &payload)), DELIVERED_V6);
+        assert_eq!(run(&tables, v4(protocol, &payload)), DELIVERED_V4);
+        assert_eq!(run(&tables, v6(protocol, &payload)), DELIVERED_V6);
     }
     for icmp_type in [0, 8] {
-        assert_eq!(run(&TestTables::new(), v4(1, &frames::echo(icmp_type, 7))), DELIVERED_V4);
+        assert_eq!(run(&tables, v4(1, &frames::echo(icmp_type, 7))), DELIVERED_V4);
     }
     for icmp_type in [128, 129] {
-        assert_eq!(run(&TestTables::new(), v6(58, &frames::echo(icmp_type, 7))), DELIVERED_V6);
+        assert_eq!(run(&tables, v6(58, &frames::echo(icmp_type, 7))), DELIVERED_V6);
     }
 }
 
@@ -320,12 +366,12 @@ fn used_up_hop_limits_are_left_to_the_stack() {
 fn longest_packet_is_held_against_the_receivers_mtu() {
     let fitting = frames::udp(1, 2, &[0; MTU as usize - 28]);
     let longer = frames::udp(1, 2, &[0; MTU as usize - 27]);
-    assert_eq!(run(&TestTables::new(), v4(17, &fitting)), DELIVERED_V4);
+    assert_eq!(run(&TestTables::all_direct(), v4(17, &fitting)), DELIVERED_V4);
     assert_eq!(run(&TestTables::new(), v4(17, &longer)), ICMP_ERROR);
 
     let mut segments = TestPacket::new(v4(17, &frames::udp(1, 2, &[0; 9000])));
     segments.gso_size = MTU - 28;
-    assert_eq!(handle(&mut segments.clone(), &TestTables::new()), DELIVERED_V4);
+    assert_eq!(handle(&mut segments.clone(), &TestTables::all_direct()), DELIVERED_V4);
     segments.gso_size += 1;
     assert_eq!(handle(&mut segments, &TestTables::new()), ICMP_ERROR);
 }
@@ -344,7 +390,7 @@ fn delivered_packet_is_what_a_router_would_have_made_of_it() {
     let mut packet = TestPacket::new(v4(17, &frames::udp(1, 2, b"data")));
     let before = packet.bytes.clone();
 
-    assert_eq!(handle(&mut packet, &TestTables::new()), DELIVERED_V4);
+    assert_eq!(handle(&mut packet, &TestTables::all_direct()), DELIVERED_V4);
 
     let header = Ipv4 { ttl: 63, ..Ipv4::new(A.v4, B.v4, 17) };
     let expected = ethernet(B.mac, HOST_MAC, 0x0800, &header.packet(&before[34..]));
@@ -373,7 +419,8 @@ fn contradicting_lengths_are_dropped() {
 fn no_truncation_of_any_packet_takes_the_fast_path() {
     for (name, whole) in valid_packets() {
         for len in 0..whole.len() {
-            let tables = TestTables::with_flags(pod_flags::ANSWER_ANY);
+            let mut tables = TestTables::with_flags(pod_flags::ANSWER_ANY);
+            tables.other_flows = Some(flow_verdict::DIRECT);
             let outcome = run(&tables, whole[..len].to_vec());
             let is_fast = matches!(outcome, Ok(Verdict::Deliver { .. } | Verdict::Answer(_)));
             assert!(!is_fast, "{name} of {} bytes cut to {len}: {outcome:?}", whole.len());
@@ -389,7 +436,9 @@ fn no_changed_byte_of_any_packet_panics() {
                 let mut bytes = whole.clone();
                 bytes[offset] = value;
                 for len in [bytes.len(), bytes.len() / 2, bytes.len().saturating_sub(1)] {
-                    let _ = run(&TestTables::new(), bytes[..len].to_vec());
+                    for tables in [TestTables::new(), TestTables::all_direct()] {
+                        let _ = run(&tables, bytes[..len].to_vec());
+                    }
                 }
             }
         }
@@ -416,7 +465,7 @@ fn valid_packets() -> Vec<(&'static str, Vec<u8>)> {
         ("solicitation from a link-local address", ask(LINK_LOCAL)),
     ];
     for (name, bytes) in &packets {
-        let outcome = run(&TestTables::new(), bytes.clone());
+        let outcome = run(&TestTables::all_direct(), bytes.clone());
         let is_fast = matches!(
             outcome,
             Ok(Verdict::Deliver { .. } | Verdict::Answer(Answered::Arp | Answered::Ndp))

@@ -49,7 +49,7 @@ pub(crate) struct Payload {
 pub(crate) trait Header: Pod {
     type Address: Copy + PartialEq;
     /// Key of this family's flow table.
-    type Key: Copy;
+    type Key: Pod;
 
     const FAMILY: Delivered;
     /// Number of this family's ICMP.

@@ -11,6 +11,7 @@ mod arp;
 mod checksum;
 mod drop_log;
 mod ethernet;
+mod flow_hash;
 mod from_pod;
 mod ip;
 mod maps;

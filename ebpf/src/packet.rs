@@ -7,7 +7,8 @@
 use aya_ebpf::{
     bindings::__sk_buff,
     helpers::{
-        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer, bpf_skb_store_bytes,
+        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer, bpf_set_hash,
+        bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -29,6 +30,10 @@ pub(crate) trait Packet {
     fn ingress_ifindex(&self) -> u32;
     /// Whether a VLAN tag travels beside the bytes.
     fn has_vlan_tag(&self) -> bool;
+    /// The flow hash that travels beside the bytes, 0 if there is none yet.
+    fn flow_hash(&self) -> u32;
+    /// Replaces it. The host's stack, whatever it makes of the packet's addresses, leaves it alone.
+    fn set_flow_hash(&mut self, hash: u32);
 
     /// The value at `offset`, or `None` if the packet ends before it does.
     fn read<T: Pod>(&self, offset: usize) -> Option<T>;
@@ -136,6 +141,18 @@ impl Packet for Skb {
     fn has_vlan_tag(&self) -> bool {
         // SAFETY: as in `len`.
         unsafe { (*self.raw).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn flow_hash(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (*self.raw).hash }
+    }
+
+    #[inline(always)]
+    fn set_flow_hash(&mut self, hash: u32) {
+        // SAFETY: `raw` is the context of this run; the helper stores an integer beside the packet.
+        unsafe { bpf_set_hash(self.raw, hash) };
     }
 
     #[inline(always)]

@@ -1,7 +1,8 @@
 //! `to_pod`, the TC egress hook of the host veth: what the host's stack sends to the pod.
 //!
 //! Its one task is to learn: a flow between pods that the stack handles may be under NAT there, so
-//! both of its directions have to stay with the stack. Invariant: it passes every packet unchanged.
+//! both of its directions have to stay with the stack, unless the packet itself shows that there is
+//! no NAT. Invariant: it passes every packet unchanged.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
 use bytemuck::{Pod, Zeroable};
@@ -9,6 +10,7 @@ use margay_abi::{Counter, flow_verdict};
 
 use crate::{
     ethernet::{self, Ethernet, ethertype},
+    flow_hash,
     ip::{self, Header, Ipv4, Ipv6, Payload, protocol},
     maps::{self, KernelMaps, Tables},
     packet::{Packet, Skb},
@@ -25,8 +27,8 @@ pub(crate) fn to_pod(context: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// Remembers that the stack has the packet's flow, if its sender is a pod. `None` if there is
-/// nothing to learn.
+/// Remembers what the stack's handling says of the packet's flow, if its sender is a pod. `None` if
+/// there is nothing to learn.
 #[inline(always)]
 pub(crate) fn learn(
     packet: &impl Packet,
@@ -101,9 +103,10 @@ fn behind_extensions(packet: &impl Packet, mut payload: Payload) -> Option<Paylo
     Some(payload)
 }
 
-/// Leaves both directions to the stack, so that they never disagree. A flow that is known already
-/// costs two look-ups, which also keep its entries from being the least recently used.
-#[inline(always)]
+/// Learns from a packet whose payload begins with its transport header.
+///
+/// A function of its own for its stack frame: keys are large, and 512 bytes is the limit.
+#[inline(never)]
 fn learn_flow<H: Header>(
     packet: &impl Packet,
     ip: &H,
@@ -114,12 +117,37 @@ fn learn_flow<H: Header>(
     if matches!(transport.role, Role::Error | Role::None) {
         return None;
     }
-    for key in [H::reversed(&transport.key), transport.key] {
-        if tables.flow(&key) != Some(flow_verdict::VIA_STACK) {
-            tables.set_flow(&key, flow_verdict::VIA_STACK);
-        }
-    }
+    let hash = if transport.role == Role::Any { packet.flow_hash() } else { 0 };
+    remember(&transport.key, hash, tables);
     Some(())
+}
+
+/// Gives both directions one verdict, so that they never disagree. A flow that is known already
+/// costs two look-ups, which also keep its entries from being the least recently used.
+///
+/// The verdict is "direct" if `hash` shows that the packet has the addresses and ports that it had
+/// in `from_pod`, and "via stack" otherwise: under NAT, or begun where no such proof is asked for.
+/// A flow that the stack has keeps "via stack", since another connection of its tuple may be alive
+/// under NAT. A direct flow of which the stack sends a packet without the proof becomes the stack's.
+#[inline(always)]
+fn remember<H: Header>(there: &H::Key, hash: u32, tables: &impl Tables<H>) {
+    let back = H::reversed(there);
+    // Numbers at once: the verifier refuses to see the payload of a `None` spilled.
+    let known_there = tables.flow(there).unwrap_or(0);
+    let known_back = tables.flow(&back).unwrap_or(0);
+    let is_the_stacks =
+        known_there == flow_verdict::VIA_STACK || known_back == flow_verdict::VIA_STACK;
+    let verdict = if !is_the_stacks && hash == flow_hash::of(there) {
+        flow_verdict::DIRECT
+    } else {
+        flow_verdict::VIA_STACK
+    };
+    if known_there != verdict {
+        tables.set_flow(there, verdict);
+    }
+    if known_back != verdict {
+        tables.set_flow(&back, verdict);
+    }
 }
 
 /// Whether it is an answer of `from_pod` on its way back to the pod, which is counted there.

@@ -1,10 +1,13 @@
 //! What `to_pod` learns, packet by packet, with the maps and the packet in memory.
 
+use margay_abi::FlowKeyV4;
 use margay_abi::flow_verdict::{DIRECT, VIA_STACK};
 
 use crate::{
     fixtures::{A, B, ELSEWHERE_V4, HOST_MAC, TestPacket, TestTables},
+    flow_hash,
     frames::{self, Ipv4, Ipv6, ethernet, tcp_flags},
+    from_pod::handle,
     to_pod::{is_answer, learn},
 };
 
@@ -26,6 +29,83 @@ fn both_directions_of_a_flow_between_pods_stay_with_the_stack() {
     let tables = TestTables::new();
     learn_v4(&tables, &Ipv4::new(A.v4, B.v4, 1).packet(&frames::echo(8, 1)));
     assert_eq!(verdicts_v4(&tables), [VIA_STACK; 2]);
+}
+
+#[test]
+fn flow_whose_packet_the_stack_left_alone_is_direct_both_ways() {
+    let (udp, sctp) = (frames::udp(1, 2, b""), frames::sctp(1, 2));
+    for (protocol, payload) in [(17, &udp), (132, &sctp), (1, &frames::echo(8, 1))] {
+        let tables = TestTables::new();
+        let mut packet = to_b_v4(protocol, payload);
+        handle(&mut packet, &tables).expect("passes");
+
+        learn(&packet, &tables);
+        assert_eq!(verdicts_v4(&tables), [DIRECT; 2]);
+        learn(&packet, &tables);
+        assert_eq!(verdicts_v4(&tables), [DIRECT; 2], "one that comes right behind it");
+    }
+    for (protocol, payload) in [(17, &udp), (132, &sctp), (58, &frames::echo(129, 1))] {
+        let tables = TestTables::new();
+        let frame = Ipv6::new(A.v6, B.v6, protocol).packet(payload);
+        let mut packet = TestPacket::new(ethernet(HOST_MAC, A.mac, 0x86dd, &frame));
+        handle(&mut packet, &tables).expect("passes");
+
+        learn(&packet, &tables);
+        assert_eq!(verdicts_v6(&tables), [DIRECT; 2]);
+    }
+}
+
+#[test]
+fn what_nat_gives_the_tuple_of_another_packet_is_the_stacks() {
+    let tables = TestTables::new();
+    // A socket that speaks to the pod behind its Service: conntrack gives it another port.
+    let mut changed = to_b_v4(17, &frames::udp(1000, 53, b""));
+    handle(&mut changed, &tables).expect("passes");
+    changed.bytes = frame_v4(&Ipv4::new(A.v4, B.v4, 17).packet(&frames::udp(1001, 53, b"")));
+    learn(&changed, &tables);
+    assert_eq!(verdicts_v4(&tables), [VIA_STACK; 2]);
+
+    // And what it sends to the Service comes out with the tuple that the other went in with.
+    learn_v4(&tables, &Ipv4::new(A.v4, B.v4, 17).packet(&frames::udp(1000, 53, b"")));
+    assert_eq!(verdicts_v4(&tables), [VIA_STACK; 4]);
+}
+
+#[test]
+fn flow_of_the_stack_stays_there_whatever_the_packet_shows() {
+    for known in [[true, true], [true, false], [false, true]] {
+        let tables = TestTables::new();
+        let mut packet = to_b_v4(17, &frames::udp(1000, 53, b""));
+        handle(&mut packet, &tables).expect("passes");
+        learn(&packet, &tables);
+        for (verdict, is_the_stacks) in tables.flows_v4.borrow_mut().values_mut().zip(known) {
+            *verdict = if is_the_stacks { VIA_STACK } else { DIRECT };
+        }
+
+        learn(&packet, &tables);
+
+        assert_eq!(verdicts_v4(&tables), [VIA_STACK; 2]);
+    }
+}
+
+#[test]
+fn connections_are_not_begun_here_whatever_the_packet_shows() {
+    let tables = TestTables::new();
+    for flags in [tcp_flags::SYN, tcp_flags::ACK] {
+        let mut packet = to_b_v4(6, &frames::tcp(1000, 80, flags));
+        let key = FlowKeyV4 {
+            src: A.v4,
+            dst: B.v4,
+            src_port: 1000_u16.to_be_bytes(),
+            dst_port: 80_u16.to_be_bytes(),
+            protocol: 6,
+            reserved: [0; 3],
+        };
+        packet.flow_hash = flow_hash::of(&key);
+
+        learn(&packet, &tables);
+
+        assert_eq!(verdicts_v4(&tables), [VIA_STACK; 2]);
+    }
 }
 
 #[test]
@@ -147,6 +227,12 @@ fn answers_of_from_pod_are_told_from_what_the_stack_sends() {
 
     let hairpin = Ipv4::new(B.v4, A.v4, 17).packet(&frames::udp(1, 2, b""));
     assert!(!is_answer(&TestPacket::new(frame_v4(&hairpin))), "came from this pod, by the stack");
+}
+
+/// What A sends to B.
+fn to_b_v4(protocol: u8, payload: &[u8]) -> TestPacket {
+    let packet = Ipv4::new(A.v4, B.v4, protocol).packet(payload);
+    TestPacket::new(ethernet(HOST_MAC, A.mac, 0x0800, &packet))
 }
 
 fn learn_v4(tables: &TestTables, packet: &[u8]) {

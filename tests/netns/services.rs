@@ -130,6 +130,109 @@ fn udp_through_a_service_survives_the_loss_of_the_flow_table_between_exchanges()
 }
 
 #[test]
+fn a_udp_answer_through_a_service_survives_the_loss_of_the_flow_table() {
+    on_both_families(|pods| {
+        let (server, service) = pods.udp_service(&pods.b);
+        let client = udp(&pods.a, SocketAddr::new(pods.ip_a, 0));
+
+        for round in 0..5 {
+            pods.exchange_forgetting_between(&client, &server, service)
+                .unwrap_or_else(|error| panic!("round {round}: {error}"));
+        }
+    });
+}
+
+#[test]
+fn a_direct_udp_flow_goes_through_the_stack_once_and_once_after_a_loss() {
+    on_both_families(|pods| {
+        let server = udp(&pods.b, SocketAddr::new(pods.ip_b, 0));
+        let client = udp(&pods.a, SocketAddr::new(pods.ip_a, 0));
+        let target = server.local_addr().unwrap();
+        pods.forget_flows();
+        let exchanges = |forget| {
+            let before = (pods.direct_packets(), pods.node.packets(Counter::StackFlow));
+            for _ in 0..10 {
+                udp_exchange(&client, &server, target).expect("exchange");
+            }
+            if forget {
+                pods.exchange_forgetting_between(&client, &server, target).expect("exchange");
+            }
+            let after = (pods.direct_packets(), pods.node.packets(Counter::StackFlow));
+            (after.0 - before.0, after.1 - before.1)
+        };
+
+        assert_eq!(exchanges(false), (19, 1));
+        assert_eq!(exchanges(false), (20, 0));
+        assert_eq!(exchanges(true), (21, 1), "an answer whose question is forgotten");
+        assert_eq!(exchanges(false), (20, 0));
+    });
+}
+
+#[test]
+fn one_udp_socket_uses_a_service_and_the_pod_behind_it_while_flows_are_forgotten() {
+    on_both_families(|pods| {
+        let (server, service) = pods.udp_service(&pods.b);
+        let direct = server.local_addr().unwrap();
+        let client = udp(&pods.a, SocketAddr::new(pods.ip_a, 0));
+
+        udp_exchange(&client, &server, service).expect("through the Service");
+        for turn in 0..12 {
+            // Every order of the two, with the table lost before, between, and not at all.
+            let target = if turn % 2 == 0 { direct } else { service };
+            let outcome = match turn % 3 {
+                0 => {
+                    pods.forget_flows();
+                    udp_exchange(&client, &server, target)
+                }
+                1 => udp_exchange(&client, &server, target),
+                _ => pods.exchange_forgetting_between(&client, &server, target),
+            };
+            outcome.unwrap_or_else(|error| panic!("turn {turn}, {target}: {error}"));
+        }
+    });
+}
+
+/// Conntrack gives what goes to the pod another source port, and the tuple that `from_pod` saw of it
+/// is what the question to the Service comes out with.
+#[test]
+fn what_a_socket_sends_to_a_pod_opens_no_way_around_the_service_before_it() {
+    on_both_families(|pods| {
+        let (server, service) = pods.udp_service(&pods.b);
+        let client = udp(&pods.a, SocketAddr::new(pods.ip_a, 0));
+        udp_exchange(&client, &server, service).expect("through the Service");
+
+        pods.forget_flows();
+        client.send_to(b"to be left unanswered", server.local_addr().unwrap()).unwrap();
+        receive(&server, &mut [0; 32]).expect("the datagram");
+
+        udp_exchange(&client, &server, service).expect("through the Service again");
+    });
+}
+
+#[test]
+fn a_burst_of_datagrams_of_a_new_flow_arrives_as_a_whole() {
+    on_both_families(|pods| {
+        let (server, service) = pods.udp_service(&pods.b);
+        for target in [server.local_addr().unwrap(), service] {
+            let client = udp(&pods.a, SocketAddr::new(pods.ip_a, 0));
+            for number in 0..100_u8 {
+                client.send_to(&[number], target).unwrap();
+            }
+
+            let mut numbers: Vec<u8> = (0..100)
+                .map(|_| {
+                    let mut number = [0];
+                    receive(&server, &mut number).expect("every datagram");
+                    number[0]
+                })
+                .collect();
+            numbers.sort_unstable();
+            assert!(numbers.into_iter().eq(0..100));
+        }
+    });
+}
+
+#[test]
 fn one_udp_socket_may_use_the_service_and_the_pod_behind_it() {
     on_both_families(|pods| {
         let (server, service) = pods.udp_service(&pods.b);
@@ -161,7 +264,9 @@ fn an_icmp_error_for_a_direct_flow_reaches_the_client() {
     on_both_families(|pods| {
         let server = udp(&pods.b, SocketAddr::new(pods.ip_b, 0));
         let client = udp(&pods.a, SocketAddr::new(pods.ip_a, 0));
-        client.connect(server.local_addr().unwrap()).unwrap();
+        let target = server.local_addr().unwrap();
+        udp_exchange(&client, &server, target).expect("exchange");
+        client.connect(target).unwrap();
         let before = pods.direct_packets();
         drop(server);
 
@@ -266,6 +371,23 @@ impl Pods<'_> {
 
     fn forget_flows(&self) {
         self.node.datapath().flows().clear().unwrap();
+    }
+
+    /// As [`udp_exchange`], but what is known of flows is lost between question and answer.
+    fn exchange_forgetting_between(
+        &self,
+        client: &UdpSocket,
+        server: &UdpSocket,
+        target: SocketAddr,
+    ) -> std::io::Result<()> {
+        let mut buffer = [0; 16];
+        client.send_to(b"question", target)?;
+        let (_, asker) = receive(server, &mut buffer)?;
+        self.forget_flows();
+        server.send_to(b"answer", asker)?;
+        let (length, answerer) = receive(client, &mut buffer)?;
+        assert_eq!((&buffer[..length], answerer), (&b"answer"[..], target));
+        Ok(())
     }
 
     fn direct_packets(&self) -> u64 {

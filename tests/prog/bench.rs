@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use margay_abi::{Counter, Flow, FlowKeyV4, FlowKeyV6, HOST_VETH_MAC, PodInfo, Traffic};
+use margay_abi::{
+    Counter, Flow, FlowKeyV4, FlowKeyV6, HOST_VETH_MAC, PodInfo, Traffic, flow_verdict,
+};
 use margay_datapath::{Datapath, LoadOptions, Program, TestContext};
 use margay_tests::node::{Node, UPLINK};
 use margay_tests::packet::{Ipv4, Ipv6, Mac, ethernet};
@@ -93,6 +95,20 @@ impl Bench {
         let run = self.datapath.test_run(program, frame, context).expect("test run");
         let after = self.datapath.stats().expect("stats");
         Outcome { action: run.action, counter: counted(&before, &after, frame), frame: run.frame }
+    }
+
+    /// Makes flows from A to B direct, both ways and over both families. Each is a protocol and its
+    /// two ports.
+    pub(crate) fn know_direct(&self, flows: &[(u8, u16, u16)]) {
+        let table = self.datapath.flows();
+        for (protocol, src_port, dst_port) in flows {
+            let v4 = key_v4(*protocol, *src_port, *dst_port);
+            let v6 = key_v6(*protocol, *src_port, *dst_port);
+            for (v4, v6) in [(v4, v6), (v4.reversed(), v6.reversed())] {
+                table.set_v4(&v4, flow_verdict::DIRECT).expect("set a flow");
+                table.set_v6(&v6, flow_verdict::DIRECT).expect("set a flow");
+            }
+        }
     }
 
     pub(crate) fn flow_v4(&self, key: &FlowKeyV4) -> Option<u8> {

@@ -11,17 +11,44 @@ const DIRECT: Option<u8> = Some(flow_verdict::DIRECT);
 const VIA_STACK: Option<u8> = Some(flow_verdict::VIA_STACK);
 
 #[test]
-fn first_packet_is_remembered_both_ways() {
+fn syn_is_remembered_both_ways() {
     let Some(bench) = Bench::new() else { return };
+    let syn = packet::tcp(1000, 80, tcp_flags::SYN);
 
-    bench.pod_sends(&a_to_b_v4(17, &packet::udp(1000, 53, b""))).expect_redirect(Counter::DirectV4);
-    bench.pod_sends(&a_to_b_v6(58, &packet::echo(128, 7))).expect_redirect(Counter::DirectV6);
+    bench.pod_sends(&a_to_b_v4(6, &syn)).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&a_to_b_v6(6, &syn)).expect_redirect(Counter::DirectV6);
 
-    assert_eq!(bench.flow_v4(&key_v4(17, 1000, 53)), DIRECT);
-    assert_eq!(bench.flow_v4(&key_v4(17, 1000, 53).reversed()), DIRECT);
-    assert_eq!(bench.flow_v6(&key_v6(58, 7, 7)), DIRECT);
-    assert_eq!(bench.flow_v6(&key_v6(58, 7, 7).reversed()), DIRECT);
+    assert_eq!(bench.flow_v4(&key_v4(6, 1000, 80)), DIRECT);
+    assert_eq!(bench.flow_v4(&key_v4(6, 1000, 80).reversed()), DIRECT);
+    assert_eq!(bench.flow_v6(&key_v6(6, 1000, 80)), DIRECT);
+    assert_eq!(bench.flow_v6(&key_v6(6, 1000, 80).reversed()), DIRECT);
     assert_eq!(bench.flow_count(), 4);
+}
+
+/// What the stack then does with it, and `to_pod` makes of that, is no matter of a single packet:
+/// `tests/netns/services.rs`.
+#[test]
+fn what_may_be_an_answer_as_well_as_a_beginning_is_the_stacks_to_tell() {
+    let Some(bench) = Bench::new() else { return };
+    for (protocol, payload) in [
+        (17, packet::udp(1000, 53, b"")),
+        (132, packet::sctp(1000, 53)),
+        (1, packet::echo(8, 7)),
+        (1, packet::echo(0, 7)),
+    ] {
+        let frame = a_to_b_v4(protocol, &payload);
+        bench.pod_sends(&frame).expect_stack(Counter::StackFlow, &frame);
+    }
+    for (next_header, payload) in [
+        (17, packet::udp(1000, 53, b"")),
+        (132, packet::sctp(1000, 53)),
+        (58, packet::echo(128, 7)),
+        (58, packet::echo(129, 7)),
+    ] {
+        let frame = a_to_b_v6(next_header, &payload);
+        bench.pod_sends(&frame).expect_stack(Counter::StackFlow, &frame);
+    }
+    assert_eq!(bench.flow_count(), 0, "nothing is known yet");
 }
 
 #[test]
@@ -146,9 +173,7 @@ fn icmp_errors_follow_the_flow_that_they_quote() {
     bench.pod_sends(&error_v4).expect_stack(Counter::StackFlow, &error_v4);
     bench.pod_sends(&error_v6).expect_stack(Counter::StackFlow, &error_v6);
 
-    bench.datapath.flows().clear().expect("clear");
-    bench.pod_sends(&a_to_b_v4(17, &packet::udp(1000, 53, b""))).expect_redirect(Counter::DirectV4);
-    bench.pod_sends(&a_to_b_v6(17, &packet::udp(1000, 53, b""))).expect_redirect(Counter::DirectV6);
+    bench.know_direct(&[(17, 1000, 53)]);
     bench.pod_sends(&error_v4).expect_redirect(Counter::DirectV4);
     bench.pod_sends(&error_v6).expect_redirect(Counter::DirectV6);
 }
@@ -160,7 +185,7 @@ fn icmp_errors_about_an_echo_follow_the_echo() {
     let error = a_to_b_v4(1, &packet::icmp_error(11, &echo));
     bench.pod_sends(&error).expect_stack(Counter::StackFlow, &error);
 
-    bench.pod_sends(&a_to_b_v4(1, &packet::echo(8, 77))).expect_redirect(Counter::DirectV4);
+    bench.know_direct(&[(1, 77, 77)]);
 
     bench.pod_sends(&error).expect_redirect(Counter::DirectV4);
 }
@@ -169,7 +194,7 @@ fn icmp_errors_about_an_echo_follow_the_echo() {
 fn icmp_errors_with_an_unreadable_quote_are_the_stacks() {
     let Some(bench) = Bench::new() else { return };
     let udp = packet::udp(53, 1000, b"");
-    bench.pod_sends(&a_to_b_v4(17, &packet::udp(1000, 53, b""))).expect_redirect(Counter::DirectV4);
+    bench.know_direct(&[(17, 1000, 53)]);
     let whole = Ipv4::new(B.v4, A.v4, 17);
     for quoted in [
         Ipv4 { options: vec![1; 4], ..whole.clone() }.packet(&udp),

@@ -8,6 +8,7 @@ use crate::bench::{A, B, Bench, HOST_MAC, MTU, a_to_b_v4, a_to_b_v6, frame_v4, f
 #[test]
 fn every_protocol_with_flows_is_delivered_over_ipv4() {
     let Some(bench) = Bench::new() else { return };
+    bench.know_direct(&[(17, 1, 2), (132, 1, 2), (1, 7, 7), (1, 8, 8)]);
     for (protocol, payload) in [
         (6, packet::tcp(1, 2, tcp_flags::SYN)),
         (17, packet::udp(1, 2, b"data")),
@@ -27,6 +28,7 @@ fn every_protocol_with_flows_is_delivered_over_ipv4() {
 #[test]
 fn every_protocol_with_flows_is_delivered_over_ipv6() {
     let Some(bench) = Bench::new() else { return };
+    bench.know_direct(&[(17, 1, 2), (132, 1, 2), (58, 7, 7), (58, 8, 8)]);
     for (next_header, payload) in [
         (6, packet::tcp(1, 2, tcp_flags::SYN)),
         (17, packet::udp(1, 2, b"data")),
@@ -45,6 +47,7 @@ fn every_protocol_with_flows_is_delivered_over_ipv6() {
 #[test]
 fn every_ttl_above_one_goes_down_by_one_with_a_right_checksum() {
     let Some(bench) = Bench::new() else { return };
+    bench.know_direct(&[(17, 1, 2)]);
     for ttl in 2..=255 {
         let header = Ipv4 { ttl, ..Ipv4::new(A.v4, B.v4, 17) };
 
@@ -77,6 +80,7 @@ fn used_up_hop_limits_and_long_packets_are_left_to_the_stack() {
 #[test]
 fn packet_as_long_as_the_receivers_mtu_is_delivered() {
     let Some(bench) = Bench::new() else { return };
+    bench.know_direct(&[(17, 1, 2)]);
     let fitting_v4 = packet::udp(1, 2, &[0; MTU as usize - 28]);
     let fitting_v6 = packet::udp(1, 2, &[0; MTU as usize - 48]);
 
@@ -87,6 +91,7 @@ fn packet_as_long_as_the_receivers_mtu_is_delivered() {
 #[test]
 fn padding_behind_the_packet_is_no_part_of_it() {
     let Some(bench) = Bench::new() else { return };
+    bench.know_direct(&[(17, 1, 2)]);
     let mut padded = a_to_b_v4(17, &packet::udp(1, 2, b""));
     padded.resize(60, 0);
 

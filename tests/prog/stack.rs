@@ -24,6 +24,7 @@ fn fragments_options_and_unknown_protocols_are_the_stacks() {
         let frame = frame_v4(&header.packet(&udp));
         bench.pod_sends(&frame).expect_stack(Counter::StackUnsupported, &frame);
     }
+    bench.know_direct(&[(17, 1, 2)]);
     let dont_fragment = Ipv4 { fragment: 0x4000, ..Ipv4::new(A.v4, B.v4, 17) };
     bench.pod_sends(&frame_v4(&dont_fragment.packet(&udp))).expect_redirect(Counter::DirectV4);
 }

@@ -1,6 +1,6 @@
 //! What the programs remember of flows: `flows_v4` and `flows_v6`.
 //!
-//! The programs alone write them. Losing an entry costs speed, never correctness.
+//! The programs write them by themselves. Losing an entry costs speed, never correctness.
 
 use std::collections::HashSet;
 
@@ -30,6 +30,17 @@ impl Flows {
         self.v6.get(*key)
     }
 
+    /// Gives the packets of one IPv4 flow in one direction a verdict, as the programs do by
+    /// themselves: for who looks at them packet by packet.
+    pub fn set_v4(&self, key: &FlowKeyV4, verdict: u8) -> Result<(), MapError> {
+        self.v4.insert(*key, Flow { verdict, reserved: [0; 3] })
+    }
+
+    /// The same for IPv6.
+    pub fn set_v6(&self, key: &FlowKeyV6, verdict: u8) -> Result<(), MapError> {
+        self.v6.insert(*key, Flow { verdict, reserved: [0; 3] })
+    }
+
     /// Writes what only programs write.
     #[cfg(test)]
     pub(crate) fn fill_for_test(&self, flows: u8) {
@@ -38,9 +49,8 @@ impl Flows {
             v4.src[3] = flow;
             let mut v6: FlowKeyV6 = bytemuck::Zeroable::zeroed();
             v6.src[15] = flow;
-            let value = Flow { verdict: margay_abi::flow_verdict::DIRECT, reserved: [0; 3] };
-            self.v4.insert(v4, value).expect("insert");
-            self.v6.insert(v6, value).expect("insert");
+            self.set_v4(&v4, margay_abi::flow_verdict::DIRECT).expect("insert");
+            self.set_v6(&v6, margay_abi::flow_verdict::DIRECT).expect("insert");
         }
     }
 

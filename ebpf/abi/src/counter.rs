@@ -14,8 +14,8 @@ pub enum Counter {
     NdpAnswered = 3,
     /// `from_pod`, to the stack: the destination is no other pod on this node.
     StackNotLocal = 4,
-    /// `from_pod`, to the stack: the flow is the stack's, or its beginning was not seen, or one of
-    /// the two pods is shaped.
+    /// `from_pod`, to the stack: the flow is the stack's, or nothing is known of it, or one of the
+    /// two pods is shaped.
     StackFlow = 5,
     /// `from_pod`, to the stack: fragment, IP options, extension header, VLAN tag, another MAC than
     /// the host veth's, or a protocol or EtherType that has no flow verdict.

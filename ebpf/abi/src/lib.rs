@@ -140,7 +140,7 @@ pub struct Flow {
 pub mod flow_verdict {
     /// The host's stack has seen the flow (it may be under NAT there): all of it goes to the stack.
     pub const VIA_STACK: u8 = 1;
-    /// The flow began between two local pods: it is delivered without the host's stack.
+    /// The flow is between two local pods as it is: it is delivered without the host's stack.
     pub const DIRECT: u8 = 2;
 }
 

@@ -22,6 +22,7 @@ pub(crate) struct Buffer {
     pub(crate) ingress_ifindex: u32,
     pub(crate) gso_size: u32,
     pub(crate) has_vlan_tag: bool,
+    pub(crate) flow_hash: u32,
     /// Bytes of the linear part.
     linear: Cell<usize>,
     /// What a checksum over the whole packet was told of.
@@ -37,6 +38,7 @@ impl Buffer {
             ingress_ifindex: ifindex,
             gso_size: 0,
             has_vlan_tag: false,
+            flow_hash: 0,
             linear: Cell::new(0),
             adjustments: Vec::new(),
         }
@@ -72,6 +74,15 @@ impl Packet for Buffer {
 
     fn has_vlan_tag(&self) -> bool {
         self.has_vlan_tag
+    }
+
+    fn flow_hash(&self) -> u32 {
+        self.flow_hash
+    }
+
+    fn set_flow_hash(&mut self, hash: u32) {
+        assert_ne!(hash, 0, "a hash that stands for none");
+        self.flow_hash = hash;
     }
 
     fn read<T: Pod>(&self, offset: usize) -> Option<T> {

@@ -7,6 +7,8 @@
 //! - What goes to the stack or is dropped is as it was sent, but for the FIN of a flow that nothing
 //!   is known of, which is lost and its checksum made up for.
 //! - What the stack has stays with the stack, and both directions of a flow are remembered alike.
+//! - Nothing but a SYN begins a flow. What may be a first packet all the same goes to the stack with
+//!   its hash, and nothing else has one.
 //! - It does not matter how much of the packet is in the linear part.
 
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -55,6 +57,7 @@ pub fn check(input: &[u8]) {
     }
     if sent.len() >= ETHERNET {
         check_flows(&sent, &scene.maps, outcome);
+        check_hash(&sent, &scene, outcome);
     }
     check_action(&scene, outcome);
 }
@@ -205,10 +208,11 @@ fn check_link_scope(sent: &[u8], reason: StackReason) {
 
 /// What a flow is remembered as follows from what became of its packet.
 fn check_flows(sent: &[u8], maps: &Maps, outcome: Result<Verdict, DropReason>) {
-    let begins = maps.known.is_none() || tcp_flags(sent).is_some_and(is_syn);
+    let begins = tcp_flags(sent).is_some_and(is_syn);
     let wanted = match outcome {
         Ok(Verdict::Deliver { .. }) => {
             assert_ne!(maps.known, Some(flow_verdict::VIA_STACK), "delivers what the stack has");
+            assert!(begins || maps.known.is_some(), "delivers what may have to be undone of NAT");
             begins.then_some(flow_verdict::DIRECT)
         }
         Ok(Verdict::Stack(reason)) if loses_fin(sent, maps, reason) => {
@@ -234,6 +238,19 @@ fn check_flows(sent: &[u8], maps: &Maps, outcome: Result<Verdict, DropReason>) {
     }
 }
 
+/// A packet has a hash where it may be the first of a flow, and only there.
+fn check_hash(sent: &[u8], scene: &Scene, outcome: Result<Verdict, DropReason>) {
+    let may_be_first = outcome == Ok(Verdict::Stack(StackReason::Flow))
+        && scene.maps.known.is_none()
+        && match sent[protocol_offset(sent)] {
+            17 | 132 => true,
+            1 => matches!(sent[payload(sent)], 0 | 8),
+            58 => matches!(sent[payload(sent)], 128 | 129),
+            _ => false,
+        };
+    assert_eq!(scene.packet.flow_hash != 0, may_be_first, "hash {}", scene.packet.flow_hash);
+}
+
 /// Whether the stack gets it without its FIN: nothing is known of the flow that it ends.
 fn loses_fin(sent: &[u8], maps: &Maps, reason: StackReason) -> bool {
     let ends = |flags: u8| flags & 0x05 == 0x01 && !is_syn(flags);
@@ -249,6 +266,11 @@ fn check_lost_fin(sent: &[u8], got: &[u8]) {
     // Zero has two forms in one's complement.
     let sum = |frame: &[u8]| reading::checksum(&[&frame[tcp..]]) % 0xffff;
     assert_eq!(sum(got), sum(sent), "broke the TCP checksum");
+}
+
+/// Where an IP header names its payload's protocol.
+fn protocol_offset(sent: &[u8]) -> usize {
+    ETHERNET + if reading::ethertype(sent) == ethertype::IPV4 { 9 } else { 6 }
 }
 
 /// Where the payload begins behind a plain IP header.

@@ -13,6 +13,8 @@ mod checksum;
 mod drop_log;
 #[path = "../../../ebpf/src/ethernet.rs"]
 mod ethernet;
+#[path = "../../../ebpf/src/flow_hash.rs"]
+mod flow_hash;
 #[path = "../../../ebpf/src/from_pod.rs"]
 mod from_pod;
 #[path = "../../../ebpf/src/ip.rs"]

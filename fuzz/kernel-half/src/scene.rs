@@ -49,6 +49,8 @@ const fn v6(last: u8) -> [u8; 16] {
 pub(crate) struct Scene {
     pub(crate) packet: Buffer,
     pub(crate) maps: Maps,
+    /// Whether the stack has it from `from_pod` and left it alone, for `to_pod`.
+    pub(crate) was_in_from_pod: bool,
 }
 
 /// Bits of an input's first byte.
@@ -58,6 +60,7 @@ mod choice {
     pub(super) const KNOWN: u8 = 4;
     pub(super) const VIA_STACK: u8 = 8;
     pub(super) const FROM_ELSEWHERE: u8 = 16;
+    pub(super) const WAS_IN_FROM_POD: u8 = 32;
 }
 
 impl Scene {
@@ -77,7 +80,8 @@ impl Scene {
             (true, false) => Some(flow_verdict::DIRECT),
         };
         let flags = if chosen(choice::ANSWER_ANY) { pod_flags::ANSWER_ANY } else { 0 };
-        Some(Self { packet, maps: Maps::new(flags, known) })
+        let was_in_from_pod = chosen(choice::WAS_IN_FROM_POD);
+        Some(Self { packet, maps: Maps::new(flags, known), was_in_from_pod })
     }
 }
 

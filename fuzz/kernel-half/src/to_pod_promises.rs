@@ -1,10 +1,12 @@
 //! What `to_pod` promises, whatever the host's stack sends.
 //!
-//! - It learns of flows between pods alone, both directions, and only that the stack has them.
+//! - It learns of flows between pods alone, both directions, and only that the stack has them, but
+//!   where the packet is one of `from_pod`'s that nothing is known of, and as it was there.
 //! - It does not matter how much of the packet is in the linear part.
 
-use margay_abi::flow_verdict::VIA_STACK;
+use margay_abi::flow_verdict::{DIRECT, VIA_STACK};
 
+use crate::from_pod::handle;
 use crate::reading::{self, ETHERNET, bytes, ethertype};
 use crate::scene::{OTHER, OWN, Scene};
 use crate::to_pod::{is_answer, learn};
@@ -14,12 +16,15 @@ use crate::to_pod::{is_answer, learn};
 /// # Panics
 /// When one of them is broken.
 pub fn check(input: &[u8]) {
-    let Some(scene) = Scene::read(input) else { return };
-    let Scene { packet, maps } = &scene;
+    let Some(mut scene) = Scene::read(input) else { return };
+    if scene.was_in_from_pod {
+        scene.packet.flow_hash = hash_from_pod(&scene);
+    }
+    let Scene { packet, maps, .. } = &scene;
     let learnt = learn(packet, maps).is_some();
     let answer = is_answer(packet);
 
-    let linear = Scene { packet: packet.clone().linear(), maps: scene.maps.clone() };
+    let linear = Scene { packet: packet.clone().linear(), ..scene.clone() };
     linear.maps.written_v4.borrow_mut().clear();
     linear.maps.written_v6.borrow_mut().clear();
     assert_eq!(learn(&linear.packet, &linear.maps).is_some(), learnt, "depends on the linear part");
@@ -34,25 +39,37 @@ pub fn check(input: &[u8]) {
     }
 }
 
-fn check_learnt(Scene { packet, maps }: &Scene, learnt: bool) {
+/// The hash that the packet has behind `from_pod`, to which nothing is known.
+fn hash_from_pod(scene: &Scene) -> u32 {
+    let mut scene = scene.clone();
+    scene.maps.known = None;
+    handle(&mut scene.packet, &scene.maps).map_or(0, |_| scene.packet.flow_hash)
+}
+
+fn check_learnt(Scene { packet, maps, .. }: &Scene, learnt: bool) {
     let v4 = maps.written_v4.borrow();
     let v6 = maps.written_v6.borrow();
-    assert!(v4.iter().all(|(_, verdict)| *verdict == VIA_STACK));
-    assert!(v6.iter().all(|(_, verdict)| *verdict == VIA_STACK));
+    let verdict = match (packet.flow_hash, maps.known) {
+        (0, _) | (_, Some(VIA_STACK)) => VIA_STACK,
+        _ => DIRECT,
+    };
+    assert!(v4.iter().all(|(_, written)| *written == verdict));
+    assert!(v6.iter().all(|(_, written)| *written == verdict));
+    assert!(learnt || packet.flow_hash == 0, "from_pod knows the flow, and to_pod does not");
     let written = v4.len() + v6.len();
-    let wanted = if learnt && maps.known != Some(VIA_STACK) { 2 } else { 0 };
+    let wanted = if learnt && maps.known != Some(verdict) { 2 } else { 0 };
     assert_eq!(written, wanted, "the two directions disagree");
     let frame = &packet.bytes;
-    if let [(one, _), (other, _)] = v4[..] {
-        assert_eq!(one.reversed(), other);
+    if let [(there, _), (back, _)] = v4[..] {
+        assert_eq!(there.reversed(), back);
         let (src, dst) = (bytes(frame, ETHERNET + 12), bytes(frame, ETHERNET + 16));
-        assert_eq!((other.src, other.dst), (src, dst));
+        assert_eq!((there.src, there.dst), (src, dst));
         assert!(OWN.v4.contains(&src) || OTHER.v4.contains(&src), "the sender is no pod");
     }
-    if let [(one, _), (other, _)] = v6[..] {
-        assert_eq!(one.reversed(), other);
+    if let [(there, _), (back, _)] = v6[..] {
+        assert_eq!(there.reversed(), back);
         let (src, dst) = (bytes(frame, ETHERNET + 8), bytes(frame, ETHERNET + 24));
-        assert_eq!((other.src, other.dst), (src, dst));
+        assert_eq!((there.src, there.dst), (src, dst));
         assert!(OWN.v6.contains(&src) || OTHER.v6.contains(&src), "the sender is no pod");
     }
 }
