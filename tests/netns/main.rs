@@ -6,6 +6,7 @@ mod bandwidth;
 mod conntrack;
 mod framing;
 mod interference;
+mod kube_proxy;
 mod lifecycle;
 mod link_local;
 mod nat;

@@ -7,6 +7,8 @@
 
 pub mod cni;
 pub mod conformance;
+pub mod echo;
+pub mod kube_proxy;
 pub mod namespace;
 pub mod node;
 pub mod packet;
@@ -14,6 +16,7 @@ pub mod pod;
 pub mod raw;
 pub mod requirements;
 pub mod residue;
+pub mod sctp;
 pub mod service;
 pub mod traffic;
 

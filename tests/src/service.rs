@@ -1,5 +1,6 @@
-//! What kube-proxy sets up in the host's stack: a Service address, which is destination NAT, and a
-//! rule against packets that its conntrack makes no sense of.
+//! The least that makes a Service in the host's stack: an address, which is destination NAT, and a
+//! rule against packets that its conntrack makes no sense of. All of kube-proxy's rules are in
+//! [`kube_proxy`](crate::kube_proxy).
 
 use std::net::SocketAddr;
 
@@ -14,6 +15,20 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// What iptables and nftables call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
 }
 
 impl Node {
@@ -21,10 +36,7 @@ impl Node {
     /// the node's address as the client, as kube-proxy's hairpin masquerade has it.
     pub fn expose(&self, protocol: Protocol, service: SocketAddr, backend: SocketAddr) {
         let family = if service.is_ipv4() { "ip" } else { "ip6" };
-        let protocol = match protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
+        let protocol = protocol.name();
         let nft = |line: String| {
             self.run(&["nft", &line]);
         };

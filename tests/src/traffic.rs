@@ -73,16 +73,7 @@ impl Connection {
         target: SocketAddr,
         listener: &TcpListener,
     ) -> io::Result<Self> {
-        let family = if local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let socket = client.enter(|| -> rustix::io::Result<_> {
-            let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-            sockopt::set_socket_reuseaddr(&socket, true)?;
-            sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
-            net::bind(&socket, &local)?;
-            net::connect(&socket, &target)?;
-            Ok(socket)
-        })?;
-        Self::accept(TcpStream::from(socket), listener)
+        Self::accept(client.enter(|| connect_from(local, target))?, listener)
     }
 
     fn accept(client: TcpStream, listener: &TcpListener) -> io::Result<Self> {
@@ -114,6 +105,22 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+/// Connects from a local address that other connections may have as well, where the calling thread is.
+///
+/// # Errors
+/// When the connection is not made in time.
+pub fn connect_from(local: SocketAddr, target: SocketAddr) -> io::Result<TcpStream> {
+    let family = if local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    if local.port() != 0 {
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        net::bind(&socket, &local)?;
+    }
+    net::connect(&socket, &target)?;
+    Ok(TcpStream::from(socket))
 }
 
 /// Listens for TCP connections.

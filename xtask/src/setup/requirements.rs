@@ -96,7 +96,7 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         name: "iptables",
         look: Look::Program("iptables"),
         uses: &[Use::Test],
-        why: "makes the documented rules of hosts without nft",
+        why: "makes the documented rules of hosts without nft, and kube-proxy's",
         apt: &[&["iptables"]],
         dnf: "iptables-nft",
         pacman: "iptables",
