@@ -7,6 +7,7 @@ mod conntrack;
 mod framing;
 mod interference;
 mod kube_proxy;
+mod kube_proxy_load;
 mod lifecycle;
 mod link_local;
 mod nat;
