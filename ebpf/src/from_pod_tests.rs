@@ -44,11 +44,9 @@ fn without_a_syn_the_stack_gets_what_is_unknown_with_its_hash() {
     let udp = |src_port| v4(17, &frames::udp(src_port, 53, b"?"));
     for frame in [
         udp(1000),
-        v4(132, &frames::sctp(1, 2)),
         v4(1, &frames::echo(8, 7)),
         v4(1, &frames::echo(0, 7)),
         v6(17, &frames::udp(1, 2, b"")),
-        v6(132, &frames::sctp(1, 2)),
         v6(58, &frames::echo(128, 7)),
         v6(58, &frames::echo(129, 7)),
     ] {
@@ -74,6 +72,8 @@ fn what_the_stack_has_for_another_reason_carries_no_hash() {
     for frame in [
         v4(17, &frames::udp(1000, 53, b"?")),
         v4(6, &frames::tcp(1, 2, tcp_flags::ACK)),
+        v4(132, &frames::sctp(1, 2)),
+        v6(132, &frames::sctp(1, 2)),
         frame_v4(&fragment.packet(&frames::udp(1, 2, b""))),
         frame_v4(&Ipv4::new(A.v4, ELSEWHERE_V4, 17).packet(&frames::udp(1, 2, b""))),
     ] {

@@ -30,7 +30,7 @@ pub(crate) enum Role {
     Any,
     /// A TCP FIN: surely not the first.
     End,
-    /// Any other TCP packet: surely not the first.
+    /// Any other TCP packet, surely not the first; and SCTP, of which no packet begins a direct flow.
     Middle,
     /// An ICMP error about a packet that went the other way.
     Error,
@@ -104,12 +104,13 @@ pub(crate) fn read<H: Header>(
             None => Transport::none(ip),
         });
     }
+    // Conntrack does not take an SCTP association up in its middle, save with a HEARTBEAT. Were one
+    // direct, and its entry lost, a host that drops what is invalid would drop it until the next.
+    let role = if payload.protocol == protocol::SCTP { Role::Middle } else { Role::Any };
     Ok(match ports::<H>(payload.protocol, &start) {
-        Some((src_port, dst_port)) => Transport {
-            role: Role::Any,
-            key: ip.key(payload.protocol, src_port, dst_port),
-            header_len,
-        },
+        Some((src_port, dst_port)) => {
+            Transport { role, key: ip.key(payload.protocol, src_port, dst_port), header_len }
+        }
         None => Transport::none(ip),
     })
 }

@@ -243,7 +243,7 @@ fn check_hash(sent: &[u8], scene: &Scene, outcome: Result<Verdict, DropReason>) 
     let may_be_first = outcome == Ok(Verdict::Stack(StackReason::Flow))
         && scene.maps.known.is_none()
         && match sent[protocol_offset(sent)] {
-            17 | 132 => true,
+            17 => true,
             1 => matches!(sent[payload(sent)], 0 | 8),
             58 => matches!(sent[payload(sent)], 128 | 129),
             _ => false,
