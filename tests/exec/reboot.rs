@@ -2,13 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use margay_tests::node::node_address;
 use margay_tests::pod::address;
 use margay_tests::traffic::assert_ping;
 use margay_tests::{Invocation, Node};
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use serde_json::json;
 
 #[test]
@@ -23,7 +21,7 @@ fn the_first_verb_after_a_reboot_takes_back_what_the_pods_before_it_had() {
     assert_eq!(code, 50, "the pool has one address to give");
 
     before.destroy();
-    reboot(&node);
+    node.reboot();
 
     status.execute().success();
     assert_eq!(node.store().endpoints("podnet").unwrap(), []);
@@ -43,7 +41,7 @@ fn a_first_verb_that_is_killed_anywhere_leaves_the_rest_to_the_second() {
             pod.add(&network);
             pod.destroy();
         }
-        reboot(&node);
+        node.reboot();
 
         let killed = format!("change={changes}*off->1*return(kill)");
         let first = status.clone().env("FAILPOINTS", &killed).execute();
@@ -84,7 +82,7 @@ fn margay_ipam_by_itself_takes_back_what_earlier_boots_left() {
     let (code, _) = add("after").error();
     assert_eq!(code, 101, "the pool has one address to give");
 
-    change_boot_id(&node);
+    node.change_boot_id();
 
     assert_eq!(address(&add("after").success(), true), address_before);
 }
@@ -97,7 +95,7 @@ fn after_a_reboot_what_still_has_its_namespace_keeps_its_addresses() {
     let result = alive.add(&network);
 
     // As far as the plugin can tell: only the boot ID is another one.
-    change_boot_id(&node);
+    node.change_boot_id();
 
     let other = node.sandbox("other");
     assert_ne!(address(&other.add(&network), true), address(&result, true));
@@ -119,7 +117,7 @@ fn a_namespaces_path_that_leads_to_the_hosts_own_after_a_reboot_is_stale() {
     fs::remove_file(&path).unwrap();
     symlink("/proc/self/ns/net", &path).unwrap();
 
-    reboot(&node);
+    node.reboot();
     Invocation::new("margay", "STATUS", &network).execute().success();
 
     assert_eq!(node.store().endpoints("podnet").unwrap(), []);
@@ -164,23 +162,4 @@ fn del_does_without_any_program_of_its_own_build() {
     let pods = margay_datapath::Pods::open(&node.bpffs_root()).unwrap().expect("the maps");
     assert_eq!(pods.entries().unwrap().len(), 0);
     assert!(!build.exists(), "a DEL loads nothing");
-}
-
-/// Another boot ID, and a BPF file system and a run directory that are empty.
-fn reboot(node: &Node) {
-    change_boot_id(node);
-    unmount(node.path("bpf"), UnmountFlags::empty()).unwrap();
-    mount("bpf", node.path("bpf"), "bpf", MountFlags::empty(), None).unwrap();
-    fs::remove_dir_all(node.path("run")).unwrap();
-}
-
-fn change_boot_id(node: &Node) {
-    static BOOTS: AtomicU32 = AtomicU32::new(0);
-    let boot_id = node.path("boot_id");
-    let is_mounted = boot_id.exists();
-    let boot = BOOTS.fetch_add(1, Ordering::Relaxed);
-    fs::write(&boot_id, format!("00000000-1111-2222-3333-{boot:012}\n")).unwrap();
-    if !is_mounted {
-        mount_bind(&boot_id, "/proc/sys/kernel/random/boot_id").unwrap();
-    }
 }

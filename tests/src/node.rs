@@ -5,12 +5,13 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use margay::netlink::{LinkInfo, Netlink};
 use margay_abi::Counter;
 use margay_datapath::Datapath;
 use margay_datastore::{Sqlite, Store};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -57,8 +58,7 @@ impl Node {
         for name in ["bpf", "netns", "state", "run"] {
             fs::create_dir(directory.path().join(name)).expect("make a directory");
         }
-        mount("bpf", directory.path().join("bpf"), "bpf", MountFlags::empty(), None)
-            .expect("mount a BPF file system");
+        mount_bpffs(&directory.path().join("bpf"));
         namespace::set_loopback_up();
         let world = NamedNetns::create(directory.path().join("netns/world"));
         let node = Self { world, directory };
@@ -170,6 +170,34 @@ impl Node {
         links.into_iter().filter(|link| link.name != "lo" && link.name != UPLINK).collect()
     }
 
+    /// Another boot ID, and a BPF file system and a run directory that are empty. Ending the pods
+    /// is left to the test.
+    ///
+    /// # Panics
+    /// When something else holds the BPF file system.
+    pub fn reboot(&self) {
+        self.change_boot_id();
+        unmount(self.path("bpf"), UnmountFlags::empty()).expect("unmount the BPF file system");
+        mount_bpffs(&self.path("bpf"));
+        fs::remove_dir_all(self.path("run")).expect("empty the run directory");
+        fs::create_dir(self.path("run")).expect("make the run directory");
+    }
+
+    /// Another boot ID alone.
+    ///
+    /// # Panics
+    /// When it cannot be mounted.
+    pub fn change_boot_id(&self) {
+        static BOOTS: AtomicU32 = AtomicU32::new(0);
+        let boot_id = self.path("boot_id");
+        let is_mounted = boot_id.exists();
+        let boot = BOOTS.fetch_add(1, Ordering::Relaxed);
+        fs::write(&boot_id, format!("00000000-1111-2222-3333-{boot:012}\n")).expect("boot ID");
+        if !is_mounted {
+            mount_bind(&boot_id, "/proc/sys/kernel/random/boot_id").expect("mount a boot ID");
+        }
+    }
+
     /// Runs a command in the node's namespace and returns its standard output.
     ///
     /// # Panics
@@ -197,6 +225,10 @@ impl Node {
         ip(format!("ip route add default via {WORLD_V4}"));
         ip(format!("ip route add default via {WORLD_V6}"));
     }
+}
+
+fn mount_bpffs(path: &Path) {
+    mount("bpf", path, "bpf", MountFlags::empty(), None).expect("mount a BPF file system");
 }
 
 /// The node's address of a family.
