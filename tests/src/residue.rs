@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use margay::naming;
+use margay_datastore::Attachment;
 use serde_json::Value;
 
 use crate::node::Node;
@@ -15,21 +16,32 @@ use crate::pod::{Pod, address};
 /// # Panics
 /// When something is left, missing or wrong.
 pub fn assert_only(node: &Node, pods: &[(&Pod<'_>, &Value)], context: &str) {
-    assert_only_these_exist(node, pods, context);
+    let attached: Vec<(Attachment, Vec<IpAddr>)> = pods
+        .iter()
+        .map(|(pod, result)| {
+            let ips = vec![address(result, true), address(result, false)];
+            (pod.attachment("podnet", "eth0"), ips)
+        })
+        .collect();
+    assert_only_attached(node, &attached, context);
     for (pod, result) in pods {
         let check = pod.check(&node.network(), result);
         assert!(check.is_success(), "{context}: {}: {}", pod.container_id(), check.stdout());
     }
 }
 
-fn assert_only_these_exist(node: &Node, pods: &[(&Pod<'_>, &Value)], context: &str) {
+/// The same without CHECK, of pods whose attachments and addresses are known.
+///
+/// # Panics
+/// When something is left or missing.
+pub fn assert_only_attached(node: &Node, pods: &[(Attachment, Vec<IpAddr>)], context: &str) {
     let store = node.store();
     let mut wanted = Vec::new();
-    for attachment in pods.iter().map(|(pod, _)| pod.attachment("podnet", "eth0")) {
-        wanted.push(naming::host_veth(&attachment));
-        let endpoint = store.endpoint(&attachment).expect("endpoint");
+    for (attachment, _) in pods {
+        wanted.push(naming::host_veth(attachment));
+        let endpoint = store.endpoint(attachment).expect("endpoint");
         if endpoint.is_some_and(|endpoint| endpoint.bandwidth.from_pod.is_some()) {
-            wanted.push(naming::ifb(&attachment));
+            wanted.push(naming::ifb(attachment));
         }
     }
     wanted.sort();
@@ -37,10 +49,7 @@ fn assert_only_these_exist(node: &Node, pods: &[(&Pod<'_>, &Value)], context: &s
     links.sort();
     assert_eq!(links, wanted, "{context}: links");
 
-    let mut ips: Vec<IpAddr> = pods
-        .iter()
-        .flat_map(|(_, result)| [address(result, true), address(result, false)])
-        .collect();
+    let mut ips: Vec<IpAddr> = pods.iter().flat_map(|(_, ips)| ips.clone()).collect();
     ips.sort();
     assert_eq!(entries(node), ips, "{context}: map entries");
 
