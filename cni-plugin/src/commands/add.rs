@@ -285,7 +285,7 @@ fn endpoint(
         netns: request.netns.path().display().to_string(),
         boot_id: session.boot_id.clone(),
         labels: request.requested.labels.clone(),
-        ports: Vec::new(),
+        ports: request.requested.ports.clone(),
         bandwidth: request.requested.bandwidth,
         dataplane: dataplane.to_string(),
         created_at: now.as_secs(),

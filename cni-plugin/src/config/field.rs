@@ -42,6 +42,13 @@ impl<'v> Object<'v> {
         Some(Field { path: self.path_of(key), value })
     }
 
+    /// A field whose name may be in any case, as it may for Go's decoder. containerd relies on that:
+    /// it writes `HostPort`.
+    pub(crate) fn get_in_any_case(&self, key: &str) -> Option<Field<'v>> {
+        let is_it = |(name, _): &(&str, Field<'v>)| name.eq_ignore_ascii_case(key);
+        self.fields().find(is_it).map(|(_, field)| field)
+    }
+
     /// Every field that is there, in the document's order.
     pub(crate) fn fields(&self) -> impl Iterator<Item = (&'v str, Field<'v>)> + '_ {
         self.map

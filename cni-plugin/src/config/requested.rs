@@ -1,4 +1,4 @@
-//! What one pod asks for: addresses, a MAC address, labels, bandwidth.
+//! What one pod asks for: addresses, a MAC address, labels, bandwidth, host ports.
 //!
 //! Of the three places that can name addresses, the first that does is taken, whole:
 //! `runtimeConfig.ips`, `args.cni.ips`, `IP` in `CNI_ARGS`. The MAC address likewise.
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use margay_datastore::Bandwidth;
+use margay_datastore::{Bandwidth, EndpointPort, Protocol};
 use serde_json::{Map, Value};
 
 use super::field::{Field, Object};
@@ -28,6 +28,8 @@ pub struct Requested {
     pub labels: BTreeMap<String, String>,
     /// `runtimeConfig.bandwidth`.
     pub bandwidth: Bandwidth,
+    /// `runtimeConfig.portMappings`: host ports that another plugin of the chain makes.
+    pub ports: Vec<EndpointPort>,
 }
 
 impl Requested {
@@ -48,6 +50,9 @@ impl Requested {
             if requested.mac.is_none() {
                 requested.mac = place.get("mac").map(|field| mac(&field)).transpose()?.flatten();
             }
+        }
+        if let Some(runtime) = &runtime {
+            requested.ports = ports(runtime)?;
         }
         if let Some(args) = &args {
             requested.labels = labels(args)?;
@@ -131,4 +136,42 @@ fn labels(args: &Object<'_>) -> Result<BTreeMap<String, String>, ConfigError> {
             Ok((key.to_owned(), label.string("value")?.unwrap_or_default().to_owned()))
         })
         .collect()
+}
+
+fn ports(runtime: &Object<'_>) -> Result<Vec<EndpointPort>, ConfigError> {
+    runtime.list("portMappings")?.iter().map(port).collect()
+}
+
+/// One mapping, as libcni's conventions have it: port 0 and an empty protocol mean none named.
+fn port(item: &Field<'_>) -> Result<EndpointPort, ConfigError> {
+    const PORTS: std::ops::RangeInclusive<u32> = 0..=u16::MAX as u32;
+    let mapping = item.object()?;
+    let number = |key: &str| -> Result<Option<u16>, ConfigError> {
+        let Some(field) = mapping.get_in_any_case(key) else { return Ok(None) };
+        Ok(u16::try_from(field.integer(PORTS)?).ok().filter(|number| *number != 0))
+    };
+    let container_port = number("containerPort")?
+        .ok_or_else(|| mapping.missing("containerPort", "a mapping leads to one"))?;
+    let protocol = match mapping.get_in_any_case("protocol") {
+        None => Protocol::Tcp,
+        Some(field) => match field.string()?.to_ascii_lowercase().as_str() {
+            "" | "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
+            _ => return Err(field.invalid("must be tcp, udp or sctp")),
+        },
+    };
+    let host_ip = match mapping.get_in_any_case("hostIP") {
+        Some(field) if !field.string()?.is_empty() => {
+            Some(field.parse::<IpAddr>("must be an address such as 192.0.2.1")?)
+        }
+        _ => None,
+    };
+    Ok(EndpointPort {
+        name: String::new(),
+        protocol,
+        port: container_port,
+        host_port: number("hostPort")?,
+        host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
+    })
 }

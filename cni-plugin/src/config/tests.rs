@@ -1,3 +1,4 @@
+use margay_datastore::{EndpointPort, Protocol};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -200,6 +201,21 @@ fn a_pod_that_asks_for_nonsense_is_refused_by_add_alone() {
             json!({"cni": {"labels": [{"value": "x"}]}}),
             "args.cni.labels[0].key is missing",
         ),
+        (
+            "/runtimeConfig",
+            json!({"portMappings": [{"hostPort": 80}]}),
+            "runtimeConfig.portMappings[0].containerPort is missing",
+        ),
+        (
+            "/runtimeConfig",
+            json!({"portMappings": [{"hostPort": 70000, "containerPort": 80}]}),
+            "portMappings[0].hostPort = 70000",
+        ),
+        (
+            "/runtimeConfig",
+            json!({"portMappings": [{"containerPort": 80, "protocol": "icmp"}]}),
+            "must be tcp, udp or sctp",
+        ),
     ];
     for (pointer, value, message) in claims {
         let document = with(pointer, value);
@@ -385,6 +401,34 @@ fn runtime_config_outranks_args_and_args_outrank_cni_args() {
     document["runtimeConfig"] = json!({ "ips": ["10.244.0.5/16"], "mac": "02-00-00-00-00-05" });
     assert_eq!(requested(&document).ips, ["10.244.0.5".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(requested(&document).mac, Some([2, 0, 0, 0, 0, 5]));
+}
+
+#[test]
+fn host_ports_are_read_as_runtimes_write_them() {
+    let mut document = plain();
+    document["runtimeConfig"] = json!({ "portMappings": [
+        { "hostPort": 8080, "containerPort": 80, "protocol": "TCP", "hostIP": "192.0.2.1" },
+        { "HostPort": 53, "ContainerPort": 53, "Protocol": "udp", "HostIP": "0.0.0.0" },
+        { "hostPort": 0, "containerPort": 81, "protocol": "", "hostIP": "" },
+    ] });
+
+    let ports = requested(&document).unwrap().ports;
+
+    let port = |protocol, port, host_port, host_ip: Option<&str>| EndpointPort {
+        name: String::new(),
+        protocol,
+        port,
+        host_port,
+        host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+    };
+    assert_eq!(
+        ports,
+        [
+            port(Protocol::Tcp, 80, Some(8080), Some("192.0.2.1")),
+            port(Protocol::Udp, 53, Some(53), None),
+            port(Protocol::Tcp, 81, None, None),
+        ]
+    );
 }
 
 #[test]
