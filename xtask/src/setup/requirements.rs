@@ -123,6 +123,42 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         dnf: "containernetworking-plugins",
         pacman: "cni-plugins",
     },
+    Requirement {
+        name: "iptables",
+        look: Look::Program("iptables"),
+        uses: &[Use::Test],
+        why: "makes host ports, for the standard CNI plugin portmap",
+        apt: &[&["iptables"]],
+        dnf: "iptables-nft",
+        pacman: "iptables-nft",
+    },
+    Requirement {
+        name: "containerd",
+        look: Look::Program("containerd"),
+        uses: &[Use::Test],
+        why: "a container runtime, to be the network of",
+        apt: &[&["containerd"]],
+        dnf: "containerd",
+        pacman: "containerd",
+    },
+    Requirement {
+        name: "runc",
+        look: Look::Program("runc"),
+        uses: &[Use::Test],
+        why: "starts containers for the runtime",
+        apt: &[&["runc"]],
+        dnf: "runc",
+        pacman: "runc",
+    },
+    Requirement {
+        name: "busybox",
+        look: Look::Program("busybox"),
+        uses: &[Use::Test],
+        why: "runs in the containers",
+        apt: &[&["busybox-static"], &["busybox"]],
+        dnf: "busybox",
+        pacman: "busybox",
+    },
 ];
 
 impl Requirement {

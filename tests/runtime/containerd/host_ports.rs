@@ -1,0 +1,74 @@
+//! Host ports: `portmap`, chained behind margay, translates what comes to a port of the node.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+
+use margay_datastore::Protocol;
+use margay_tests::Node;
+use margay_tests::node::node_address;
+use margay_tests::traffic::{Connection, Place, listen, udp, udp_exchange};
+use margay_tests_runtime::{Containerd, Pod, PodSpec, TCP, UDP};
+
+use crate::assert_only;
+
+const HOST_PORT: u16 = 30080;
+const POD_PORT: u16 = 8080;
+
+#[test]
+fn a_host_port_leads_to_its_pod_from_outside_from_the_host_and_from_any_pod() {
+    let Some(node) = Node::new() else { return };
+    let containerd = Containerd::start(&node, None);
+    let spec = PodSpec::new("server");
+    let spec = spec.host_port(TCP, HOST_PORT, POD_PORT).host_port(UDP, HOST_PORT, POD_PORT);
+    let server = containerd.run(&spec).unwrap();
+    assert_eq!(
+        recorded_ports(&node, &server),
+        [(Protocol::Tcp, HOST_PORT), (Protocol::Udp, HOST_PORT)]
+    );
+    let neighbour = containerd.run(&PodSpec::new("neighbour")).unwrap();
+
+    for ipv4 in [true, false] {
+        let inside = SocketAddr::new(server.ip(ipv4), POD_PORT);
+        let served = Served { tcp: listen(&server, inside), udp: udp(&server, inside) };
+        let node_port = SocketAddr::new(node_address(ipv4), HOST_PORT);
+        served.assert_reached(node.world(), node_port, "outside");
+        served.assert_reached(&node, node_port, "the host");
+        served.assert_reached(&neighbour, node_port, "another pod");
+        served.assert_reached(&server, node_port, "the pod itself");
+        // Past the host port as before.
+        served.assert_reached(&neighbour, inside, "another pod, directly");
+        if ipv4 {
+            let localhost = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), HOST_PORT);
+            served.assert_reached(&node, localhost, "the host, by localhost");
+        }
+    }
+
+    server.remove().unwrap();
+    assert_only(&node, [&neighbour], "the server is removed");
+    let rules =
+        node.run(&["iptables", "-t", "nat", "-S"]) + &node.run(&["ip6tables", "-t", "nat", "-S"]);
+    assert!(!rules.contains(&POD_PORT.to_string()), "{rules}");
+}
+
+/// What answers in the pod.
+struct Served {
+    tcp: TcpListener,
+    udp: UdpSocket,
+}
+
+impl Served {
+    fn assert_reached(&self, client: &impl Place, target: SocketAddr, from: &str) {
+        let connection = Connection::open(client, target, &self.tcp)
+            .unwrap_or_else(|error| panic!("{target} from {from}: {error}"));
+        connection.exchange().unwrap_or_else(|error| panic!("{target} from {from}: {error}"));
+        let any: IpAddr = if target.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
+        udp_exchange(&udp(client, SocketAddr::new(any, 0)), &self.udp, target)
+            .unwrap_or_else(|error| panic!("UDP, {target} from {from}: {error}"));
+    }
+}
+
+/// The host ports in the endpoint's record.
+fn recorded_ports(node: &Node, pod: &Pod<'_>) -> Vec<(Protocol, u16)> {
+    let endpoint = node.store().endpoint(&pod.attachment()).unwrap().expect("an endpoint");
+    let ports = endpoint.ports.into_iter();
+    ports.map(|port| (port.protocol, port.host_port.expect("a host port"))).collect()
+}
