@@ -12,6 +12,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use margay_fingerprint::{OBJECT, STAMP, Status};
+use object::build::elf;
+use object::elf::SHT_STRTAB;
 use sha2::{Digest, Sha256};
 
 use crate::setup::{self, Use};
@@ -68,15 +70,36 @@ fn build_object(builder: &Builder, root: &Path) -> Result<()> {
     if stamp.exists() {
         fs::remove_file(&stamp)?;
     }
+    let content = stripped(&built)?;
     let partial = object.with_extension("partial");
-    fs::copy(&built, &partial).with_context(|| format!("cannot copy {}", built.display()))?;
+    fs::write(&partial, &content)?;
     fs::rename(&partial, &object)?;
     fs::write(&stamp, format!("{digest}\n"))?;
 
-    let (bytes, seconds) = (fs::metadata(&object)?.len(), started.elapsed().as_secs_f32());
+    let (bytes, seconds) = (content.len(), started.elapsed().as_secs_f32());
     println!("kernel half: built {OBJECT}, {bytes} bytes, in {seconds:.1} s");
-    println!("kernel half: sha256 {}", sha256_of(&object)?);
+    println!("kernel half: sha256 {}", digest_of(&content));
     Ok(())
+}
+
+/// The object without DWARF, which is five sixths of it and which every first ADD after a boot would
+/// read and parse. BTF stays, and with it field names in bpftool.
+fn stripped(built: &Path) -> Result<Vec<u8>> {
+    let whole = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+    let mut elf = elf::Builder::read(whole.as_slice())?;
+    for section in elf.sections.iter_mut() {
+        section.delete =
+            section.name.starts_with(b".debug_") || section.name.starts_with(b".rel.debug_");
+    }
+    // LLVM keeps the names of sections in the table of symbols' names; `object` writes two tables.
+    let names = elf.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = SHT_STRTAB;
+    names.data = elf::SectionData::SectionString;
+
+    let mut kept = Vec::new();
+    elf.write(&mut kept)?;
+    Ok(kept)
 }
 
 struct Builder {
@@ -138,7 +161,9 @@ impl Builder {
 
 fn verify_reproducible(builder: &Builder, root: &Path) -> Result<()> {
     let scratch = root.join("target/ebpf-reproducible");
-    let mut digests = vec![(root.join(OBJECT), sha256_of(&root.join(OBJECT))?)];
+    let object = root.join(OBJECT);
+    let digest = digest_of(&fs::read(&object)?);
+    let mut digests = vec![(object, digest)];
     for folder in ["a", "another/folder"] {
         let copy = scratch.join(folder);
         if copy.exists() {
@@ -146,7 +171,8 @@ fn verify_reproducible(builder: &Builder, root: &Path) -> Result<()> {
         }
         copy_sources(root, &copy)?;
         let built = builder.build(&copy)?;
-        digests.push((built.clone(), sha256_of(&built)?));
+        let digest = digest_of(&stripped(&built)?);
+        digests.push((built, digest));
     }
     for (object, digest) in &digests {
         println!("kernel half: {digest}  {}", object.display());
@@ -176,7 +202,6 @@ fn copy_sources(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn sha256_of(file: &Path) -> Result<String> {
-    let content = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect())
+fn digest_of(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
