@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the kernel half, then the binaries that embed it.
+//! `cargo xtask build`: the kernel half, then the executable that embeds it.
 
 use anyhow::Result;
 
@@ -6,13 +6,10 @@ use crate::build_ebpf;
 use crate::setup::{self, Use};
 use crate::workspace::{self, run as run_command};
 
-/// What a host installs.
-pub(crate) const BINARIES: &[&str] = &["margay", "margay-ipam"];
-
-/// Build the kernel half and the release binaries.
+/// Build the kernel half and the release executable.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Build debug binaries
+    /// Build a debug executable
     #[arg(long)]
     debug: bool,
 }
@@ -22,16 +19,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     build_ebpf::run(&build_ebpf::Arguments::default())?;
 
     let mut command = workspace::cargo_command("build");
-    command.args(["--package", "margay", "--bins"]);
+    // By another name it is margay-ipam.
+    command.args(["--package", "margay", "--bin", "margay"]);
     if !arguments.debug {
         command.arg("--release");
     }
     run_command(&mut command)?;
 
-    let folder = workspace::target_folder().join(if arguments.debug { "debug" } else { "release" });
-    for binary in BINARIES {
-        let path = folder.join(binary);
-        println!("built {} ({} bytes)", path.display(), path.metadata()?.len());
-    }
+    let profile = if arguments.debug { "debug" } else { "release" };
+    let executable = workspace::target_folder().join(profile).join("margay");
+    println!("built {} ({} bytes)", executable.display(), executable.metadata()?.len());
     Ok(())
 }
