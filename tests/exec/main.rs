@@ -11,6 +11,7 @@ mod economy;
 mod environment;
 mod hostile;
 mod kill;
+mod migration;
 mod reboot;
 mod refusals;
 mod residue;

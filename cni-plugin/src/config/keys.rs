@@ -114,6 +114,7 @@ pub(crate) const NETCONF_KEYS: &[Key] = &[
     used("etcd_endpoints", Text, ""),
     used("etcd_discovery_srv", Text, ""),
     used("etcd_authority", Text, ""),
+    used("delegate", OpenObject, ""),
     unused("etcd_scheme", Text),
     unused("etcd_key_file", Text),
     unused("etcd_cert_file", Text),

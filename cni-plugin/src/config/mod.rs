@@ -279,6 +279,11 @@ fn refuse_unsupported(netconf: &Object<'_>, unused: &mut Vec<String>) -> Result<
             _ => return Err(field.invalid("must be local or kubernetes")),
         }
     }
+    if let Some(field) = netconf.get("delegate") {
+        let reason = "it is of flannel, which lets another plugin do the work; margay does it \
+                      itself, with addresses of ipam.pools";
+        return Err(field.unsupported(reason));
+    }
     if let Some(policy) = netconf.object("policy")?
         && let (Some(kind), Some(field)) = (policy.string("type")?, policy.get("type"))
     {

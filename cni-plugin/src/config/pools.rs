@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::ConfigError;
 use super::field::{Field, Object};
@@ -15,6 +15,13 @@ const BLOCK_SIZE_V4: std::ops::RangeInclusive<u32> = 20..=32;
 const BLOCK_SIZE_V6: std::ops::RangeInclusive<u32> = 116..=128;
 const DEFAULT_BLOCK_SIZE_V4: u8 = 26;
 const DEFAULT_BLOCK_SIZE_V6: u8 = 122;
+
+/// The pool that Calico makes where nobody has made one. Its network configuration names no pools:
+/// they are in its own datastore.
+const CALICOS_DEFAULT: (&str, IpNetwork) = (
+    "default-ipv4-ippool",
+    IpNetwork::V4(Ipv4Network::new_checked(Ipv4Addr::new(192, 168, 0, 0), 16).unwrap()),
+);
 
 /// Most pools of a network. Each is a record of the datastore, and each is compared with every
 /// other; a range is made of neighbouring pools by writing it as one.
@@ -49,6 +56,8 @@ pub struct PoolSet {
     pub assign_ipv6: bool,
     /// Never take an address from another node's block.
     pub strict_affinity: bool,
+    /// The configuration is Calico's and names no pool, so its only one is Calico's default.
+    pub is_calicos_default: bool,
 }
 
 impl PoolSet {
@@ -58,6 +67,12 @@ impl PoolSet {
         refuse_too_many(ipam)?;
         for item in ipam.list("pools")? {
             add_pool(&mut all, Pool::from_object(&item.object()?)?, &item)?;
+        }
+        let is_calicos_default = is_of_calico_without_pools(ipam)?;
+        if is_calicos_default {
+            let (name, cidr) = CALICOS_DEFAULT;
+            let pool = Pool::with_defaults(cidr);
+            all.push(Pool { name: Some(name.to_owned()), nat_outgoing: true, ..pool });
         }
         let listed = !all.is_empty();
         let chosen_v4 = choose(ipam, "ipv4_pools", &mut all, listed, IpNetwork::is_ipv4)?;
@@ -78,8 +93,17 @@ impl PoolSet {
         usable.extend(usable_v4.into_iter().filter(|_| assign_ipv4));
         usable.extend(usable_v6.into_iter().filter(|_| assign_ipv6));
         let strict_affinity = ipam.boolean("strict_affinity")?.unwrap_or(false);
-        Ok(Self { all, usable, assign_ipv4, assign_ipv6, strict_affinity })
+        Ok(Self { all, usable, assign_ipv4, assign_ipv6, strict_affinity, is_calicos_default })
     }
+}
+
+fn is_of_calico_without_pools(ipam: &Object<'_>) -> Result<bool, ConfigError> {
+    for key in ["pools", "ipv4_pools", "ipv6_pools"] {
+        if !ipam.list(key)?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(ipam.string("type")? == Some("calico-ipam"))
 }
 
 fn refuse_too_many(ipam: &Object<'_>) -> Result<(), ConfigError> {

@@ -118,6 +118,23 @@ fn a_calico_conflist_with_another_type_works_and_its_idle_keys_are_listed() {
 }
 
 #[test]
+fn a_calico_conflist_without_pools_means_calicos_default() {
+    let pools = pools(&with("/ipam", json!({ "type": "calico-ipam" })));
+
+    assert!(pools.is_calicos_default && pools.assign_ipv4 && !pools.assign_ipv6);
+    assert_eq!(pools.all, pools.usable);
+    assert_eq!(pools.all[0].cidr.to_string(), "192.168.0.0/16");
+    assert_eq!((pools.all[0].block_size, pools.all[0].nat_outgoing), (26, true));
+    for ipam in [
+        json!({ "type": "margay-ipam" }),
+        json!({ "type": "calico-ipam", "assign_ipv4": false }),
+        json!({ "type": "calico-ipam", "assign_ipv6": true }),
+    ] {
+        refused(&with("/ipam", ipam));
+    }
+}
+
+#[test]
 fn an_unknown_key_is_named_with_its_path_and_the_nearest_known_one() {
     let claims = [
         ("/dataplan", "dataplan is not a key margay knows, did you mean dataplane?"),
@@ -335,6 +352,7 @@ fn what_matters_and_is_not_supported_is_an_error_of_its_own() {
         ("/etcd_endpoints", json!("https://127.0.0.1:2379"), "etcd_endpoints"),
         ("/datastore_type", json!("etcdv3"), "datastore_type"),
         ("/policy", json!({ "type": "strict" }), "policy.type"),
+        ("/delegate", json!({ "isDefaultGateway": true }), "delegate"),
         ("/ipam", json!({ "type": "host-local", "subnet": "usePodCidr" }), "ipam.subnet"),
     ];
     for (pointer, value, field) in claims {

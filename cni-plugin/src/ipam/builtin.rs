@@ -33,6 +33,14 @@ impl Builtin<'_> {
         target: &Target,
         requested: &[IpAddr],
     ) -> Result<IpamResult, IpamError> {
+        if self.pools.is_calicos_default {
+            let pools = self.pools.all.iter().map(|pool| pool.cidr.to_string());
+            let pools = pools.collect::<Vec<_>>().join(", ");
+            tracing::warn!(
+                pools,
+                "ipam.pools is not there: pods get addresses of Calico's default"
+            );
+        }
         let request = AssignRequest {
             attachment: attachment.clone(),
             pod: pod_ref(&target.args),
