@@ -10,6 +10,7 @@ mod delegation;
 mod economy;
 mod environment;
 mod hostile;
+mod install;
 mod kill;
 mod migration;
 mod reboot;

@@ -24,6 +24,7 @@ const STEPS: &[(&str, Step)] = &[
     ("clippy, host", clippy_host),
     ("clippy, BPF", clippy_bpf),
     ("rustdoc", rustdoc),
+    ("shellcheck", shellcheck),
     ("licences, bans, sources", deny),
 ];
 
@@ -81,6 +82,13 @@ fn rustdoc() -> Result<Outcome> {
     command.args(["--quiet", "--workspace", "--no-deps", "--document-private-items"]);
     command.arg("--all-features");
     passed(command.env("RUSTDOCFLAGS", "--deny warnings"))
+}
+
+/// The installer, which has to work in any shell of a host.
+fn shellcheck() -> Result<Outcome> {
+    let mut command = Command::new("shellcheck");
+    command.current_dir(workspace::root()).args(["--external-sources", "--shell=sh"]);
+    passed(command.args(["dist/install.sh", "dist/uninstall.sh", "dist/paths.sh"]))
 }
 
 /// Without its advisory database, which would have to be fetched.

@@ -10,7 +10,10 @@ mod build_ebpf;
 mod check;
 mod conformance;
 mod demo;
+mod dist;
 mod fuzz;
+mod install;
+mod licences;
 mod setup;
 mod soak;
 mod test;
@@ -34,6 +37,9 @@ enum Command {
     Setup(setup::Arguments),
     BuildEbpf(build_ebpf::Arguments),
     Build(build::Arguments),
+    Dist(dist::Arguments),
+    Install(install::InstallArguments),
+    Uninstall(install::UninstallArguments),
     Check,
     Test(test::Arguments),
     Demo(demo::Arguments),
@@ -47,6 +53,9 @@ fn main() -> ExitCode {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
         Command::Build(arguments) => build::run(&arguments),
+        Command::Dist(arguments) => dist::run(&arguments),
+        Command::Install(arguments) => install::install(&arguments),
+        Command::Uninstall(arguments) => install::uninstall(&arguments),
         Command::Check => check::run(),
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),

@@ -111,6 +111,15 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         pacman: "strace",
     },
     Requirement {
+        name: "shellcheck",
+        look: Look::Program("shellcheck"),
+        uses: &[Use::Check],
+        why: "checks the installer",
+        apt: &[&["shellcheck"]],
+        dnf: "ShellCheck",
+        pacman: "shellcheck",
+    },
+    Requirement {
         name: "host-local",
         look: Look::File(&[
             "/usr/lib/cni/host-local",

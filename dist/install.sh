@@ -1,0 +1,115 @@
+#!/bin/sh
+# Installs margay from the folder that this script is in: the plugins, the boot unit, and last the
+# network configuration, by whose appearance a runtime begins to use margay.
+#
+# Every file comes into its place by one rename. So a runtime that executes the plugin meanwhile gets
+# the old one or the new one, and wherever this is interrupted, what was there works. Running it
+# again is always right.
+set -eu
+umask 022
+
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=dist/paths.sh
+. "$here/paths.sh"
+
+usage() {
+    cat <<END
+usage: install.sh [OPTION...]
+Installs margay, or upgrades it; pods may run meanwhile.
+
+$SHARED_OPTIONS
+  --replace-conf   replace a network configuration that was edited; the edited one becomes .old
+END
+}
+
+main() {
+    replace_conf=no
+    while [ $# -gt 0 ]; do
+        case $1 in
+            -h | --help) usage && exit ;;
+            --replace-conf) replace_conf=yes && shift ;;
+            *) take_option "$@" && shift 2 ;;
+        esac
+    done
+    locate
+
+    put "$here/bin/margay" "$plugin" 755
+    put_link margay "$ipam_plugin"
+    put "$here/paths.sh" "$own_dir/paths.sh" 644
+    put "$here/uninstall.sh" "$own_dir/uninstall.sh" 755
+    put "$here/conf/margay-boot.service" "$unit" 644
+    unit_files enable
+    reload_units
+    put_conflist "$here/conf/10-margay.conflist"
+    warn_of_an_earlier_network
+}
+
+# put FILE PLACE MODE
+put() {
+    if same "$1" "$2"; then
+        chmod "$3" "$2"
+        return
+    fi
+    if [ -d "$2" ]; then die "$2 is a folder"; fi
+    mkdir -p "${2%/*}"
+    partial=${2%/*}/.${2##*/}.partial
+    rm -f "$partial"
+    cp "$1" "$partial"
+    chmod "$3" "$partial"
+    flush "$partial"
+    mv -f "$partial" "$2"
+    flush "${2%/*}"
+    say "installed $2"
+}
+
+# put_link TARGET PLACE
+put_link() {
+    if [ "$(readlink "$2" || true)" = "$1" ]; then return; fi
+    if [ -d "$2" ]; then die "$2 is a folder"; fi
+    partial=${2%/*}/.${2##*/}.partial
+    rm -f "$partial"
+    ln -s "$1" "$partial"
+    mv -f "$partial" "$2"
+    say "installed $2"
+}
+
+# Without it, a crash of the machine could leave the new name with nothing in it. Busybox may know
+# only the `sync` of everything.
+flush() {
+    sync "$1" 2>/dev/null || sync
+}
+
+# The administrator's edits win, as with Debian's conffiles.
+put_conflist() {
+    if [ ! -e "$conflist" ] && [ -e "$conflist.saved" ]; then
+        mv -f "$conflist.saved" "$conflist"
+        say "installed $conflist as it was before margay was uninstalled"
+    fi
+    if [ ! -e "$conflist" ] || same "$shipped_before" "$conflist" || same "$1" "$conflist"; then
+        put "$1" "$conflist" 644
+        rm -f "$conflist.new"
+    elif [ "$replace_conf" = yes ]; then
+        cp -p "$conflist" "$conflist.old"
+        put "$1" "$conflist" 644
+        rm -f "$conflist.new"
+        say "kept the edited one as $conflist.old"
+    elif ! same "$1" "$shipped_before"; then
+        put "$1" "$conflist.new" 644
+        say "kept $conflist, which was edited; this version's is $conflist.new"
+    else
+        say "kept $conflist, which was edited"
+    fi
+    put "$1" "$shipped_before" 644
+}
+
+# A runtime takes the first file by name.
+warn_of_an_earlier_network() {
+    first=$(for file in "${conflist%/*}"/*.conf "${conflist%/*}"/*.conflist "${conflist%/*}"/*.json; do
+        if [ -e "$file" ]; then echo "${file##*/}"; fi
+    done | LC_ALL=C sort | head -n 1)
+    if [ "$first" != "${conflist##*/}" ]; then
+        say "warning: a runtime that takes the first network by name takes $first"
+    fi
+}
+
+main "$@"

@@ -1,0 +1,73 @@
+# shellcheck shell=sh
+# What install.sh and uninstall.sh have in common: where things are, and the options that move them.
+# Both source this file; everything it sets is for them.
+# shellcheck disable=SC2034
+
+root=${DESTDIR:-}
+prefix=/usr/local
+bin_dir=/opt/cni/bin
+conf_dir=/etc/cni/net.d
+
+SHARED_OPTIONS='  --root DIR       everything goes below DIR, where another system is (default: what DESTDIR says)
+  --bin-dir DIR    where the runtime looks for plugins (default /opt/cni/bin)
+  --conf-dir DIR   where the runtime looks for networks (default /etc/cni/net.d)
+  --prefix DIR     where margay keeps what is its own (default /usr/local)'
+
+# Takes an option of both scripts, which is two words long.
+take_option() {
+    case $1 in
+        --root | --bin-dir | --conf-dir | --prefix) ;;
+        *) die "unknown option $1; --help lists them" ;;
+    esac
+    case ${2-} in
+        /*) ;;
+        *) die "$1 wants an absolute path" ;;
+    esac
+    case $1 in
+        --root) root=${2%/} ;;
+        --bin-dir) bin_dir=${2%/} ;;
+        --conf-dir) conf_dir=${2%/} ;;
+        --prefix) prefix=${2%/} ;;
+    esac
+}
+
+# Sets the path of everything. Only now are the options known.
+locate() {
+    plugin=$root$bin_dir/margay
+    ipam_plugin=$root$bin_dir/margay-ipam
+    conflist=$root$conf_dir/10-margay.conflist
+    own_dir=$root$prefix/lib/margay
+    # The conflist as it was shipped: one that still looks like it has not been edited.
+    shipped_before=$own_dir/10-margay.conflist
+    unit=$root$prefix/lib/systemd/system/margay-boot.service
+    pins=$root/sys/fs/bpf/margay
+    state_dir=$root/var/lib/margay
+    run_dir=$root/run/margay
+    log_dir=$root/var/log/margay
+}
+
+# systemctl on the system in question; content where there is no systemd.
+unit_files() {
+    command -v systemctl >/dev/null || return 0
+    systemctl --quiet ${root:+"--root=$root"} "$@" margay-boot.service ||
+        say "systemctl $* margay-boot.service failed; that is for you to do"
+}
+
+reload_units() {
+    if [ -z "$root" ] && [ -d /run/systemd/system ]; then
+        systemctl daemon-reload
+    fi
+}
+
+same() {
+    cmp -s "$1" "$2"
+}
+
+say() {
+    echo "$*"
+}
+
+die() {
+    echo "${0##*/}: $*" >&2
+    exit 1
+}

@@ -1,0 +1,107 @@
+#!/bin/sh
+# Uninstalls margay: the network configuration first, so that no runtime begins anything with plugins
+# that are about to go.
+#
+# What pods that still run need is left alone; addresses and endpoints stay unless purged. Running it
+# again takes away what has come to be without use.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=dist/paths.sh
+. "$here/paths.sh"
+
+usage() {
+    cat <<END
+usage: uninstall.sh [OPTION...]
+Uninstalls margay. Addresses, endpoints, logs and an edited network configuration stay.
+
+$SHARED_OPTIONS
+  --force          go on though pods are left: they keep their network, but nothing can remove them
+                   properly until margay is installed again
+  --purge          take away everything, addresses and logs and edits too
+END
+}
+
+main() {
+    force=no purge=no
+    while [ $# -gt 0 ]; do
+        case $1 in
+            -h | --help) usage && exit ;;
+            --force) force=yes && shift ;;
+            --purge) purge=yes && shift ;;
+            *) take_option "$@" && shift 2 ;;
+        esac
+    done
+    locate
+
+    pods=$(count_pods)
+    if [ "$pods" != 0 ] && [ "$force" = no ]; then
+        die "$pods pod interface(s) of margay on this node: remove the pods first, or use --force"
+    fi
+    remove_conflist
+    # One that came before the conflist went.
+    pods=$(count_pods)
+    remove "$ipam_plugin" "$plugin"
+    remove_unit
+    if [ "$pods" = 0 ] || [ "$purge" = yes ]; then
+        remove_dataplane
+    else
+        say "kept $pins and the firewall's table, which pods use"
+    fi
+    if [ "$purge" = yes ]; then
+        remove "$conflist.saved" "$conflist.new" "$conflist.old" "$state_dir" "$log_dir"
+    fi
+    remove "$own_dir"
+}
+
+# Host ends of veth pairs, by their names. Other network namespaces have none.
+count_pods() {
+    grep -c '^ *mgy[0-9a-f]\{12\}:' /proc/self/net/dev || true
+}
+
+remove_conflist() {
+    if [ -e "$conflist" ] && ! same "$shipped_before" "$conflist" && [ "$purge" = no ]; then
+        mv -f "$conflist" "$conflist.saved"
+        say "moved $conflist, which was edited, to $conflist.saved"
+    fi
+    remove "$conflist"
+}
+
+remove_unit() {
+    if [ ! -e "$unit" ]; then return; fi
+    unit_files disable
+    remove "$unit"
+    reload_units
+}
+
+# Maps, programs, the table that masquerades, locks. Pods' filters hold programs and maps alive
+# without pins, but nobody would find them any more; links of TCX are held by their pins alone.
+remove_dataplane() {
+    if is_running && command -v nft >/dev/null && nft list table inet margay >/dev/null 2>&1; then
+        nft delete table inet margay
+        say "removed the firewall's table inet margay"
+    fi
+    remove "$pins" "$run_dir"
+}
+
+# Whether the system below the root is the one that runs, and not an image of one.
+is_running() {
+    [ -z "$root" ] || grep -qF " $root/sys/fs/bpf bpf " /proc/self/mounts
+}
+
+remove() {
+    for path in "$@"; do
+        remove_one "$path"
+        # What an interrupted install may have left.
+        remove_one "${path%/*}/.${path##*/}.partial"
+    done
+}
+
+remove_one() {
+    if [ -e "$1" ] || [ -L "$1" ]; then
+        rm -rf "$1"
+        say "removed $1"
+    fi
+}
+
+main "$@"

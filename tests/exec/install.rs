@@ -1,0 +1,444 @@
+//! The installer of the release tarball, on a system below a temporary root.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use margay_tests::node::plugin_directory;
+use margay_tests::pod::address;
+use margay_tests::traffic::assert_ping;
+use margay_tests::{CniOutput, Invocation, Node, Pod};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use serde_json::{Value, json};
+
+const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+const PLUGIN: &str = "opt/cni/bin/margay";
+const IPAM_PLUGIN: &str = "opt/cni/bin/margay-ipam";
+const CONFLIST: &str = "etc/cni/net.d/10-margay.conflist";
+const SHIPPED_CONFLIST: &str = "conf/10-margay.conflist";
+const UNIT: &str = "usr/local/lib/systemd/system/margay-boot.service";
+const OWN: &str = "usr/local/lib/margay";
+const STATE: &str = "var/lib/margay/margay.db";
+const PINS: &str = "sys/fs/bpf/margay";
+
+#[test]
+fn what_is_installed_serves_pods_until_it_is_uninstalled() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    let before = system.files();
+
+    system.install(&[]);
+
+    let network = system.network();
+    system.execute(&Invocation::new(&system.plugin(), "STATUS", &network)).success();
+    let (a, b) = (node.sandbox("a"), node.sandbox("b"));
+    system.run(&a, "ADD", &network).success();
+    let result = system.run(&b, "ADD", &network).success();
+    assert_ping(&a, address(&result, true));
+    assert_ping(&a, address(&result, false));
+    system.run(&a, "DEL", &network).success();
+    system.run(&b, "DEL", &network).success();
+
+    system.uninstall(&[]);
+    for gone in [PLUGIN, IPAM_PLUGIN, CONFLIST, UNIT, OWN, PINS, "run/margay"] {
+        assert!(!system.has(gone), "{gone}");
+    }
+    assert!(system.has(STATE));
+    system.uninstall(&["--purge"]);
+    assert_eq!(system.files(), before);
+}
+
+#[test]
+fn margay_ipam_is_the_same_executable_by_another_name() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    system.install(&[]);
+    let network = json!({
+        "cniVersion": "1.1.0", "name": "side", "type": "ptp",
+        "ipam": {
+            "type": "margay-ipam",
+            "state_dir": system.path("var/lib/margay"),
+            "pools": [{"cidr": "10.245.0.0/16"}],
+        },
+    });
+    let pod = node.sandbox("a");
+    let ipam = system.path(IPAM_PLUGIN);
+
+    let result = pod.invocation_of(ipam.to_str().unwrap(), "ADD", &network).execute().success();
+
+    assert_eq!(fs::read_link(ipam).unwrap(), Path::new("margay"));
+    assert_eq!(result["ips"][0]["gateway"], "10.245.0.1");
+    assert!(result["interfaces"].as_array().is_none_or(Vec::is_empty), "{result}");
+}
+
+#[test]
+fn verbs_go_on_while_the_plugin_is_replaced_over_and_over() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    system.install(&[]);
+    let network = system.network();
+    let (stays, comes) = (node.sandbox("stays"), node.sandbox("comes"));
+    let result = system.run(&stays, "ADD", &network).success();
+
+    let replaced = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // The installer needs nothing of the node, so it may run on any thread.
+        scope.spawn(|| {
+            for version in 0..5 {
+                system.ship_version(version);
+                system.install(&[]);
+            }
+            replaced.store(true, Ordering::Release);
+        });
+        while !replaced.load(Ordering::Acquire) {
+            system.run(&comes, "ADD", &network).success();
+            system.run(&comes, "DEL", &network).success();
+        }
+    });
+
+    assert_ping(&node, address(&result, true));
+    let mut checked = network.clone();
+    checked["prevResult"] = result;
+    system.run(&stays, "CHECK", &checked).success();
+    system.run(&stays, "DEL", &network).success();
+}
+
+#[test]
+fn an_install_that_is_killed_anywhere_leaves_a_system_that_works_and_can_be_repeated() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    system.install(&[]);
+    let complete = system.installed();
+    for renames in 0.. {
+        system.uninstall(&["--purge"]);
+        system.ship_version(1);
+        system.install(&[]);
+        system.ship_version(2);
+
+        let killed = !system.install_killed_after(renames);
+
+        let network = system.network();
+        system.execute(&Invocation::new(&system.plugin(), "STATUS", &network)).success();
+        let pod = node.sandbox(&format!("after-{renames}"));
+        system.run(&pod, "ADD", &network).success();
+        system.run(&pod, "DEL", &network).success();
+        system.install(&[]);
+        assert_eq!(system.installed(), complete, "killed after {renames} renames");
+        for (installed, shipped) in [(PLUGIN, "bin/margay"), (CONFLIST, SHIPPED_CONFLIST)] {
+            assert_eq!(system.read(installed), fs::read(system.shipped(shipped)).unwrap());
+        }
+        if !killed {
+            assert!(renames >= 4, "only {renames} renames");
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_first_install_that_is_killed_has_no_conflist_before_all_else_is_there() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    for renames in 0.. {
+        let killed = !system.install_killed_after(renames);
+        let is_complete = [PLUGIN, IPAM_PLUGIN, UNIT].into_iter().all(|file| system.has(file));
+        assert!(is_complete || !system.has(CONFLIST), "killed after {renames} renames");
+        if !killed {
+            break;
+        }
+        system.uninstall(&["--purge"]);
+    }
+    assert!(system.has(CONFLIST));
+}
+
+#[test]
+fn an_edited_conflist_is_kept_until_one_asks_for_another() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    system.install(&[]);
+    let edited = b"{\"edited\": true}";
+    fs::write(system.path(CONFLIST), edited).unwrap();
+    let new = format!("{CONFLIST}.new");
+
+    // The same version again: there is nothing new to show.
+    let output = system.install(&[]);
+    assert_eq!(system.read(CONFLIST), edited);
+    assert!(!system.has(&new) && output.contains("which was edited"), "{output}");
+
+    system.ship_version(1);
+    let output = system.install(&[]);
+    assert_eq!(system.read(CONFLIST), edited);
+    let shipped = fs::read(system.shipped(SHIPPED_CONFLIST)).unwrap();
+    assert_eq!(system.read(&new), shipped);
+    assert!(output.contains("10-margay.conflist.new"), "{output}");
+
+    system.uninstall(&[]);
+    assert!(!system.has(CONFLIST));
+    assert_eq!(system.read(&format!("{CONFLIST}.saved")), edited);
+    system.install(&[]);
+    assert_eq!(system.read(CONFLIST), edited);
+
+    system.install(&["--replace-conf"]);
+    assert_eq!(system.read(CONFLIST), shipped);
+    assert_eq!(system.read(&format!("{CONFLIST}.old")), edited);
+    assert!(!system.has(&new));
+}
+
+#[test]
+fn a_conflist_that_nobody_edited_follows_the_version() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    system.install(&[]);
+
+    system.ship_version(1);
+    system.install(&[]);
+
+    let shipped = fs::read(system.shipped(SHIPPED_CONFLIST)).unwrap();
+    assert_eq!(system.read(CONFLIST), shipped);
+    assert!(!system.has(&format!("{CONFLIST}.new")));
+}
+
+#[test]
+fn a_network_that_a_runtime_would_prefer_is_named() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    assert!(!system.install(&[]).contains("warning"));
+    fs::write(system.path("etc/cni/net.d/10-calico.conflist"), "{}").unwrap();
+
+    let output = system.install(&[]);
+
+    assert!(output.contains("takes 10-calico.conflist"), "{output}");
+}
+
+#[test]
+fn pods_keep_margay_installed_and_if_forced_their_pins_and_their_masquerading() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    system.install(&[]);
+    let network = system.network();
+    let (a, b) = (node.sandbox("a"), node.sandbox("b"));
+    system.run(&a, "ADD", &network).success();
+    let result = system.run(&b, "ADD", &network).success();
+    let installed = system.installed();
+
+    let refused = system.script("uninstall.sh", &["--purge"]).output().unwrap();
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && message.contains("2 pod interface(s)"), "{message}");
+    assert_eq!(system.installed(), installed);
+
+    system.uninstall(&["--force"]);
+    assert!(!system.has(PLUGIN) && !system.has(CONFLIST) && system.has(PINS));
+    node.run(&["nft", "list table inet margay"]);
+    assert_ping(&a, address(&result, true));
+
+    system.install(&[]);
+    system.run(&a, "DEL", &network).success();
+    system.run(&b, "DEL", &network).success();
+    system.uninstall(&[]);
+    assert!(!system.has(PINS));
+    assert_eq!(node.run(&["nft", "list tables"]), "");
+}
+
+#[test]
+fn the_boot_unit_comes_before_every_runtime() {
+    let unit = Path::new(WORKSPACE).join("conf/margay-boot.service");
+    let text = fs::read_to_string(&unit).unwrap();
+    let value = |key: &str| {
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        lines.next().unwrap_or_else(|| panic!("no {key}")).to_owned()
+    };
+    let runtimes = value("Before");
+    for runtime in ["containerd", "crio", "kubelet", "k3s"] {
+        assert!(runtimes.split(' ').any(|unit| unit == format!("{runtime}.service")), "{runtime}");
+    }
+    assert_eq!(value("Type"), "oneshot");
+    assert_eq!(value("ConditionPathIsMountPoint"), "!/sys/fs/bpf");
+    assert!(value("ExecStart").ends_with(" bpf /sys/fs/bpf"));
+    match Command::new("systemd-analyze").arg("verify").arg(&unit).output() {
+        Ok(output) => assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        ),
+        // A machine without systemd.
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
+    }
+}
+
+/// A system below a root, with files of others on it, and what a tarball unpacks to.
+struct System<'node> {
+    node: &'node Node,
+    root: PathBuf,
+    tarball: PathBuf,
+}
+
+impl Drop for System<'_> {
+    fn drop(&mut self) {
+        unmount(self.path("sys/fs/bpf"), UnmountFlags::DETACH).unwrap();
+    }
+}
+
+impl<'node> System<'node> {
+    fn new(node: &'node Node) -> Self {
+        let system = Self { node, root: node.path("root"), tarball: node.path("tarball") };
+        system.make_tarball();
+        for folder in ["sys/fs/bpf", "run", "var/lib/other", "opt/cni/bin", "etc/cni/net.d"] {
+            fs::create_dir_all(system.path(folder)).unwrap();
+        }
+        for file in ["var/lib/other/state", "opt/cni/bin/portmap", "etc/cni/net.d/99-other.conf"] {
+            fs::write(system.path(file), "of another").unwrap();
+        }
+        mount("bpf", system.path("sys/fs/bpf"), "bpf", MountFlags::empty(), None).unwrap();
+        system
+    }
+
+    /// As `cargo xtask dist` puts it together, but for the plugin, which is the one under test, and
+    /// the network, which has its directories below the root.
+    fn make_tarball(&self) {
+        for folder in ["bin", "conf"] {
+            fs::create_dir_all(self.shipped(folder)).unwrap();
+        }
+        for script in ["install.sh", "uninstall.sh", "paths.sh"] {
+            let from = Path::new(WORKSPACE).join("dist").join(script);
+            fs::copy(from, self.shipped(script)).unwrap();
+        }
+        let unit = "conf/margay-boot.service";
+        fs::copy(Path::new(WORKSPACE).join(unit), self.shipped(unit)).unwrap();
+        self.ship_version(0);
+    }
+
+    /// What is shipped gets other contents with another version.
+    fn ship_version(&self, version: u32) {
+        let mut plugin = fs::read(plugin_directory().join("margay")).unwrap();
+        plugin.extend(version.to_be_bytes());
+        fs::write(self.shipped("bin/margay"), plugin).unwrap();
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(self.shipped("bin/margay"), mode).unwrap();
+
+        let mut network = self.node.network();
+        network["state_dir"] = json!(self.path("var/lib/margay"));
+        network["run_dir"] = json!(self.path("run/margay"));
+        network["bpffs_root"] = json!(self.path(PINS));
+        network["max_pods"] = json!(1000 + version);
+        network["ipam"]["pools"][0]["nat_outgoing"] = json!(true);
+        let list = json!({"cniVersion": "1.1.0", "name": "podnet", "plugins": [network]});
+        fs::write(self.shipped(SHIPPED_CONFLIST), list.to_string()).unwrap();
+        let unit = self.shipped("conf/margay-boot.service");
+        let text = fs::read_to_string(&unit).unwrap();
+        fs::write(unit, format!("{text}# {version}\n")).unwrap();
+    }
+
+    fn install(&self, options: &[&str]) -> String {
+        succeed(self.script("install.sh", options).output().unwrap())
+    }
+
+    fn uninstall(&self, options: &[&str]) -> String {
+        succeed(self.script("uninstall.sh", options).output().unwrap())
+    }
+
+    /// Whether an install came to its end that would have been killed before the rename after so
+    /// many of them.
+    fn install_killed_after(&self, renames: usize) -> bool {
+        let folder = self.node.path("mv");
+        fs::create_dir_all(&folder).unwrap();
+        let (count, script) = (folder.join("count"), folder.join("mv"));
+        fs::write(&count, "").unwrap();
+        let text = format!(
+            "#!/bin/sh\n[ $(wc -c <{0}) = {renames} ] && kill -KILL $PPID\nprintf x >>{0}\n\
+             PATH=${{PATH#*:}} exec mv \"$@\"\n",
+            count.display()
+        );
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+
+        let output = self.script("install.sh", &[]).env("PATH", path).output().unwrap();
+
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() || output.status.code().is_none(), "{message}");
+        output.status.success()
+    }
+
+    fn script(&self, name: &str, options: &[&str]) -> Command {
+        let mut command = Command::new(self.shipped(name));
+        command.arg("--root").arg(&self.root).args(options).stdin(Stdio::null());
+        command
+    }
+
+    /// The configuration that a runtime would send.
+    fn network(&self) -> Value {
+        let list: Value = serde_json::from_slice(&self.read(CONFLIST)).unwrap();
+        let mut network = list["plugins"][0].clone();
+        network["name"] = list["name"].clone();
+        network["cniVersion"] = list["cniVersion"].clone();
+        network
+    }
+
+    fn plugin(&self) -> String {
+        self.path(PLUGIN).to_str().unwrap().to_owned()
+    }
+
+    fn run(&self, pod: &Pod<'_>, verb: &str, network: &Value) -> CniOutput {
+        self.execute(&pod.invocation_of(&self.plugin(), verb, network))
+    }
+
+    fn execute(&self, invocation: &Invocation) -> CniOutput {
+        invocation.clone().env("CNI_PATH", self.path("opt/cni/bin").to_str().unwrap()).execute()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    fn shipped(&self, name: &str) -> PathBuf {
+        self.tarball.join(name)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.path(name).symlink_metadata().is_ok()
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    /// Every file below the root and what is in it, or where it points.
+    fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        collect(&self.root, &mut files);
+        files
+    }
+
+    /// The paths of those that no verb makes.
+    fn installed(&self) -> Vec<PathBuf> {
+        let made_by_verbs = ["sys", "run", "var"].map(|folder| self.path(folder));
+        let by_verb = |file: &PathBuf| made_by_verbs.iter().any(|folder| file.starts_with(folder));
+        self.files().into_keys().filter(|file| !by_verb(file)).collect()
+    }
+}
+
+fn collect(folder: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let path = entry.path();
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            collect(&path, files);
+        } else if kind.is_symlink() {
+            let target = fs::read_link(&path).unwrap();
+            files.insert(path, target.into_os_string().into_encoded_bytes());
+        } else {
+            // Pins cannot be read.
+            let content = fs::read(&path).unwrap_or_default();
+            files.insert(path, content);
+        }
+    }
+}
+
+fn succeed(output: Output) -> String {
+    let shown = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", shown(&output.stdout), shown(&output.stderr));
+    shown(&output.stdout)
+}
