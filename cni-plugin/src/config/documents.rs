@@ -9,6 +9,7 @@ use super::*;
 
 const TABLES: &str = include_str!("../../../docs/configuration.md");
 const SCHEMA: &str = include_str!("../../../docs/netconf.schema.json");
+const KUBERNETES: &str = include_str!("../../../docs/kubernetes.md");
 const CONFLIST: &str = include_str!("../../../conf/10-margay.conflist");
 
 /// Path, type and default of a key, as a document has them.
@@ -127,6 +128,17 @@ fn the_shipped_conflist_is_valid_and_every_key_of_it_has_an_effect() {
     assert_eq!(netconf.unused_keys(), [] as [&str; 0]);
     let IpamConf::Builtin(pools) = netconf.ipam else { panic!("not margay-ipam") };
     assert!(pools.assign_ipv4 && pools.assign_ipv6);
+}
+
+#[test]
+fn the_network_for_kubernetes_works() {
+    let json = KUBERNETES.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let list: Value = serde_json::from_str(json).unwrap();
+    let mut entry = list["plugins"][0].clone();
+    entry["name"] = list["name"].clone();
+    entry["cniVersion"] = list["cniVersion"].clone();
+
+    NetConf::from_map(entry.as_object().unwrap()).unwrap();
 }
 
 #[test]
