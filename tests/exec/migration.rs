@@ -30,33 +30,35 @@ const MANIFEST: &str = r#"{
   ]
 }"#;
 
-/// As Calico's operator writes it.
+/// As Calico's operator writes it, of the year 2026, with all that can be chosen chosen.
 const OPERATOR: &str = r#"{
   "name": "k8s-pod-network",
-  "cniVersion": "0.3.1",
+  "cniVersion": "1.0.0",
   "plugins": [
     {
-      "type": "calico",
-      "datastore_type": "kubernetes",
-      "mtu": 0,
-      "nodename_file_optional": false,
-      "log_level": "Info",
-      "log_file_path": "/var/log/calico/cni/cni.log",
-      "log_file_max_size": 100,
-      "log_file_max_age": 30,
-      "log_file_max_count": 10,
-      "ipam": { "type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "false" },
+      "calico_api_group": "projectcalico.org/v3",
       "container_settings": { "allow_ip_forwarding": false },
-      "policy": { "type": "k8s" },
+      "datastore_type": "kubernetes",
+      "device_type": "netkit",
+      "endpoint_status_dir": "/var/run/calico/endpoint-status",
+      "ipam": { "assign_ipv4": "true", "assign_ipv6": "false", "type": "calico-ipam" },
       "kubernetes": {
         "k8s_api_root": "https://10.96.0.1:443",
         "kubeconfig": "/etc/cni/net.d/calico-kubeconfig"
       },
-      "endpoint_status_dir": "/var/run/calico/endpoint-status",
-      "policy_setup_timeout_seconds": 0
+      "log_file_max_age": 30,
+      "log_file_max_count": 10,
+      "log_file_max_size": 100,
+      "log_file_path": "/var/log/calico/cni/cni.log",
+      "log_level": "Info",
+      "mtu": 0,
+      "nodename_file_optional": false,
+      "policy": { "type": "k8s" },
+      "policy_setup_timeout_seconds": 10,
+      "type": "calico"
     },
-    { "type": "bandwidth", "capabilities": { "bandwidth": true } },
-    { "type": "portmap", "snat": true, "capabilities": { "portMappings": true } }
+    { "type": "portmap", "snat": true, "capabilities": { "portMappings": true } },
+    { "type": "tuning", "sysctl": { "net.core.somaxconn": "1000" } }
   ]
 }"#;
 
@@ -76,8 +78,9 @@ fn calicos_conflists_work_and_the_log_names_the_keys_without_effect() {
         (MANIFEST, "datastore_type, kubernetes, policy.type"),
         (
             OPERATOR,
-            "datastore_type, endpoint_status_dir, kubernetes, log_file_max_age, \
-             log_file_max_count, log_file_max_size, policy.type",
+            "calico_api_group, datastore_type, device_type, endpoint_status_dir, kubernetes, \
+             log_file_max_age, log_file_max_count, log_file_max_size, policy.type, \
+             policy_setup_timeout_seconds",
         ),
     ] {
         let Some(node) = Node::new() else { return };

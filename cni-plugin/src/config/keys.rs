@@ -132,6 +132,8 @@ pub(crate) const NETCONF_KEYS: &[Key] = &[
     unused("readiness_gates", Texts),
     unused("policy_setup_timeout_seconds", Number),
     unused("endpoint_status_dir", Text),
+    unused("calico_api_group", Text),
+    unused("device_type", Text),
     unused("require_mtu_file", Truth),
     unused("mode", Text),
     unused("vxlan_mac_prefix", Text),
