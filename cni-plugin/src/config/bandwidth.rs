@@ -89,7 +89,7 @@ fn default_burst(rate_bytes_per_s: u64) -> u32 {
 
 /// A number of bits; 0 is an absent one.
 fn bits<'v>(bandwidth: &Object<'v>, key: &str) -> Result<Option<(Field<'v>, u64)>, ConfigError> {
-    let Some(field) = bandwidth.get(key) else { return Ok(None) };
+    let Some(field) = bandwidth.get_in_any_case(key) else { return Ok(None) };
     let Some(bits) = field.value().as_u64() else {
         return Err(field.invalid("must be a whole number, not negative"));
     };
@@ -117,6 +117,15 @@ mod tests {
         let from_pod = RateLimit { rate_bytes_per_s: 10_000_000_000, burst_bytes: 500_000_000 };
         let expected = Bandwidth { to_pod: Some(to_pod), from_pod: Some(from_pod) };
         assert_eq!(wanted, Ok(expected));
+    }
+
+    #[test]
+    fn keys_are_read_as_containerd_writes_them() {
+        let as_go_names_it =
+            json!({"IngressRate": 80, "IngressBurst": 1_000_000, "EgressRate": 80});
+        let limited = parse(as_go_names_it).unwrap();
+        assert_eq!(limited.to_pod.unwrap().burst_bytes, 125_000);
+        assert_eq!(limited.from_pod.unwrap().rate_bytes_per_s, 10);
     }
 
     #[test]

@@ -36,6 +36,27 @@ fn sandboxes_made_at_once_have_addresses_of_their_own_and_leave_nothing() {
 }
 
 #[test]
+fn a_pod_whose_annotations_limit_its_bandwidth_is_shaped() {
+    let Some(node) = Node::new() else { return };
+    let containerd = Containerd::start(&node, None);
+    let spec = PodSpec::new("limited")
+        .annotation("kubernetes.io/ingress-bandwidth", "20M")
+        .annotation("kubernetes.io/egress-bandwidth", "8M");
+
+    let pod = containerd.run(&spec).unwrap();
+
+    let endpoint = node.store().endpoint(&pod.attachment()).unwrap().unwrap();
+    let rates = [endpoint.bandwidth.to_pod, endpoint.bandwidth.from_pod]
+        .map(|limit| limit.map(|limit| limit.rate_bytes_per_s));
+    assert_eq!(rates, [Some(2_500_000), Some(1_000_000)]);
+    let shown = node.run(&["tc", "qdisc", "show", "dev", &endpoint.host_veth, "root"]);
+    assert!(shown.contains("tbf") && shown.contains("rate 20Mbit"), "{shown}");
+    assert_only(&node, [&pod], "a shaped pod");
+    pod.remove().unwrap();
+    assert_only(&node, [], "it is removed");
+}
+
+#[test]
 fn processes_in_containers_reach_each_other_over_both_families() {
     let Some(node) = Node::new() else { return };
     let containerd = Containerd::start(&node, None);

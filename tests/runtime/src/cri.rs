@@ -135,6 +135,8 @@ pub(crate) struct PodSandboxConfig {
     pub hostname: String,
     #[prost(message, repeated, tag = "5")]
     pub port_mappings: Vec<PortMapping>,
+    #[prost(map = "string, string", tag = "7")]
+    pub annotations: HashMap<String, String>,
     #[prost(message, optional, tag = "8")]
     pub linux: Option<LinuxPodSandboxConfig>,
 }

@@ -1,5 +1,6 @@
 //! A pod as kubelet has it made: a sandbox, and a container in it.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -29,13 +30,19 @@ pub struct PodSpec {
     name: String,
     attempt: u32,
     port_mappings: Vec<PortMapping>,
+    annotations: HashMap<String, String>,
 }
 
 impl PodSpec {
     /// A pod of this name.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), attempt: 0, port_mappings: Vec::new() }
+        Self {
+            name: name.to_owned(),
+            attempt: 0,
+            port_mappings: Vec::new(),
+            annotations: HashMap::new(),
+        }
     }
 
     /// The how-manieth sandbox of the pod it is: kubelet counts, and so may make one before it has
@@ -51,6 +58,13 @@ impl PodSpec {
     pub fn host_port(mut self, protocol: i32, host_port: u16, container_port: u16) -> Self {
         let (host_port, container_port) = (host_port.into(), container_port.into());
         self.port_mappings.push(PortMapping { protocol, container_port, host_port });
+        self
+    }
+
+    /// An annotation, as kubelet hands on those of the pod.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.insert(key.to_owned(), value.to_owned());
         self
     }
 }
@@ -84,6 +98,7 @@ impl Containerd<'_> {
             }),
             hostname: spec.name.clone(),
             port_mappings: spec.port_mappings.clone(),
+            annotations: spec.annotations.clone(),
             linux: Some(LinuxPodSandboxConfig { cgroup_parent: self.cgroup_parent() }),
         };
         let request = RunPodSandboxRequest { config: Some(config.clone()) };
