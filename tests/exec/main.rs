@@ -4,6 +4,7 @@
 
 mod answers;
 mod bandwidth;
+mod chain;
 mod collection;
 mod concurrency;
 mod delegation;

@@ -6,6 +6,7 @@
 //! namespace of its own, and every process it starts inherits them.
 
 pub mod cni;
+pub mod conflist;
 pub mod conformance;
 pub mod echo;
 pub mod kube_proxy;
@@ -21,5 +22,6 @@ pub mod service;
 pub mod traffic;
 
 pub use cni::{CniOutput, Invocation};
+pub use conflist::Conflist;
 pub use node::Node;
 pub use pod::Pod;
