@@ -141,6 +141,11 @@ fn check_pod(
     let outcome = pod::in_pod(netns, async |netlink| {
         let link = pod::link(&netlink, ifname).await?;
         findings.compare_link("pod", &link, endpoint.pod_mac, endpoint.mtu);
+        findings.expect(link.mac == endpoint.pod_mac, || {
+            "nothing gets through with a MAC address that was not asked of margay, by \
+             runtimeConfig.mac"
+                .to_owned()
+        });
         let addresses = netlink.addresses(link.index).await?;
         for &ip in &pod.addresses {
             let found = addresses.iter().any(|info| info.address == ip);
