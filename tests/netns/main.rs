@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bandwidth;
+mod chain;
 mod conntrack;
 mod framing;
 mod interference;

@@ -1,7 +1,7 @@
 //! Traffic between places: sockets are opened inside a namespace and used from the test's thread.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use rustix::net::sockopt::{self, Timeout};
@@ -250,4 +250,35 @@ pub fn answers_ping(from: &impl Place, address: IpAddr) -> bool {
             .status
             .success()
     })
+}
+
+/// What answers at a port, over TCP and UDP.
+#[derive(Debug)]
+pub struct Served {
+    tcp: TcpListener,
+    udp: UdpSocket,
+}
+
+impl Served {
+    /// Answers at an address of a place.
+    #[must_use]
+    pub fn at(place: &impl Place, address: SocketAddr) -> Self {
+        Self { tcp: listen(place, address), udp: udp(place, address) }
+    }
+
+    /// Asserts that `target`, at which it may be known to others, leads here by both protocols.
+    ///
+    /// # Panics
+    /// When it does not; then with the words for where the client is.
+    pub fn assert_reached(&self, client: &impl Place, target: SocketAddr, from: &str) {
+        let connection = Connection::open(client, target, &self.tcp)
+            .unwrap_or_else(|error| panic!("{target} from {from}: {error}"));
+        connection.exchange().unwrap_or_else(|error| panic!("{target} from {from}: {error}"));
+        let any: IpAddr = match target {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        udp_exchange(&udp(client, SocketAddr::new(any, 0)), &self.udp, target)
+            .unwrap_or_else(|error| panic!("UDP, {target} from {from}: {error}"));
+    }
 }
