@@ -60,7 +60,7 @@ pub struct Endpoint {
 /// The pod behind an attachment, in the orchestrator's words.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PodRef {
-    /// The pod's namespace.
+    /// The pod's namespace; empty where the runtime has none, as podman.
     pub namespace: String,
     /// The pod's name.
     pub name: String,

@@ -139,7 +139,8 @@ pub fn upkeep(store: &Store) {
 
 /// The pod behind the call, if the runtime says which.
 pub(crate) fn pod_ref(args: &CniArgs) -> Option<PodRef> {
-    let (namespace, name) = (args.pod_namespace.clone()?, args.pod_name.clone()?);
+    let name = args.pod_name.clone()?;
+    let namespace = args.pod_namespace.clone().unwrap_or_default();
     Some(PodRef { namespace, name, uid: args.pod_uid.clone() })
 }
 
@@ -221,10 +222,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_has_a_name_if_the_runtime_says_both_parts() {
+    fn a_pod_has_a_name_if_the_runtime_says_one() {
         let args = CniArgs::parse("K8S_POD_NAMESPACE=n;K8S_POD_NAME=p;K8S_POD_UID=u").unwrap();
         assert_eq!(pod_ref(&args).unwrap().uid.as_deref(), Some("u"));
-        let half = CniArgs::parse("K8S_POD_NAMESPACE=n").unwrap();
-        assert_eq!(pod_ref(&half), None);
+        let as_podman_says = CniArgs::parse("IgnoreUnknown=1;K8S_POD_NAME=web").unwrap();
+        let pod = pod_ref(&as_podman_says).unwrap();
+        assert_eq!((pod.namespace.as_str(), pod.name.as_str()), ("", "web"));
+        let nameless = CniArgs::parse("K8S_POD_NAMESPACE=n").unwrap();
+        assert_eq!(pod_ref(&nameless), None);
     }
 }
