@@ -23,7 +23,11 @@ pub fn root() -> bool {
     is_root
 }
 
-fn skip(reason: &str) {
+/// Records that the test cannot go on.
+///
+/// # Panics
+/// When [`REQUIRE_ALL`] is set, or it cannot be recorded.
+pub fn skip(reason: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("test");
     assert!(std::env::var_os(REQUIRE_ALL).is_none(), "{test} {reason}, and {REQUIRE_ALL} is set");

@@ -1,11 +1,11 @@
 //! Host ports: `portmap`, chained behind margay, translates what comes to a port of the node.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use margay_datastore::Protocol;
 use margay_tests::Node;
 use margay_tests::node::node_address;
-use margay_tests::traffic::{Connection, Place, listen, udp, udp_exchange};
+use margay_tests::traffic::Served;
 use margay_tests_runtime::{Containerd, Pod, PodSpec, TCP, UDP};
 
 use crate::assert_only;
@@ -28,7 +28,7 @@ fn a_host_port_leads_to_its_pod_from_outside_from_the_host_and_from_any_pod() {
 
     for ipv4 in [true, false] {
         let inside = SocketAddr::new(server.ip(ipv4), POD_PORT);
-        let served = Served { tcp: listen(&server, inside), udp: udp(&server, inside) };
+        let served = Served::at(&server, inside);
         let node_port = SocketAddr::new(node_address(ipv4), HOST_PORT);
         served.assert_reached(node.world(), node_port, "outside");
         served.assert_reached(&node, node_port, "the host");
@@ -47,23 +47,6 @@ fn a_host_port_leads_to_its_pod_from_outside_from_the_host_and_from_any_pod() {
     let rules =
         node.run(&["iptables", "-t", "nat", "-S"]) + &node.run(&["ip6tables", "-t", "nat", "-S"]);
     assert!(!rules.contains(&POD_PORT.to_string()), "{rules}");
-}
-
-/// What answers in the pod.
-struct Served {
-    tcp: TcpListener,
-    udp: UdpSocket,
-}
-
-impl Served {
-    fn assert_reached(&self, client: &impl Place, target: SocketAddr, from: &str) {
-        let connection = Connection::open(client, target, &self.tcp)
-            .unwrap_or_else(|error| panic!("{target} from {from}: {error}"));
-        connection.exchange().unwrap_or_else(|error| panic!("{target} from {from}: {error}"));
-        let any: IpAddr = if target.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
-        udp_exchange(&udp(client, SocketAddr::new(any, 0)), &self.udp, target)
-            .unwrap_or_else(|error| panic!("UDP, {target} from {from}: {error}"));
-    }
 }
 
 /// The host ports in the endpoint's record.

@@ -3,7 +3,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::cri::{Cri, Empty, ImageSpec, ImageStatusRequest, ImageStatusResponse, StatusResponse};
 use crate::image;
-use crate::machine::{Machine, wait_until};
+use crate::machine::{Machine, show_end_of, wait_until};
 
 /// The network configuration that a host installs.
 const CONFLIST: &str = include_str!("../../../conf/10-margay.conflist");
@@ -217,11 +217,4 @@ impl Drop for Containerd<'_> {
 fn replaced(text: &str, from: &str, to: &str) -> String {
     assert!(text.contains(from), "no {from} in the configuration");
     text.replace(from, to)
-}
-
-fn show_end_of(log: &Path) {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    let end = lines[lines.len().saturating_sub(60)..].join("\n");
-    eprintln!("the end of {}:\n{end}", log.display());
 }

@@ -48,6 +48,11 @@ pub(crate) fn write(path: &Path) -> io::Result<()> {
     archive.into_inner()?.sync_all()
 }
 
+/// Writes what is in the image, and nothing about it, to `path`.
+pub(crate) fn write_layer(path: &Path) -> io::Result<()> {
+    fs::write(path, layer()?)
+}
+
 /// The image's one layer, an archive itself.
 fn layer() -> io::Result<Vec<u8>> {
     let mut layer = Builder::new(Vec::new());

@@ -9,7 +9,10 @@ mod cri;
 mod image;
 mod machine;
 mod pod;
+mod podman;
 
 pub use containerd::Containerd;
 pub use cri::{PortMapping, TCP, UDP};
+pub use machine::wait_until;
 pub use pod::{Pod, PodSpec};
+pub use podman::{Container, Podman};

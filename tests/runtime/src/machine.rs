@@ -118,8 +118,8 @@ impl Machine {
 /// Looks until there is something to be found.
 ///
 /// # Panics
-/// When there is nothing in time.
-pub(crate) fn wait_until<T>(state: &str, look: impl FnMut() -> Option<T>) -> T {
+/// When there is not, in time.
+pub fn wait_until<T>(state: &str, look: impl FnMut() -> Option<T>) -> T {
     look_until(look).unwrap_or_else(|| panic!("not in time: {state}"))
 }
 
@@ -132,6 +132,14 @@ fn look_until<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Shows what a test that failed may have failed of.
+pub(crate) fn show_end_of(log: &Path) {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let end = lines[lines.len().saturating_sub(60)..].join("\n");
+    eprintln!("the end of {}:\n{end}", log.display());
 }
 
 fn mount_run() {

@@ -160,6 +160,15 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         pacman: "runc",
     },
     Requirement {
+        name: "podman",
+        look: Look::Program("podman"),
+        uses: &[Use::Test],
+        why: "another container runtime; with the CNI back end, as versions up to 4 have it",
+        apt: &[&["podman"]],
+        dnf: "podman",
+        pacman: "podman",
+    },
+    Requirement {
         name: "busybox",
         look: Look::Program("busybox"),
         uses: &[Use::Test],
