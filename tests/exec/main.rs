@@ -13,6 +13,7 @@ mod environment;
 mod hostile;
 mod install;
 mod kill;
+mod measurements;
 mod migration;
 mod reboot;
 mod refusals;

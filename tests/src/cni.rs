@@ -16,6 +16,7 @@ use crate::traffic::PATIENCE;
 #[derive(Clone, Debug)]
 pub struct Invocation {
     plugin: String,
+    arguments: Vec<String>,
     environment: BTreeMap<String, String>,
     stdin: Vec<u8>,
 }
@@ -26,13 +27,22 @@ impl Invocation {
     pub fn new(plugin: &str, verb: &str, config: &Value) -> Self {
         let environment = BTreeMap::from([("CNI_COMMAND".to_owned(), verb.to_owned())]);
         let stdin = config.to_string().into_bytes();
-        Self { plugin: plugin.to_owned(), environment, stdin }
+        Self { plugin: plugin.to_owned(), arguments: Vec::new(), environment, stdin }
     }
 
     /// Sets a variable of the environment.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Executes this program in the plugin's place, with these arguments and the plugin's path.
+    #[must_use]
+    pub fn through(mut self, program: &str, arguments: &[&str]) -> Self {
+        self.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        self.arguments.push(executable(&self.plugin).display().to_string());
+        program.clone_into(&mut self.plugin);
         self
     }
 
@@ -70,6 +80,7 @@ impl Invocation {
     /// When it cannot be started.
     pub fn start_held(&self) -> Held {
         let mut child = Command::new(executable(&self.plugin))
+            .args(&self.arguments)
             .env_clear()
             .envs(&self.environment)
             .stdin(Stdio::piped())

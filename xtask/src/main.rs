@@ -4,6 +4,7 @@
 //! has only Rust and a C compiler.
 #![deny(unsafe_code)]
 
+mod bench;
 mod bpftool;
 mod build;
 mod build_ebpf;
@@ -46,6 +47,7 @@ enum Command {
     Conformance(conformance::Arguments),
     Soak(soak::Arguments),
     Fuzz(fuzz::Arguments),
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

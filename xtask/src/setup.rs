@@ -33,6 +33,7 @@ pub(crate) enum Use {
     Test,
     Demo,
     Fuzz,
+    Bench,
 }
 
 impl fmt::Display for Use {
@@ -43,11 +44,12 @@ impl fmt::Display for Use {
             Self::Test => "test",
             Self::Demo => "demo",
             Self::Fuzz => "fuzz",
+            Self::Bench => "bench",
         })
     }
 }
 
-/// What daily work and CI need: the fuzzers come with the first `cargo xtask fuzz`.
+/// What daily work and CI need: the fuzzers and what measures come with their first use.
 const ALL: &[Use] = &[Use::Build, Use::Check, Use::Test, Use::Demo];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {

@@ -32,7 +32,7 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
     Requirement {
         name: "cc",
         look: Look::Program("cc"),
-        uses: &[Use::Build, Use::Check, Use::Test, Use::Demo],
+        uses: &[Use::Build, Use::Check, Use::Test, Use::Demo, Use::Bench],
         why: "links every binary and compiles SQLite",
         apt: &[&["gcc", "libc6-dev"]],
         dnf: "gcc",
@@ -50,7 +50,7 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
     Requirement {
         name: "ip",
         look: Look::Program("ip"),
-        uses: &[Use::Test, Use::Demo],
+        uses: &[Use::Test, Use::Demo, Use::Bench],
         why: "shows and makes links, addresses and routes",
         apt: &[&["iproute2"]],
         dnf: "iproute",
@@ -68,7 +68,7 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
     Requirement {
         name: "bpftool",
         look: Look::Bpftool,
-        uses: &[Use::Test, Use::Demo],
+        uses: &[Use::Test, Use::Demo, Use::Bench],
         why: "shows pinned maps and programs",
         apt: &[&["bpftool"], &["linux-tools-common", "linux-tools-generic"]],
         dnf: "bpftool",
@@ -126,7 +126,7 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
             "/opt/cni/bin/host-local",
             "/usr/libexec/cni/host-local",
         ]),
-        uses: &[Use::Test],
+        uses: &[Use::Test, Use::Bench],
         why: "the standard CNI plugins, to work together with",
         apt: &[&["containernetworking-plugins"]],
         dnf: "containernetworking-plugins",

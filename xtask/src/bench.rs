@@ -1,0 +1,55 @@
+//! `cargo xtask bench`: builds release binaries and runs the measurements of the test package.
+
+use anyhow::Result;
+
+use crate::setup::{self, Use};
+use crate::workspace::{self, cargo_command, run as run_command};
+use crate::{bpftool, build_ebpf};
+
+/// Measure margay beside ptp, bridge, its own `linux` mode and a bare veth pair.
+///
+/// Writes target/bench/NAME.json, a page and its charts; a full run of all rows, docs/benchmarks.md.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// List the rows
+    #[arg(long)]
+    list: bool,
+    /// Take few samples, to see that it works
+    #[arg(long)]
+    quick: bool,
+    /// Go further where that takes minutes and much memory
+    #[arg(long)]
+    large: bool,
+    /// Measure nothing, and make docs/benchmarks.md of what was measured last
+    #[arg(long, conflicts_with_all = ["quick", "large", "names"])]
+    report: bool,
+    /// Only these rows
+    names: Vec<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    setup::ensure(&[Use::Build, Use::Bench])?;
+    build_ebpf::run(&build_ebpf::Arguments::default())?;
+    println!("bench: building the plugins and the measurements");
+    // Two builds: what the measurements want of a dependency is none of the plugin's business.
+    for package in ["margay", "margay-tests"] {
+        run_command(cargo_command("build").args([
+            "--quiet",
+            "--release",
+            "--bins",
+            "-p",
+            package,
+        ]))?;
+    }
+    let mut bench = std::process::Command::new(workspace::target_folder().join("release/bench"));
+    for (option, is_set) in [
+        ("--list", arguments.list),
+        ("--quick", arguments.quick),
+        ("--large", arguments.large),
+        ("--report", arguments.report),
+    ] {
+        bench.args(is_set.then_some(option));
+    }
+    bpftool::put_in_path(&mut bench)?;
+    run_command(bench.args(&arguments.names))
+}
