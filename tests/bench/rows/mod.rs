@@ -2,6 +2,8 @@
 
 mod add;
 mod del;
+mod growth;
+mod ipam;
 mod load;
 mod memory;
 mod throughput;
@@ -26,7 +28,8 @@ pub(crate) struct Row {
 }
 
 /// In the order of the page. To measure one more thing, add a file beside this one and its row here.
-pub(crate) const ROWS: &[Row] = &[add::ROW, del::ROW, throughput::ROW, load::ROW, memory::ROW];
+pub(crate) const ROWS: &[Row] =
+    &[add::ROW, del::ROW, throughput::ROW, growth::ROW, ipam::ROW, load::ROW, memory::ROW];
 
 /// Records how long executions took and what they used of the processors.
 fn wall_and_cpu<'a>(

@@ -1,5 +1,6 @@
 //! How many pods a node attaches in a second.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -31,13 +32,13 @@ fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
         let pods: Vec<_> = (0..pods).map(|index| node.sandbox(&format!("pod-{index}"))).collect();
         turn.pass();
         let mut rates = Vec::new();
-        for at_a_time in AT_A_TIME {
+        for how_many in AT_A_TIME {
             // The round before those that count loads programs and makes the bridge.
             for round in 0..=rounds {
-                let add = rate(peer, &pods, "ADD", &network, at_a_time)?;
-                let del = rate(peer, &pods, "DEL", &network, at_a_time)?;
+                let add = rate(peer, &pods, "ADD", &network, how_many)?;
+                let del = rate(peer, &pods, "DEL", &network, how_many)?;
                 if round > 0 {
-                    rates.push((at_a_time, add, del));
+                    rates.push((how_many, add, del));
                 }
                 turn.pass();
             }
@@ -45,11 +46,11 @@ fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
         Ok(rates)
     })?;
     for (metric, is_add) in [("ADD", true), ("DEL", false)] {
-        for at_a_time in AT_A_TIME {
+        for how_many in AT_A_TIME {
             for (peer, rates) in &rates {
-                let rates = rates.iter().filter(|(case, ..)| *case == at_a_time);
+                let rates = rates.iter().filter(|(case, ..)| *case == how_many);
                 let rates = rates.map(|(_, add, del)| if is_add { *add } else { *del });
-                sheet.record(key(metric, at_a_time, *peer), Unit::PerSecond, rates.collect());
+                sheet.record(key(metric, how_many, *peer), Unit::PerSecond, rates.collect());
             }
         }
     }
@@ -58,32 +59,31 @@ fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
     sheet.goal(Statistic::Median, &margay, Limit::AtLeast(1.5), &ptp)
 }
 
-fn key(metric: &str, at_a_time: usize, peer: Peer) -> Key {
-    Key::new(metric, &format!("{at_a_time} at a time"), peer)
+fn key(metric: &str, how_many: usize, peer: Peer) -> Key {
+    Key::new(metric, &format!("{how_many} at a time"), peer)
 }
 
-/// Executions per second. Threads inherit the node's namespaces.
-fn rate(
-    peer: Peer,
-    pods: &[Pod<'_>],
-    verb: &str,
-    network: &Value,
-    at_a_time: usize,
-) -> Result<f64> {
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    let work = || -> Result<()> {
-        loop {
-            let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let Some(pod) = pods.get(index) else { return Ok(()) };
-            peer.execute(pod, verb, network)?;
-        }
-    };
+/// Executions per second.
+fn rate(peer: Peer, pods: &[Pod<'_>], verb: &str, network: &Value, how_many: usize) -> Result<f64> {
     let started = Instant::now();
+    at_a_time(how_many, pods, |pod| peer.execute(pod, verb, network).map(drop))?;
+    Ok(pods.len() as f64 / started.elapsed().as_secs_f64())
+}
+
+/// Does `work` with every pod, so many at a time. Threads inherit the node's namespaces.
+pub(super) fn at_a_time<'node>(
+    how_many: usize,
+    pods: &[Pod<'node>],
+    work: impl Fn(&Pod<'node>) -> Result<()> + Sync,
+) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let share = || pods.get(next.fetch_add(1, Ordering::Relaxed)).map(&work);
     thread::scope(|scope| {
-        let threads: Vec<_> = (0..at_a_time).map(|_| scope.spawn(work)).collect();
+        let threads: Vec<_> = (0..how_many)
+            .map(|_| scope.spawn(|| std::iter::from_fn(share).collect::<Result<()>>()))
+            .collect();
         threads
             .into_iter()
             .try_for_each(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?)
-    })?;
-    Ok(pods.len() as f64 / started.elapsed().as_secs_f64())
+    })
 }
