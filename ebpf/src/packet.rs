@@ -112,6 +112,29 @@ impl Skb {
     }
 }
 
+/// The same offset, below 16 KiB, of which the verifier forgets what it knows: paths to one place that
+/// differ only in it become one path, which is followed once.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) fn forgotten(mut offset: usize) -> usize {
+    // Turning bytes round is what the verifier keeps no range over (`check_alu_op`, `BPF_END`).
+    // SAFETY: changes one register, and turning the lower two bytes round twice changes nothing.
+    unsafe {
+        core::arch::asm!(
+            "{offset} = be16 {offset}",
+            "{offset} = be16 {offset}",
+            offset = inout(reg) offset,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    offset & 0x3fff
+}
+
+#[cfg(not(target_arch = "bpf"))]
+pub(crate) fn forgotten(offset: usize) -> usize {
+    offset
+}
+
 impl Packet for Skb {
     #[inline(always)]
     fn len(&self) -> u32 {

@@ -13,7 +13,7 @@ use crate::{
     flow_hash,
     ip::{self, Header, Ipv4, Ipv6, Payload, protocol},
     maps::{self, KernelMaps, Tables},
-    packet::{Packet, Skb},
+    packet::{self, Packet, Skb},
     transport::{self, Role},
 };
 
@@ -96,7 +96,7 @@ fn behind_extensions(packet: &impl Packet, mut payload: Payload) -> Option<Paylo
         };
         payload = Payload {
             protocol: next_header,
-            offset: payload.offset + len,
+            offset: packet::forgotten(payload.offset + len),
             len: payload.len.checked_sub(len)?,
         };
     }
