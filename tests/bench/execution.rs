@@ -41,6 +41,12 @@ impl Execution {
         Ok(execution)
     }
 
+    /// Calls to the kernel by this process, from `started` to this moment.
+    pub(crate) fn of_calls(started: Instant) -> Self {
+        let (stdout, stderr) = (String::new(), String::new());
+        Self { wall: started.elapsed(), cpu: Duration::ZERO, stdout, stderr }
+    }
+
     /// Wall time, milliseconds.
     pub(crate) fn wall_ms(&self) -> f64 {
         self.wall.as_secs_f64() * 1e3

@@ -29,6 +29,7 @@ fn a_row_measures_every_plugin_in_pairs_and_judges_by_what_it_measured() {
         assert_eq!(samples(&sheet, "wall time", peer).len(), 3, "{peer}");
         assert!(samples(&sheet, "CPU time", peer).iter().all(|time| *time > 0.0), "{peer}");
     }
+    assert_eq!(samples(&sheet, "wall time", "bare veth").len(), 3, "the kernel's share");
     let goal = &sheet["goals"][0];
     let ratios = samples(&sheet, "wall time", "margay").into_iter();
     let mut ratios: Vec<_> =
@@ -41,7 +42,7 @@ fn a_row_measures_every_plugin_in_pairs_and_judges_by_what_it_measured() {
     let page = fs::read_to_string(out.path().join("benchmarks.md")).unwrap();
     let chart = fs::read_to_string(out.path().join("benchmarks/del-wall-time.svg")).unwrap();
     assert!(page.contains("(benchmarks/del-wall-time.svg)"), "{page}");
-    assert_eq!(chart.matches("<rect").count(), 1 + 4, "{chart}");
+    assert_eq!(chart.matches("<rect").count(), 1 + 5, "{chart}");
 }
 
 /// The samples of a peer in the only case of a metric.

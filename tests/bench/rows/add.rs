@@ -1,6 +1,16 @@
 //! How long an ADD takes.
 
-use anyhow::Result;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use margay::host::HostSide;
+use margay::netlink::VethPair;
+use margay::netns::Netns;
+use margay::pod::PodSide;
+use margay_abi::HOST_VETH_MAC;
+use margay_tests::{Node, Pod};
 
 use super::{Row, WALL, wall_and_cpu};
 use crate::Effort;
@@ -14,16 +24,18 @@ pub(super) const ROW: Row = Row {
     name: "add",
     title: "ADD, one pod at a time",
     method: "From the start of the plugin's process to its end, as a runtime waits for it; then a DEL, \
-             which does not count. One sandbox for each plugin, an attachment of its own for each ADD.",
+             which does not count. One sandbox for each plugin, an attachment of its own for each ADD. `bare veth` is \
+             the kernel's share: the same pair, address, neighbour and routes, asked for over netlink by a process \
+             that runs already, without programs.",
     run,
 };
 
 fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
-    for (case, families, samples) in [
-        ("IPv4", Families::V4, effort.samples(200)),
-        ("IPv4 and IPv6", Families::Both, effort.samples(20)),
+    for (case, families, peers, samples) in [
+        ("IPv4", Families::V4, [PLUGINS, &[Peer::Veth]].concat(), effort.samples(200)),
+        ("IPv4 and IPv6", Families::Both, PLUGINS.to_vec(), effort.samples(20)),
     ] {
-        for (peer, cycles) in cycles(PLUGINS, families, samples)? {
+        for (peer, cycles) in cycles(&peers, families, samples)? {
             wall_and_cpu(sheet, case, peer, cycles.iter().map(|cycle| &cycle.add));
             if families == Families::V4 {
                 for (phase, times) in phases(&cycles) {
@@ -78,12 +90,53 @@ pub(super) fn cycles(
                 let invocation = peer.invocation(&pod, verb, &network);
                 Execution::of(&invocation.env("CNI_CONTAINERID", &id))
             };
-            let cycle = Cycle { add: execute("ADD")?, del: execute("DEL")? };
+            let cycle = match peer {
+                Peer::Veth => kernels_share(node, &pod)?,
+                _ => Cycle { add: execute("ADD")?, del: execute("DEL")? },
+            };
             if round >= WARM_UP {
                 cycles.push(cycle);
             }
             turn.pass();
         }
         Ok(cycles)
+    })
+}
+
+/// What ADD and DEL ask of the kernel, but for programs and sysctls.
+fn kernels_share(node: &Node, pod: &Pod<'_>) -> Result<Cycle> {
+    const HOST_VETH: &str = "bare";
+    const POD_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
+    let addresses = vec![IpAddr::from([10, 244, 0, 2])];
+    let netns = Netns::open(pod.netns_path())?;
+    let pair = VethPair {
+        host_name: HOST_VETH,
+        host_mac: HOST_VETH_MAC,
+        pod_name: "eth0",
+        pod_mac: POD_MAC,
+        pod_netns: netns.as_fd(),
+        mtu: 1500,
+        queues: 1,
+    };
+    let pod_side = PodSide {
+        ifname: pair.pod_name.to_owned(),
+        addresses: addresses.clone(),
+        default_route: true,
+        routes: Vec::new(),
+        allow_ip_forwarding: false,
+    };
+    node.netlink(async |netlink| {
+        let started = Instant::now();
+        netlink.create_veth(&pair).await?;
+        let link = netlink.link_by_name(HOST_VETH).await?.context("the pair is gone")?;
+        pod_side.configure(&netns)?;
+        netlink.set_link_up(link.index).await?;
+        let name = HOST_VETH.to_owned();
+        let host = HostSide { name, ifindex: link.index, addresses, pod_mac: POD_MAC };
+        host.route_to_pod(&netlink).await?;
+        let add = Execution::of_calls(started);
+        let started = Instant::now();
+        netlink.delete_link(link.index).await?;
+        Ok(Cycle { add, del: Execution::of_calls(started) })
     })
 }

@@ -12,12 +12,14 @@ use crate::statistics::Statistic;
 pub(super) const ROW: Row = Row {
     name: "del",
     title: "DEL, one pod at a time",
-    method: "As with ADD: the whole process of the plugin.",
+    method: "As with ADD: the whole process of the plugin. `bare veth` is the kernel's share: the deletion of the \
+             pair over netlink.",
     run,
 };
 
 fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
-    for (peer, cycles) in cycles(PLUGINS, Families::V4, effort.samples(200))? {
+    let peers = [PLUGINS, &[Peer::Veth]].concat();
+    for (peer, cycles) in cycles(&peers, Families::V4, effort.samples(200))? {
         wall_and_cpu(sheet, "", peer, cycles.iter().map(|cycle| &cycle.del));
     }
     for (metric, limit) in [(WALL, 1.0), (CPU, 0.5)] {

@@ -31,7 +31,7 @@ pub(crate) struct Row {
 pub(crate) const ROWS: &[Row] =
     &[add::ROW, del::ROW, throughput::ROW, growth::ROW, ipam::ROW, load::ROW, memory::ROW];
 
-/// Records how long executions took and what they used of the processors.
+/// Records how long executions took and what they used of the processors, where they are processes.
 fn wall_and_cpu<'a>(
     sheet: &mut Sheet,
     case: &str,
@@ -40,7 +40,9 @@ fn wall_and_cpu<'a>(
 ) {
     let (wall, cpu) = (Key::new(WALL, case, peer), Key::new(CPU, case, peer));
     sheet.record(wall, Unit::Milliseconds, executions.clone().map(Execution::wall_ms).collect());
-    sheet.record(cpu, Unit::Milliseconds, executions.map(Execution::cpu_ms).collect());
+    if peer != Peer::Veth {
+        sheet.record(cpu, Unit::Milliseconds, executions.map(Execution::cpu_ms).collect());
+    }
 }
 
 const WALL: &str = "wall time";
