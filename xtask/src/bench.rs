@@ -1,10 +1,13 @@
-//! `cargo xtask bench`: builds release binaries and runs the measurements of the test package.
+//! `cargo xtask bench`: builds what a release has, and runs the measurements of the test package on it.
+
+use std::fs;
+use std::path::PathBuf;
 
 use anyhow::Result;
 
 use crate::setup::{self, Use};
 use crate::workspace::{self, cargo_command, run as run_command};
-use crate::{bpftool, build_ebpf};
+use crate::{bpftool, build_ebpf, dist};
 
 /// Measure margay beside ptp, bridge, its own `linux` mode and a bare veth pair.
 ///
@@ -31,17 +34,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[Use::Build, Use::Bench])?;
     build_ebpf::run(&build_ebpf::Arguments::default())?;
     println!("bench: building the plugins and the measurements");
-    // Two builds: what the measurements want of a dependency is none of the plugin's business.
-    for package in ["margay", "margay-tests"] {
-        run_command(cargo_command("build").args([
-            "--quiet",
-            "--release",
-            "--bins",
-            "-p",
-            package,
-        ]))?;
-    }
-    let mut bench = std::process::Command::new(workspace::target_folder().join("release/bench"));
+    run_command(cargo_command("build").args([
+        "--quiet",
+        "--release",
+        "--bin",
+        "bench",
+        "-p",
+        "margay-tests",
+    ]))?;
+    let mut bench = std::process::Command::new(gather()?);
     for (option, is_set) in [
         ("--list", arguments.list),
         ("--quick", arguments.quick),
@@ -52,4 +53,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     bpftool::put_in_path(&mut bench)?;
     run_command(bench.args(&arguments.names))
+}
+
+/// Puts the plugins beside the measurements, which take those that they lie with: the executable that
+/// a release has, under both of its names. A dynamic one takes a sixth more time of the processor.
+fn gather() -> Result<PathBuf> {
+    let folder = workspace::target_folder().join("bench/bin");
+    fs::create_dir_all(&folder)?;
+    let bench = folder.join("bench");
+    fs::copy(workspace::target_folder().join("release/bench"), &bench)?;
+    let executable = dist::executable()?;
+    for name in ["margay", "margay-ipam"] {
+        fs::copy(&executable, folder.join(name))?;
+    }
+    Ok(bench)
 }

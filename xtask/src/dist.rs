@@ -51,10 +51,7 @@ pub(crate) fn run(_: &Arguments) -> Result<()> {
 pub(crate) fn stage() -> Result<PathBuf> {
     setup::ensure(&[Use::Build])?;
     build_ebpf::run(&build_ebpf::Arguments::default())?;
-    let target = Target::choose()?;
-    let executable = target.build()?;
-    ensure_static(&executable)?;
-    ensure_it_runs(&executable)?;
+    let executable = executable()?;
 
     let name = format!("margay-{}-linux-{}", env!("CARGO_PKG_VERSION"), env::consts::ARCH);
     let folder = workspace::target_folder().join("dist").join(name);
@@ -67,10 +64,18 @@ pub(crate) fn stage() -> Result<PathBuf> {
         copy(&workspace::root().join(file), &folder.join(file))?;
     }
     copy(&workspace::root().join(INSTALLER), &folder)?;
-    licences::collect(&folder.join("licences"), &target.triple)?;
+    licences::collect(&folder.join("licences"), &Target::choose()?.triple)?;
     write_checksums(&folder)?;
     println!("dist: {}, {} bytes, static", executable.display(), executable.metadata()?.len());
     Ok(folder)
+}
+
+/// Builds the executable that is in the tarball. The kernel half is there.
+pub(crate) fn executable() -> Result<PathBuf> {
+    let executable = Target::choose()?.build()?;
+    ensure_static(&executable)?;
+    ensure_it_runs(&executable)?;
+    Ok(executable)
 }
 
 /// What the executable is compiled for.
