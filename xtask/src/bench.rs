@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: builds what a release has, and runs the measurements of the test package on it.
 
-use std::fs;
 use std::path::PathBuf;
+use std::{fs, io};
 
 use anyhow::Result;
 
@@ -52,7 +52,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         bench.args(is_set.then_some(option));
     }
     bpftool::put_in_path(&mut bench)?;
-    run_command(bench.args(&arguments.names))
+    let scratch = scratch()?;
+    let outcome = run_command(bench.args(&arguments.names).env("TMPDIR", &scratch));
+    fs::remove_dir_all(scratch)?;
+    outcome
+}
+
+/// An empty folder for what the nodes write. One for all runs: what a run that was killed has left
+/// there goes with the next one.
+fn scratch() -> Result<PathBuf> {
+    let folder = workspace::target_folder().join("bench/tmp");
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => fs::create_dir_all(&folder)?,
+    }
+    Ok(folder)
 }
 
 /// Puts the plugins beside the measurements, which take those that they lie with: the executable that
