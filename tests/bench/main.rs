@@ -10,9 +10,11 @@ mod execution;
 mod machine;
 mod page;
 mod peer;
+mod processors;
 mod rows;
 mod sheet;
 mod statistics;
+mod traffic;
 mod turns;
 
 use std::fs;

@@ -29,6 +29,9 @@ pub(crate) enum Peer {
 /// The peers that are plugins.
 pub(crate) const PLUGINS: &[Peer] = &[Peer::Margay, Peer::Linux, Peer::Ptp, Peer::Bridge];
 
+/// All of them.
+pub(crate) const PEERS: &[Peer] = &[Peer::Margay, Peer::Linux, Peer::Ptp, Peer::Bridge, Peer::Veth];
+
 /// Which addresses pods get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Families {
@@ -36,14 +39,11 @@ pub(crate) enum Families {
     Both,
 }
 
-/// Two pods that can talk to each other.
+/// Two pods that can talk to each other, and the addresses of one.
 #[derive(Debug)]
-#[expect(dead_code, reason = "for the rows about packets")]
 pub(crate) struct Pair<'node> {
     pub(crate) client: Pod<'node>,
     pub(crate) server: Pod<'node>,
-    pub(crate) client_v4: IpAddr,
-    pub(crate) client_v6: IpAddr,
     pub(crate) server_v4: IpAddr,
     pub(crate) server_v6: IpAddr,
 }
@@ -112,7 +112,6 @@ impl Peer {
     }
 
     /// Two pods on the peer's network, with addresses of both families.
-    #[expect(dead_code, reason = "for the rows about packets")]
     pub(crate) fn pair(self, node: &Node) -> Result<Pair<'_>> {
         let (client, server) = (node.sandbox("client"), node.sandbox("server"));
         if self == Self::Veth {
@@ -123,9 +122,9 @@ impl Peer {
             let answer = self.add(pod, &network)?.answer()?;
             Ok([true, false].map(|ipv4| margay_tests::pod::address(&answer, ipv4)))
         };
-        let [client_v4, client_v6] = addresses(&client)?;
+        addresses(&client)?;
         let [server_v4, server_v6] = addresses(&server)?;
-        Ok(Pair { client, server, client_v4, client_v6, server_v4, server_v6 })
+        Ok(Pair { client, server, server_v4, server_v6 })
     }
 
     fn plugin(self) -> &'static str {
@@ -201,8 +200,6 @@ fn wire<'node>(client: Pod<'node>, server: Pod<'node>) -> Pair<'node> {
     Pair {
         client,
         server,
-        client_v4: IpAddr::from([10, 244, 0, 1]),
-        client_v6: IpAddr::from([0xfd00, 0x10, 0x244, 0, 0, 0, 0, 1]),
         server_v4: IpAddr::from([10, 244, 0, 2]),
         server_v6: IpAddr::from([0xfd00, 0x10, 0x244, 0, 0, 0, 0, 2]),
     }

@@ -1,12 +1,16 @@
 //! The rows of the table, each a file with one function.
 
 mod add;
+mod datagrams;
 mod del;
 mod growth;
 mod ipam;
 mod load;
 mod memory;
+mod packets;
+mod stream;
 mod throughput;
+mod transactions;
 
 use anyhow::Result;
 
@@ -28,8 +32,18 @@ pub(crate) struct Row {
 }
 
 /// In the order of the page. To measure one more thing, add a file beside this one and its row here.
-pub(crate) const ROWS: &[Row] =
-    &[add::ROW, del::ROW, throughput::ROW, growth::ROW, ipam::ROW, load::ROW, memory::ROW];
+pub(crate) const ROWS: &[Row] = &[
+    add::ROW,
+    del::ROW,
+    throughput::ROW,
+    growth::ROW,
+    ipam::ROW,
+    load::ROW,
+    memory::ROW,
+    stream::ROW,
+    datagrams::ROW,
+    transactions::ROW,
+];
 
 /// Records how long executions took and what they used of the processors, where they are processes.
 fn wall_and_cpu<'a>(
