@@ -16,7 +16,7 @@ use crate::load::{self, LoadError, LoadOptions};
 use crate::maps::{Flows, MapError, Maps, Pods};
 use crate::object::Build;
 use crate::pins::{self, Pins};
-use crate::program::{PinnedProgram, Program, ProgramId};
+use crate::program::{PinnedProgram, Program, ProgramId, ProgramSize};
 
 /// Opening or loading the dataplane failed.
 #[derive(Debug, thiserror::Error)]
@@ -149,6 +149,15 @@ impl Datapath {
     #[must_use]
     pub fn program_ids(&self) -> AttachedPrograms {
         AttachedPrograms { from_pod: Some(self.from_pod.id()), to_pod: Some(self.to_pod.id()) }
+    }
+
+    /// How large a program of this build is, if the kernel tells.
+    #[must_use]
+    pub fn program_size(&self, program: Program) -> Option<ProgramSize> {
+        match program {
+            Program::FromPod => self.from_pod.size(),
+            Program::ToPod => self.to_pod.size(),
+        }
     }
 
     /// Where this node's pods are.

@@ -32,5 +32,5 @@ pub use events::{Event, EventLog, EventLogError};
 pub use load::{LoadError, LoadOptions};
 pub use maps::{Flows, MapError, Pods};
 pub use probe::{ProbeError, probe};
-pub use program::{Program, ProgramId};
+pub use program::{Program, ProgramId, ProgramSize};
 pub use test_run::{TestContext, TestRun, TestRunError};

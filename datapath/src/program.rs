@@ -44,6 +44,17 @@ impl fmt::Display for ProgramId {
     }
 }
 
+/// How large a loaded program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramSize {
+    /// Instructions after the kernel has put its own in.
+    pub instructions: u32,
+    /// Instructions that the verifier looked at on all ways through the program.
+    pub verified: u32,
+    /// What the kernel's compiler has made of it.
+    pub machine_code_bytes: u32,
+}
+
 /// A program opened from its pin.
 pub(crate) struct PinnedProgram {
     fd: ProgramFd,
@@ -58,6 +69,16 @@ impl PinnedProgram {
 
     pub(crate) fn id(&self) -> ProgramId {
         ProgramId(self.info.id())
+    }
+
+    /// How large it is, if the kernel tells (Linux 5.16).
+    pub(crate) fn size(&self) -> Option<ProgramSize> {
+        const INSTRUCTION_BYTES: u32 = 8;
+        Some(ProgramSize {
+            instructions: self.info.size_translated()? / INSTRUCTION_BYTES,
+            verified: self.info.verified_instruction_count()?,
+            machine_code_bytes: self.info.size_jitted(),
+        })
     }
 
     /// Kernel numbers of the maps the program refers to.

@@ -8,6 +8,7 @@ mod ipam;
 mod load;
 mod memory;
 mod packets;
+mod programs;
 mod stream;
 mod throughput;
 mod transactions;
@@ -43,6 +44,7 @@ pub(crate) const ROWS: &[Row] = &[
     stream::ROW,
     datagrams::ROW,
     transactions::ROW,
+    programs::ROW,
 ];
 
 /// Records how long executions took and what they used of the processors, where they are processes.
