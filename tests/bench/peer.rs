@@ -39,6 +39,11 @@ pub(crate) enum Families {
     Both,
 }
 
+/// Address of the server at the end of a bare veth pair.
+pub(crate) const WIRED_V4: [u8; 4] = [10, 244, 0, 2];
+/// The same of IPv6.
+pub(crate) const WIRED_V6: [u16; 8] = [0xfd00, 0x10, 0x244, 0, 0, 0, 0, 2];
+
 /// Two pods that can talk to each other, and the addresses of one.
 #[derive(Debug)]
 pub(crate) struct Pair<'node> {
@@ -197,10 +202,5 @@ fn wire<'node>(client: Pod<'node>, server: Pod<'node>) -> Pair<'node> {
         ]);
         pod.run(&["ip", "link", "set", "eth0", "up"]);
     }
-    Pair {
-        client,
-        server,
-        server_v4: IpAddr::from([10, 244, 0, 2]),
-        server_v6: IpAddr::from([0xfd00, 0x10, 0x244, 0, 0, 0, 0, 2]),
-    }
+    Pair { client, server, server_v4: WIRED_V4.into(), server_v6: WIRED_V6.into() }
 }

@@ -9,6 +9,7 @@ mod load;
 mod memory;
 mod packets;
 mod programs;
+mod rules;
 mod stream;
 mod throughput;
 mod transactions;
@@ -44,6 +45,7 @@ pub(crate) const ROWS: &[Row] = &[
     stream::ROW,
     datagrams::ROW,
     transactions::ROW,
+    rules::ROW,
     programs::ROW,
 ];
 

@@ -95,7 +95,7 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
     Requirement {
         name: "iptables",
         look: Look::Program("iptables"),
-        uses: &[Use::Test],
+        uses: &[Use::Test, Use::Bench],
         why: "makes the documented rules of hosts without nft, and kube-proxy's",
         apt: &[&["iptables"]],
         dnf: "iptables-nft",
