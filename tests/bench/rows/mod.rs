@@ -3,6 +3,7 @@
 mod add;
 mod datagrams;
 mod del;
+mod first;
 mod growth;
 mod ipam;
 mod load;
@@ -42,6 +43,7 @@ pub(crate) const ROWS: &[Row] = &[
     ipam::ROW,
     load::ROW,
     memory::ROW,
+    first::ROW,
     stream::ROW,
     datagrams::ROW,
     transactions::ROW,
