@@ -96,10 +96,10 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         name: "iptables",
         look: Look::Program("iptables"),
         uses: &[Use::Test, Use::Bench],
-        why: "makes the documented rules of hosts without nft, and kube-proxy's",
+        why: "makes the documented rules of hosts without nft, kube-proxy's, and portmap's",
         apt: &[&["iptables"]],
         dnf: "iptables-nft",
-        pacman: "iptables",
+        pacman: "iptables-nft",
     },
     Requirement {
         name: "strace",
@@ -131,15 +131,6 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         apt: &[&["containernetworking-plugins"]],
         dnf: "containernetworking-plugins",
         pacman: "cni-plugins",
-    },
-    Requirement {
-        name: "iptables",
-        look: Look::Program("iptables"),
-        uses: &[Use::Test],
-        why: "makes host ports, for the standard CNI plugin portmap",
-        apt: &[&["iptables"]],
-        dnf: "iptables-nft",
-        pacman: "iptables-nft",
     },
     Requirement {
         name: "containerd",
@@ -211,6 +202,8 @@ pub(super) fn command(tools: &[&Requirement]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -220,6 +213,12 @@ mod tests {
             assert!(!tool.dnf.is_empty() && !tool.pacman.is_empty(), "{}", tool.name);
             assert!(!tool.uses.is_empty(), "{} is needed for nothing", tool.name);
         }
+    }
+
+    #[test]
+    fn nothing_is_required_twice() {
+        let names: HashSet<&str> = REQUIREMENTS.iter().map(|tool| tool.name).collect();
+        assert_eq!(names.len(), REQUIREMENTS.len());
     }
 
     #[test]
