@@ -54,9 +54,11 @@ main() {
     remove "$own_dir"
 }
 
-# Host ends of veth pairs, by their names. Other network namespaces have none.
+# Host ends of veth pairs, by their names. Other network namespaces have none, so where the root is the
+# host's as a container sees it, the host's namespace is asked as well.
 count_pods() {
-    grep -c '^ *mgy[0-9a-f]\{12\}:' /proc/self/net/dev || true
+    cat /proc/self/net/dev ${root:+"$root/proc/1/net/dev"} 2>/dev/null |
+        sed -n 's/^ *\(mgy[0-9a-f]\{12\}\):.*/\1/p' | sort -u | grep -c . || true
 }
 
 remove_conflist() {

@@ -241,6 +241,26 @@ fn pods_keep_margay_installed_and_if_forced_their_pins_and_their_masquerading() 
     assert_eq!(node.run(&["nft", "list tables"]), "");
 }
 
+/// A container that has the host's root mounted has a network namespace of its own as a rule.
+#[test]
+fn pods_of_a_host_whose_root_a_container_sees_keep_margay_installed() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    system.install(&[]);
+    let installed = system.installed();
+    let devices = system.path("proc/1/net/dev");
+    fs::create_dir_all(devices.parent().unwrap()).unwrap();
+    fs::write(&devices, "    lo:    0  0\nmgy0123456789ab: 42  1\n mgyfedcba987654:    0  0\n")
+        .unwrap();
+
+    let refused = system.script("uninstall.sh", &[]).output().unwrap();
+
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && message.contains("2 pod interface(s)"), "{message}");
+    fs::remove_dir_all(system.path("proc")).unwrap();
+    assert_eq!(system.installed(), installed);
+}
+
 #[test]
 fn the_boot_unit_comes_before_every_runtime() {
     let unit = Path::new(WORKSPACE).join("conf/margay-boot.service");
