@@ -311,6 +311,7 @@ fn udp_rate(asked: u64, client: &impl Place, server: &impl Place, ip: IpAddr) ->
     client.connect(server.local_addr().unwrap()).unwrap();
     let is_enough = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = Stop(&is_enough);
         scope.spawn(|| {
             while !is_enough.load(Ordering::Relaxed) {
                 for _ in 0..16 {
@@ -321,13 +322,20 @@ fn udp_rate(asked: u64, client: &impl Place, server: &impl Place, ip: IpAddr) ->
             }
         });
         let began = Instant::now();
-        let measured = measure(asked, || {
+        measure(asked, || {
             assert!(began.elapsed() < 10 * PATIENCE, "nothing arrives");
             receive(&server, &mut [0; 2000]).expect("receive").0
-        });
-        is_enough.store(true, Ordering::Relaxed);
-        measured
+        })
     })
+}
+
+/// Ends a thread that looks at it, also when the test fails: the scope waits for that thread.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The sender's own queue.
