@@ -256,6 +256,27 @@ fn whatever_a_network_is_called_and_however_many_pools_it_has_its_rules_are_writ
 }
 
 #[test]
+fn a_first_add_leaves_nothing_to_write_where_a_network_has_empty_sets() {
+    for ipv4 in FAMILIES {
+        let Some(node) = Node::new() else { return };
+        let mut nat = node.network_with_nat();
+        let pools = nat["ipam"]["pools"].as_array_mut().unwrap();
+        pools.retain(|pool| pool["cidr"].as_str().unwrap().contains('.') == ipv4);
+        for network in [nat, other_network(&node, false)] {
+            let (first, second) = (node.sandbox("first"), node.sandbox("second"));
+            let result = first.add(&network);
+
+            let check = first.check(&network, &result);
+            let add = second.invocation("ADD", &network).execute();
+
+            assert!(check.is_success(), "{}", check.stdout());
+            add.success();
+            assert!(!add.stderr().contains("NAT rules written"), "{}", add.stderr());
+        }
+    }
+}
+
+#[test]
 fn no_pool_is_masqueraded_towards_even_where_its_pods_are_elsewhere() {
     let Some(node) = node_in_a_world_without_routes() else { return };
     let pod = node.sandbox("a");

@@ -225,14 +225,12 @@ impl<'a> Nat<'a> {
             .collect();
         for set in &self.sets {
             let wanted: Intervals = set.prefixes.iter().copied().collect();
-            let found = netfilter.intervals(TABLE, &set.name).await?;
-            if found.is_none() && wanted.is_empty() {
-                continue;
-            }
-            if found.unwrap_or_default() != wanted {
+            let found = netfilter.intervals(TABLE, &set.name).await?.unwrap_or_default();
+            if found != wanted {
                 defects.push(Defect::Elements(set));
             }
-            if !looked_up.contains(&(set.chain, &set.name)) {
+            // One that is to hold nothing does without.
+            if !wanted.is_empty() && !looked_up.contains(&(set.chain, &set.name)) {
                 defects.push(Defect::Rule(set));
             }
         }
