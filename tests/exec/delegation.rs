@@ -2,9 +2,11 @@
 
 use margay_tests::node::{node_address, plugin_directory, reference_plugin_directory};
 use margay_tests::pod::address;
-use margay_tests::traffic::{assert_ping, assert_tcp};
+use margay_tests::traffic::{answers_ping, assert_ping, assert_tcp};
 use margay_tests::{Invocation, Node, Pod};
 use serde_json::{Value, json};
+
+use crate::concurrency::wait_until;
 
 #[test]
 fn host_local_gives_the_addresses_and_takes_them_back() {
@@ -129,7 +131,9 @@ fn margay_ipam_serves_the_reference_plugins_ptp_and_bridge() {
 
         assert_ping(&node, address(&result_a, true));
         assert_ping(&a, address(&result_b, true));
-        assert_ping(&a, address(&result_b, false));
+        // Those plugins do not wait until IPv6 addresses have been found to be nobody else's.
+        let ipv6 = address(&result_b, false);
+        wait_until("the IPv6 address can be used", || answers_ping(&a, ipv6));
         assert_ping(&a, "10.244.0.1".parse().unwrap());
         let mut with_result = network.clone();
         with_result["prevResult"] = result_a;

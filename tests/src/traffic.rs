@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
@@ -207,9 +207,17 @@ fn source_of(payload: &[u8], client: &impl Place, server: &impl Place, target: I
     let socket = udp(server, SocketAddr::new(target, 0));
     let asker = udp(client, SocketAddr::new(any(target), 0));
     let at = socket.local_addr().expect("address of the server");
-    asker.send_to(payload, at).expect("send");
-    let (_, source) = receive(&socket, &mut [0; 5000]).expect("a datagram");
-    source.ip()
+    socket.set_read_timeout(Some(Duration::from_secs(1))).expect("timeout");
+    let started = Instant::now();
+    loop {
+        asker.send_to(payload, at).expect("send");
+        match receive(&socket, &mut [0; 5000]) {
+            Ok((_, source)) => return source.ip(),
+            // A datagram may be lost.
+            Err(_) if started.elapsed() < PATIENCE => {}
+            Err(error) => panic!("no datagram came to {at}: {error}"),
+        }
+    }
 }
 
 fn any(like: IpAddr) -> IpAddr {
