@@ -330,3 +330,35 @@ fn connect_and_ask(target: SocketAddr) -> io::Result<()> {
         _ => Err(io::Error::other("more than an answer")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use margay_tests::Node;
+
+    use super::*;
+    use crate::peer::Peer;
+
+    #[test]
+    fn every_pattern_is_seen_over_both_families() {
+        // A thread of its own: it becomes the node.
+        thread::spawn(|| {
+            let Some(node) = Node::new() else { return };
+            let pair = Peer::Veth.pair(&node).unwrap();
+            prepare(&pair).unwrap();
+            for pattern in [
+                Pattern::Stream { flows: 2 },
+                Pattern::Datagrams,
+                Pattern::Exchanges,
+                Pattern::Connections,
+            ] {
+                for ipv4 in [true, false] {
+                    let traffic = Traffic { pattern, placement: Placement::Apart, ipv4 };
+                    let seen = traffic.watch(&pair, Duration::from_millis(10)).unwrap();
+                    assert!(seen.rate > 0.0 && seen.cpu > 0.0, "{traffic:?}: {seen:?}");
+                }
+            }
+        })
+        .join()
+        .unwrap();
+    }
+}
