@@ -32,7 +32,7 @@ fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
             });
         }
     }
-    let peers = packets::watch(effort, &cases, 9)?;
+    let peers = packets::watch(effort, &cases, 5)?;
     let scale = Scale {
         rate: (Unit::GigabitsPerSecond, 1e9),
         cpu: (Unit::Milliseconds, 1e9 * 1e3),
