@@ -165,7 +165,7 @@ fn full_chain(node: &Node) -> Conflist {
 }
 
 /// What can be checked. portmap 1.1.1 looks for the rules of a pod's IPv4 address in `ip6tables` too
-/// (containernetworking/plugins, issue 819), so its CHECK always fails.
+/// (known upstream), so its CHECK always fails.
 fn without_portmap(list: Conflist) -> Conflist {
     list.without("portmap")
 }
