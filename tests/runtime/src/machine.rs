@@ -35,6 +35,8 @@ impl Machine {
         let var_lib = node.path("var-lib");
         fs::create_dir(&var_lib).expect("make a directory");
         mount_bind(&var_lib, "/var/lib").expect("mount /var/lib");
+        // podman keeps its locks there, the same for every podman of a machine.
+        mount("tmpfs", "/dev/shm", "tmpfs", MountFlags::empty(), None).expect("mount /dev/shm");
         mount_run();
         ensure_cgroups();
         let unique = node.directory().file_name().expect("name of the node's directory");
