@@ -50,22 +50,7 @@ fn an_add_whose_requests_for_bandwidth_are_refused_leaves_nothing() {
 fn a_del_that_is_refused_to_take_a_limit_away_says_so_and_the_next_one_ends_it() {
     let Some(node) = Node::new() else { return };
     let network = with_bandwidth(&node.network(), 1 << 20, 1 << 20);
-    for duration in [Duration::Once, Duration::FromThenOn] {
-        refuse_each(&node, "netlink", EBUSY, duration, |pod, refusal| {
-            pod.add(&network);
-            let Some(output) = refused(pod, "DEL", &network, refusal) else {
-                pod.del(&network);
-                return None;
-            };
-            if output.is_success() {
-                assert_only(&node, &[], refusal);
-            }
-            assert_addresses_are_held_while_there_is_a_link(&node, pod, refusal);
-            pod.del(&network);
-            assert_only(&node, &[], refusal);
-            Some(())
-        });
-    }
+    refuse_each_request_of_a_del(&node, &network, "netlink", EBUSY);
 }
 
 #[test]
@@ -168,25 +153,30 @@ fn a_del_that_is_refused_anything_says_so_and_the_next_one_ends_it() {
         ("store", EIO),
         ("phase", EIO),
     ] {
-        for duration in [Duration::Once, Duration::FromThenOn] {
-            refuse_each(&node, kind, errno, duration, |pod, refusal| {
-                pod.add(&network);
-                let Some(output) = refused(pod, "DEL", &network, refusal) else {
-                    pod.del(&network);
-                    return None;
-                };
-                if output.is_success() {
-                    assert_only(&node, &[], refusal);
-                } else {
-                    let (_, message) = output.error();
-                    assert!(message.contains(&format!("os error {errno}")), "{message}");
-                    assert_addresses_are_held_while_there_is_a_link(&node, pod, refusal);
-                }
-                pod.del(&network);
-                assert_only(&node, &[], refusal);
-                Some(())
-            });
-        }
+        refuse_each_request_of_a_del(&node, &network, kind, errno);
+    }
+}
+
+/// Once, and from then on.
+fn refuse_each_request_of_a_del(node: &Node, network: &Value, kind: &str, errno: u32) {
+    for duration in [Duration::Once, Duration::FromThenOn] {
+        refuse_each(node, kind, errno, duration, |pod, refusal| {
+            pod.add(network);
+            let Some(output) = refused(pod, "DEL", network, refusal) else {
+                pod.del(network);
+                return None;
+            };
+            if output.is_success() {
+                assert_only(node, &[], refusal);
+            } else {
+                let (_, message) = output.error();
+                assert!(message.contains(&format!("os error {errno}")), "{message}");
+            }
+            assert_addresses_are_held_while_there_is_a_link(node, pod, refusal);
+            pod.del(network);
+            assert_only(node, &[], refusal);
+            Some(())
+        });
     }
 }
 
