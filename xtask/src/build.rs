@@ -31,3 +31,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     println!("built {} ({} bytes)", executable.display(), executable.metadata()?.len());
     Ok(())
 }
+
+/// Builds the plugins as tests and the demo execute them, with these further arguments of cargo.
+pub(crate) fn debug_plugins(further: &[&str]) -> Result<()> {
+    let mut build = workspace::cargo_command("build");
+    run_command(build.args(["--quiet", "--package", "margay", "--bins"]).args(further))
+}

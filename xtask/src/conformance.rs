@@ -4,9 +4,9 @@ use std::path::{self, PathBuf};
 
 use anyhow::Result;
 
-use crate::build_ebpf;
 use crate::setup::{self, Use};
 use crate::workspace::{self, run as run_command};
+use crate::{build, build_ebpf};
 
 /// Hold a CNI plugin to the specification: one, or margay, ptp and bridge side by side.
 ///
@@ -31,12 +31,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[Use::Build, Use::Test])?;
     build_ebpf::run(&build_ebpf::Arguments::default())?;
-    run_command(workspace::cargo_command("build").args([
-        "--quiet",
-        "--package",
-        "margay",
-        "--bins",
-    ]))?;
+    build::debug_plugins(&[])?;
     let mut suite = workspace::cargo_command("run");
     suite.args(["--quiet", "--package", "margay-tests", "--bin", "conformance", "--"]);
     if let (Some(plugin), Some(path), Some(conf)) =

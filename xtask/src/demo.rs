@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::setup::{self, Use};
 use crate::workspace::{self, run as run_command};
-use crate::{bpftool, build_ebpf};
+use crate::{bpftool, build, build_ebpf};
 
 /// Show two pods that talk to each other through the TC programs.
 #[derive(clap::Args)]
@@ -20,12 +20,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[Use::Build, Use::Demo])?;
     build_ebpf::run(&build_ebpf::Arguments::default())?;
     println!("demo: building the plugins and the demo");
-    run_command(workspace::cargo_command("build").args([
-        "--quiet",
-        "--package",
-        "margay",
-        "--bins",
-    ]))?;
+    build::debug_plugins(&[])?;
     let mut demo = workspace::cargo_command("run");
     demo.args(["--quiet", "--package", "margay-tests", "--bin", "demo", "--"]);
     bpftool::put_in_path(&mut demo)?;

@@ -12,8 +12,8 @@ use std::{env, fs, io};
 use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Use};
-use crate::workspace::{self, cargo_command, run as run_command, shown};
-use crate::{bpftool, build_ebpf};
+use crate::workspace::{self, cargo_command, shown};
+use crate::{bpftool, build, build_ebpf};
 
 const SKIP_LOG: &str = "MARGAY_SKIP_LOG";
 const REQUIRE_ALL: &str = "MARGAY_REQUIRE_ALL";
@@ -57,8 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Builds what the tests execute: cargo builds binaries for the tests of their own package only.
 pub(crate) fn build_plugins() -> Result<()> {
-    let mut binaries = cargo_command("build");
-    run_command(binaries.args(["--quiet", "--package", "margay", "--bins"]).args(failpoints()?))
+    build::debug_plugins(&failpoints()?)
 }
 
 /// The feature by which tests make a step of the plugin fail, as arguments of cargo. Empty where
