@@ -1,6 +1,6 @@
 //! Traffic of a pod whose network is a chain: what the plugins behind margay do to it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use margay_abi::Counter;
 use margay_tests::node::node_address;
@@ -28,17 +28,7 @@ fn a_host_port_leads_to_its_pod_from_outside_from_the_host_and_from_any_pod() {
     for ipv4 in [true, false] {
         let inside = SocketAddr::new(address(&result, ipv4), POD_PORT);
         let served = Served::at(&server, inside);
-        let node_port = SocketAddr::new(node_address(ipv4), HOST_PORT);
-        served.assert_reached(node.world(), node_port, "outside");
-        served.assert_reached(&node, node_port, "the host");
-        served.assert_reached(&neighbour, node_port, "another pod");
-        served.assert_reached(&server, node_port, "the pod itself");
-        served.assert_reached(&neighbour, inside, "another pod, past the host port");
-        served.assert_reached(&neighbour, node_port, "another pod again");
-        if ipv4 {
-            let localhost = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), HOST_PORT);
-            served.assert_reached(&node, localhost, "the host, by localhost");
-        }
+        served.assert_has_host_port(&node, (&server, inside), &neighbour, HOST_PORT);
     }
 }
 

@@ -289,4 +289,31 @@ impl Served {
         udp_exchange(&udp(client, SocketAddr::new(any, 0)), &self.udp, target)
             .unwrap_or_else(|error| panic!("UDP, {target} from {from}: {error}"));
     }
+
+    /// Asserts that a port of the node leads here, to where `server` has its own address: from
+    /// outside, from the host, from `neighbour` and from the pod itself. And that `neighbour` reaches
+    /// it past that port as well, before and after.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn assert_has_host_port(
+        &self,
+        node: &Node,
+        server: (&impl Place, SocketAddr),
+        neighbour: &impl Place,
+        host_port: u16,
+    ) {
+        let (pod, inside) = server;
+        let node_port = SocketAddr::new(node::node_address(inside.is_ipv4()), host_port);
+        self.assert_reached(node.world(), node_port, "outside");
+        self.assert_reached(node, node_port, "the host");
+        self.assert_reached(neighbour, node_port, "another pod");
+        self.assert_reached(pod, node_port, "the pod itself");
+        self.assert_reached(neighbour, inside, "another pod, past the host port");
+        self.assert_reached(neighbour, node_port, "another pod again");
+        if inside.is_ipv4() {
+            let localhost = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), host_port);
+            self.assert_reached(node, localhost, "the host, by localhost");
+        }
+    }
 }

@@ -1,10 +1,9 @@
 //! Host ports: `portmap`, chained behind margay, translates what comes to a port of the node.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use margay_datastore::Protocol;
 use margay_tests::Node;
-use margay_tests::node::node_address;
 use margay_tests::traffic::Served;
 use margay_tests_runtime::{Containerd, Pod, PodSpec, TCP, UDP};
 
@@ -29,17 +28,7 @@ fn a_host_port_leads_to_its_pod_from_outside_from_the_host_and_from_any_pod() {
     for ipv4 in [true, false] {
         let inside = SocketAddr::new(server.ip(ipv4), POD_PORT);
         let served = Served::at(&server, inside);
-        let node_port = SocketAddr::new(node_address(ipv4), HOST_PORT);
-        served.assert_reached(node.world(), node_port, "outside");
-        served.assert_reached(&node, node_port, "the host");
-        served.assert_reached(&neighbour, node_port, "another pod");
-        served.assert_reached(&server, node_port, "the pod itself");
-        // Past the host port as before.
-        served.assert_reached(&neighbour, inside, "another pod, directly");
-        if ipv4 {
-            let localhost = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), HOST_PORT);
-            served.assert_reached(&node, localhost, "the host, by localhost");
-        }
+        served.assert_has_host_port(&node, (&server, inside), &neighbour, HOST_PORT);
     }
 
     server.remove().unwrap();
