@@ -11,6 +11,7 @@ mod machine;
 mod page;
 mod peer;
 mod processors;
+mod redirect;
 mod rows;
 mod sheet;
 mod statistics;

@@ -10,6 +10,7 @@ use margay_tests::{Invocation, Node, Pod};
 use serde_json::{Value, json};
 
 use crate::execution::Execution;
+use crate::redirect;
 
 /// One of the columns of every comparison.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,12 +25,15 @@ pub(crate) enum Peer {
     Bridge,
     /// No plugin: two namespaces with one veth pair between them, the physical limit.
     Veth,
+    /// No plugin: two namespaces, each with a veth pair to the host, and a program of four instructions
+    /// there that redirects everything to the other one. The kernel's share of what margay does.
+    Redirect,
 }
 
 /// The peers that are plugins.
 pub(crate) const PLUGINS: &[Peer] = &[Peer::Margay, Peer::Linux, Peer::Ptp, Peer::Bridge];
 
-/// All of them.
+/// The peers with two pods that can talk to each other as soon as they are there.
 pub(crate) const PEERS: &[Peer] = &[Peer::Margay, Peer::Linux, Peer::Ptp, Peer::Bridge, Peer::Veth];
 
 /// Which addresses pods get.
@@ -61,6 +65,7 @@ impl Display for Peer {
             Self::Ptp => "ptp",
             Self::Bridge => "bridge",
             Self::Veth => "bare veth",
+            Self::Redirect => "bare redirect",
         })
     }
 }
@@ -89,7 +94,7 @@ impl Peer {
                 "isGateway": true,
                 "ipam": host_local(node, families),
             }),
-            Self::Veth => Value::Null,
+            Self::Veth | Self::Redirect => Value::Null,
         }
     }
 
@@ -119,8 +124,10 @@ impl Peer {
     /// Two pods on the peer's network, with addresses of both families.
     pub(crate) fn pair(self, node: &Node) -> Result<Pair<'_>> {
         let (client, server) = (node.sandbox("client"), node.sandbox("server"));
-        if self == Self::Veth {
-            return Ok(wire(client, server));
+        match self {
+            Self::Veth => return Ok(wire(client, server)),
+            Self::Redirect => return redirect::connect(node, client, server),
+            _ => {}
         }
         let network = self.network(node, Families::Both);
         let addresses = |pod: &Pod<'_>| -> Result<[IpAddr; 2]> {
@@ -137,7 +144,7 @@ impl Peer {
             Self::Margay | Self::Linux => "margay",
             Self::Ptp => "ptp",
             Self::Bridge => "bridge",
-            Self::Veth => unreachable!("a bare veth pair has no plugin"),
+            Self::Veth | Self::Redirect => unreachable!("{self} has no plugin"),
         }
     }
 
@@ -189,18 +196,18 @@ fn wire<'node>(client: Pod<'node>, server: Pod<'node>) -> Pair<'node> {
     client
         .run(&["ip", "link", "add", "eth0", "mtu", "1500", "type", "veth", "peer", "name", "wire"]);
     client.run(&["ip", "link", "set", "wire", "netns", &server_netns, "name", "eth0"]);
-    for (pod, host) in [(&client, 1), (&server, 2)] {
-        pod.run(&["ip", "addr", "add", &format!("10.244.0.{host}/24"), "dev", "eth0"]);
-        pod.run(&[
-            "ip",
-            "addr",
-            "add",
-            &format!("fd00:10:244::{host}/112"),
-            "dev",
-            "eth0",
-            "nodad",
-        ]);
-        pod.run(&["ip", "link", "set", "eth0", "up"]);
+    Pair::addressed(client, server)
+}
+
+impl<'node> Pair<'node> {
+    /// Two sandboxes whose `eth0` get addresses of one subnet.
+    pub(crate) fn addressed(client: Pod<'node>, server: Pod<'node>) -> Self {
+        for (pod, host) in [(&client, 1), (&server, 2)] {
+            let (v4, v6) = (format!("10.244.0.{host}/24"), format!("fd00:10:244::{host}/112"));
+            pod.run(&["ip", "addr", "add", &v4, "dev", "eth0"]);
+            pod.run(&["ip", "addr", "add", &v6, "dev", "eth0", "nodad"]);
+            pod.run(&["ip", "link", "set", "eth0", "up"]);
+        }
+        Self { client, server, server_v4: WIRED_V4.into(), server_v6: WIRED_V6.into() }
     }
-    Pair { client, server, server_v4: WIRED_V4.into(), server_v6: WIRED_V6.into() }
 }

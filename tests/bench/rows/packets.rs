@@ -21,6 +21,9 @@ pub(super) struct Case {
     pub(super) traffic: Traffic,
 }
 
+/// How much more than the kernel's own share a packet may cost where that alone is beyond a goal.
+const KERNELS_SHARE: f64 = 1.2;
+
 /// How long each look is.
 pub(super) fn window(effort: Effort) -> Duration {
     Duration::from_millis(if effort.quick { 300 } else { 1000 })
@@ -33,7 +36,8 @@ pub(super) fn watch(
     rounds: usize,
 ) -> Result<Vec<(Peer, Vec<Vec<Seen>>)>> {
     let (rounds, window) = (effort.samples(rounds), window(effort));
-    in_turns(PEERS, |peer, node, turn| {
+    let peers = [PEERS, &[Peer::Redirect]].concat();
+    in_turns(&peers, |peer, node, turn| {
         let pair = peer.pair(node)?;
         traffic::prepare(&pair)?;
         turn.pass();
@@ -84,12 +88,16 @@ pub(super) fn record(
         let margay = key(Peer::Margay);
         let limit = Limit::AtLeast(scale.rate_limit);
         sheet.goal(Statistic::Median, &margay, limit, &key(Peer::Veth))?;
+        let limit = Limit::AtLeast(1.0 / KERNELS_SHARE);
+        sheet.goal(Statistic::Median, &margay, limit, &key(Peer::Redirect))?;
         for other in [Peer::Linux, Peer::Ptp, Peer::Bridge] {
             sheet.goal(Statistic::Median, &margay, Limit::AtLeast(1.0), &key(other))?;
         }
         let key = |peer: Peer| Key::new(case.cpu, &case.name, peer);
         let limit = Limit::AtMost(scale.cpu_limit);
         sheet.goal(Statistic::Median, &key(Peer::Margay), limit, &key(Peer::Veth))?;
+        let limit = Limit::AtMost(KERNELS_SHARE);
+        sheet.goal(Statistic::Median, &key(Peer::Margay), limit, &key(Peer::Redirect))?;
     }
     Ok(())
 }
