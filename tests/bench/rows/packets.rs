@@ -22,12 +22,11 @@ pub(super) struct Case {
 }
 
 /// How much more than the kernel's own share a packet may cost where that alone is beyond a goal.
-const KERNELS_SHARE: f64 = 1.2;
+pub(super) const KERNELS_SHARE: f64 = 1.2;
 
-/// How long each look is.
-pub(super) fn window(effort: Effort) -> Duration {
-    Duration::from_millis(if effort.quick { 300 } else { 1000 })
-}
+/// How long each look is. Rather many short ones than few long ones: what disturbs this machine lasts
+/// for seconds, and a pair has to be within it or without it.
+pub(super) const WINDOW: Duration = Duration::from_millis(300);
 
 /// Lets all peers have all kinds of traffic, in turns, and returns what was seen, case by case.
 pub(super) fn watch(
@@ -35,7 +34,7 @@ pub(super) fn watch(
     cases: &[Case],
     rounds: usize,
 ) -> Result<Vec<(Peer, Vec<Vec<Seen>>)>> {
-    let (rounds, window) = (effort.samples(rounds), window(effort));
+    let rounds = effort.samples(rounds);
     let peers = [PEERS, &[Peer::Redirect]].concat();
     in_turns(&peers, |peer, node, turn| {
         let pair = peer.pair(node)?;
@@ -44,7 +43,7 @@ pub(super) fn watch(
         let mut seen: Vec<Vec<Seen>> = cases.iter().map(|_| Vec::new()).collect();
         for _ in 0..rounds {
             for (case, seen) in cases.iter().zip(&mut seen) {
-                seen.push(case.traffic.watch(&pair, window)?);
+                seen.push(case.traffic.watch(&pair, WINDOW)?);
                 turn.pass();
             }
         }
