@@ -131,7 +131,7 @@ fn pods_that_another_build_attached_stay_sound_and_can_be_deleted() {
     let old_result = old.add(&network);
 
     // What this build has pinned becomes another build's.
-    let builds = node.bpffs_root().join("1/progs");
+    let builds = node.pins().join("progs");
     let build = fs::read_dir(&builds).unwrap().next().unwrap().unwrap().path();
     fs::rename(&build, builds.join("0123456789ab")).unwrap();
 
@@ -153,7 +153,7 @@ fn del_does_without_any_program_of_its_own_build() {
     let network = node.network();
     let pod = node.sandbox("a");
     pod.add(&network);
-    let builds = node.bpffs_root().join("1/progs");
+    let builds = node.pins().join("progs");
     let build = fs::read_dir(&builds).unwrap().next().unwrap().unwrap().path();
     fs::rename(&build, builds.join("0123456789ab")).unwrap();
 

@@ -38,7 +38,7 @@ fn with_tcx_del_leaves_no_link_even_after_the_sandbox_is_gone() {
     let (a, b) = (node.sandbox("a"), node.sandbox("b"));
     a.add(&network);
     b.add(&network);
-    let links = node.bpffs_root().join("1/links");
+    let links = node.pins().join("links");
     assert_eq!(std::fs::read_dir(&links).unwrap().count(), 4);
     let del = b.invocation("DEL", &network);
     b.destroy();

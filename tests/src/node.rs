@@ -130,6 +130,12 @@ impl Node {
         self.path("bpf").join("margay")
     }
 
+    /// Those of this version of the map layouts.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        self.bpffs_root().join(margay_abi::ABI_VERSION.to_string())
+    }
+
     /// The node's pinned programs and maps.
     ///
     /// # Panics

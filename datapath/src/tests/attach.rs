@@ -183,7 +183,7 @@ async fn connect_through(netlink: &Handle, ifindex: u32) -> UdpSocket {
 
 /// Attaches a program at ingress in front of margay's.
 fn attach_foreign(node: &Node) {
-    let pin = node.root().join("1/progs").join(node.build.id).join("to_pod");
+    let pin = node.pins().join("progs").join(node.build.id).join("to_pod");
     let mut classifier = SchedClassifier::from_pin(pin).expect("open a program");
     let options = NlOptions { priority: 7, handle: TcHandle::new(0, 1), classid: None };
     let id = classifier

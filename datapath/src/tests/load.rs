@@ -52,9 +52,9 @@ fn a_load_that_was_cut_short_is_completed() {
     on_a_node(|node| {
         drop(node.open_or_load());
         // As after a kill between the first pins: some maps, and programs not yet in their place.
-        fs::remove_file(node.root().join("1/maps/stats")).expect("unpin a map");
-        let programs = node.root().join("1/progs").join(node.build.id);
-        let unfinished = node.root().join(format!("1/progs/{}-unfinished", node.build.id));
+        fs::remove_file(node.pins().join("maps/stats")).expect("unpin a map");
+        let programs = node.pins().join("progs").join(node.build.id);
+        let unfinished = node.pins().join(format!("progs/{}-unfinished", node.build.id));
         fs::rename(&programs, &unfinished).expect("take the programs away");
         fs::remove_file(unfinished.join("to_pod")).expect("unpin a program");
         assert!(node.open().is_none());
@@ -133,7 +133,7 @@ fn a_pinned_map_keeps_the_size_it_was_created_with() {
 
         Datapath::open_or_load_build(&node.root(), &larger, node.next_build()).expect("load");
 
-        let map = MapData::from_pin(node.root().join("1/maps/pods_v4")).expect("open a map");
+        let map = MapData::from_pin(node.pins().join("maps/pods_v4")).expect("open a map");
         assert_eq!(map.info().expect("look at a map").max_entries(), node.options.max_pods);
     });
 }
@@ -142,7 +142,7 @@ fn a_pinned_map_keeps_the_size_it_was_created_with() {
 fn a_pinned_map_of_another_layout_is_an_error_that_names_it() {
     on_a_node(|node| {
         drop(node.open_or_load());
-        let maps = node.root().join("1/maps");
+        let maps = node.pins().join("maps");
         fs::rename(maps.join("pods_v6"), maps.join("pods_v4")).expect("put a map in its place");
 
         let result = Datapath::open_or_load_build(&node.root(), &node.options, node.next_build());
@@ -163,7 +163,7 @@ fn a_pinned_map_of_another_layout_is_an_error_that_names_it() {
 fn programs_of_maps_that_were_unpinned_are_loaded_again() {
     on_a_node(|node| {
         let first = node.open_or_load();
-        fs::remove_dir_all(node.root().join("1/maps")).expect("unpin the maps");
+        fs::remove_dir_all(node.pins().join("maps")).expect("unpin the maps");
         drop(node.open_or_load_next_build());
         assert!(node.open().is_none(), "its programs use maps that nobody can reach");
 
@@ -178,13 +178,13 @@ fn programs_of_maps_that_were_unpinned_are_loaded_again() {
 fn pins_of_another_abi_version_are_left_alone() {
     on_a_node(|node| {
         drop(node.open_or_load());
-        fs::rename(node.root().join("1"), node.root().join("0")).expect("age the pins");
-        let before = node.tree("0");
+        fs::rename(node.pins(), node.root().join("0")).expect("age the pins");
+        let before = node.tree(&node.root().join("0"));
 
         let datapath = node.open_or_load();
 
         assert_eq!(datapath.origin(), Origin::Loaded);
-        assert_eq!(node.tree("0"), before);
+        assert_eq!(node.tree(&node.root().join("0")), before);
     });
 }
 

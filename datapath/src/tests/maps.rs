@@ -36,7 +36,7 @@ fn pods_open_without_any_program() {
     on_a_node(|node| {
         assert!(Pods::open(&node.root()).expect("open nothing").is_none());
         node.open_or_load().pods().insert(V4, &POD).expect("insert");
-        fs::remove_dir_all(node.root().join("1/progs")).expect("unpin the programs");
+        fs::remove_dir_all(node.pins().join("progs")).expect("unpin the programs");
 
         let pods = Pods::open(&node.root()).expect("open").expect("pins");
 

@@ -65,6 +65,11 @@ impl Node {
         self.bpffs.join("margay")
     }
 
+    /// Where this version's pins are.
+    pub(super) fn pins(&self) -> PathBuf {
+        self.root().join(margay_abi::ABI_VERSION.to_string())
+    }
+
     pub(super) fn open(&self) -> Option<Datapath> {
         Datapath::open(&self.root()).expect("open")
     }
@@ -83,10 +88,10 @@ impl Node {
             .expect("open or load another build")
     }
 
-    /// Every file and folder below `folder` of the root, sorted.
-    pub(super) fn tree(&self, folder: &str) -> Vec<PathBuf> {
+    /// Every file and folder below `folder`, sorted.
+    pub(super) fn tree(&self, folder: &Path) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        walk(&self.root().join(folder), &mut found);
+        walk(folder, &mut found);
         found.sort();
         found
     }

@@ -20,7 +20,7 @@ fn a_link_outlives_whoever_attached_and_attaching_twice_is_attaching_once() {
                 let attached = datapath.inspect(netlink, ifindex, MODE).await.expect("inspect");
                 assert_eq!(attached, datapath.program_ids());
             }
-            assert_eq!(node.tree("1/links").len(), 2);
+            assert_eq!(node.tree(&node.pins().join("links")).len(), 2);
         });
     });
 }
@@ -38,7 +38,7 @@ fn another_build_takes_the_place_of_the_first() {
 
             let attached = first.inspect(netlink, ifindex, MODE).await.expect("inspect");
             assert_eq!(attached, next.program_ids());
-            assert_eq!(node.tree("1/links").len(), 2);
+            assert_eq!(node.tree(&node.pins().join("links")).len(), 2);
         });
     });
 }
@@ -55,7 +55,7 @@ fn detaching_leaves_nothing_and_is_content_with_nothing() {
 
             let attached = datapath.inspect(netlink, ifindex, MODE).await.expect("inspect");
             assert_eq!(attached, AttachedPrograms::default());
-            assert!(node.tree("1/links").is_empty());
+            assert!(node.tree(&node.pins().join("links")).is_empty());
             datapath.detach(netlink, ifindex, MODE).await.expect("detach nothing");
         });
     });
@@ -90,7 +90,7 @@ fn links_of_an_interface_that_went_away_are_removed_by_name() {
             let removed = Datapath::remove_links(&node.root(), HOST_VETH).expect("remove");
 
             assert!(removed);
-            assert!(node.tree("1/links").is_empty());
+            assert!(node.tree(&node.pins().join("links")).is_empty());
             assert!(!Datapath::remove_links(&node.root(), HOST_VETH).expect("remove nothing"));
         });
     });
