@@ -75,10 +75,12 @@ fn from_ipv6(packet: &mut impl Packet, tables: &impl Tables<Ipv6>) -> Result<Ver
     forward(packet, &received, sender, tables)
 }
 
-/// The headers of an IP packet, whose lengths agree with the packet's.
+/// The headers of an IP packet, whose lengths agree with the packet's. In an order and aligned so
+/// that the IP header, of which most is read, is read by words.
+#[repr(C, align(8))]
 struct Received<H> {
-    ethernet: Ethernet,
     ip: H,
+    ethernet: Ethernet,
     payload_len: usize,
 }
 
@@ -87,7 +89,7 @@ impl<H: Header> Received<H> {
     fn read(packet: &impl Packet) -> Result<Self, DropReason> {
         let ethernet = packet.read(0).ok_or(DropReason::Malformed)?;
         let (ip, payload) = ip::read(packet)?;
-        Ok(Self { ethernet, ip, payload_len: payload.len })
+        Ok(Self { ip, ethernet, payload_len: payload.len })
     }
 }
 

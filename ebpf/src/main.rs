@@ -20,6 +20,7 @@ mod packet;
 mod to_pod;
 mod transport;
 mod verdict;
+mod words;
 
 #[cfg(test)]
 mod fixtures;

@@ -14,6 +14,8 @@ use aya_ebpf::{
 };
 use bytemuck::{Pod, bytes_of};
 
+use crate::words;
+
 /// Bytes that are pulled in at once: all that a decision reads of a packet without extension headers.
 /// Ethernet, IPv6, ICMPv6 and the IPv6 header and ports that an ICMPv6 error quotes.
 const MAX_HEADERS: u32 = 14 + 40 + 8 + 40 + 8;
@@ -192,8 +194,8 @@ impl Packet for Skb {
             }
         };
         // SAFETY: `linear` has shown that `start` and the `size_of::<T>()` bytes from it are inside
-        // of the linear part, nothing has moved it since, and any bytes make a `T: Pod`.
-        Some(unsafe { start.cast::<T>().read_unaligned() })
+        // of the linear part, and nothing has moved it since.
+        Some(unsafe { words::load(start) })
     }
 
     #[inline(always)]
@@ -201,7 +203,7 @@ impl Packet for Skb {
         let start = self.linear(offset, size_of::<T>())?;
         // SAFETY: as in `read`; the kernel has made the linear part of a cloned packet writable
         // before it ran a program that writes (`bpf_unclone_prologue`).
-        unsafe { start.cast::<T>().write_unaligned(value) };
+        unsafe { words::store(start, value) };
         Some(())
     }
 

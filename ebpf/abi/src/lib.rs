@@ -90,8 +90,9 @@ pub mod pod_flags {
     pub const SHAPED: u32 = 1 << 1;
 }
 
-/// Key of `flows_v4`: the five-tuple in the direction the packet goes.
-#[repr(C)]
+/// Key of `flows_v4`: the five-tuple in the direction the packet goes. Aligned so that it is made, copied
+/// and hashed by words.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowKeyV4 {
     /// Source address.
@@ -109,7 +110,7 @@ pub struct FlowKeyV4 {
 }
 
 /// Key of `flows_v6`; the fields are those of [`FlowKeyV4`].
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowKeyV6 {
     /// Source address.

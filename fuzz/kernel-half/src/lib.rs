@@ -31,6 +31,8 @@ mod to_pod;
 mod transport;
 #[path = "../../../ebpf/src/verdict.rs"]
 mod verdict;
+#[path = "../../../ebpf/src/words.rs"]
+mod words;
 
 mod buffer;
 mod from_pod_promises;
