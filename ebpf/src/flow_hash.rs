@@ -13,17 +13,20 @@
 
 use bytemuck::{Pod, bytes_of};
 
-/// The hash of a flow's key, never 0, which stands for none. Every step can be undone, so that keys
-/// that differ stay apart until 64 bits become 32 at the end.
+use crate::ip::Directed;
+
+/// The hash of a flow in one direction, never 0, which stands for none. Every step can be undone, so
+/// that keys and directions that differ stay apart until 64 bits become 32 at the end.
 ///
 /// A packet that was not given it carries 0 or a random number of its socket's, which is taken for
 /// this once in 2³² sockets. It then costs such a socket an answer, not more: what it sends next
 /// leaves the flow to the stack.
 #[inline(always)]
-pub(crate) fn of<K: Pod>(key: &K) -> u32 {
+pub(crate) fn of<K: Pod>(flow: &Directed<K>) -> u32 {
     const { assert!(size_of::<K>().is_multiple_of(4), "the rest would not count") };
-    let mut hash = 0u64;
-    for word in bytes_of(key).chunks_exact(4) {
+    // Beyond what the first word of a key reaches.
+    let mut hash = u64::from(flow.is_reversed) << 32;
+    for word in bytes_of(&flow.key).chunks_exact(4) {
         let word = u32::from_ne_bytes([word[0], word[1], word[2], word[3]]);
         hash = (hash ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         hash ^= hash >> 32;
@@ -48,12 +51,15 @@ mod tests {
         reserved: [0; 3],
     };
 
+    fn there<K>(key: K) -> Directed<K> {
+        Directed { key, is_reversed: false }
+    }
+
     #[test]
     fn no_source_port_that_conntrack_may_choose_hashes_like_another() {
-        let ports = 0..=u16::MAX;
+        let keys = (0..=u16::MAX).map(|port| FlowKeyV4 { src_port: port.to_be_bytes(), ..KEY });
 
-        let hashes: HashSet<u32> =
-            ports.map(|port| of(&FlowKeyV4 { src_port: port.to_be_bytes(), ..KEY })).collect();
+        let hashes: HashSet<u32> = keys.map(|key| of(&there(key))).collect();
 
         assert_eq!(hashes.len(), 65_536);
     }
@@ -63,12 +69,12 @@ mod tests {
         for byte in 0..size_of::<FlowKeyV4>() {
             let mut bytes: [u8; 16] = bytemuck::cast(KEY);
             bytes[byte] ^= 1;
-            assert_ne!(of(&bytes), of(&KEY), "byte {byte}");
+            assert_ne!(of(&there(bytes)), of(&there(KEY)), "byte {byte}");
         }
     }
 
     #[test]
     fn the_way_back_has_another_hash() {
-        assert_ne!(of(&KEY), of(&KEY.reversed()));
+        assert_ne!(of(&there(KEY)), of(&Directed { key: KEY, is_reversed: true }));
     }
 }

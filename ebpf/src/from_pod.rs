@@ -200,8 +200,8 @@ fn forward<H: Header>(
     if ip.hop_limit() <= 1 || longest_packet(packet, headers_len) > receiver.mtu {
         return Ok(Verdict::Stack(StackReason::IcmpError));
     }
-    if transport.role == Role::End && tables.flow(&transport.key).is_none() {
-        introduce_to_conntrack(packet, payload, &transport.key, tables);
+    if transport.role == Role::End && tables.flow(&transport.flow.key).is_none() {
+        introduce_to_conntrack(packet, payload, &transport.flow.key, tables);
     }
     if !is_direct(packet, &transport, tables) {
         return Ok(Verdict::Stack(StackReason::Flow));
@@ -237,19 +237,18 @@ fn is_direct<H: Header>(
     transport: &Transport<H::Key>,
     tables: &impl Tables<H>,
 ) -> bool {
-    let Transport { role, key, .. } = transport;
-    match (role, tables.flow(key)) {
-        (_, Some(flow_verdict::VIA_STACK)) => false,
-        (Role::Beginning, _) => {
-            tables.set_flow(key, flow_verdict::DIRECT);
-            tables.set_flow(&H::reversed(key), flow_verdict::DIRECT);
+    let Transport { role, flow, .. } = transport;
+    match (role, tables.flow(&flow.key)) {
+        (_, Some(verdict)) => verdict == flow_verdict::DIRECT,
+        (Role::Beginning, None) => {
+            tables.set_flow(&flow.key, flow_verdict::DIRECT);
             true
         }
         (Role::Any, None) => {
-            packet.set_flow_hash(flow_hash::of(key));
+            packet.set_flow_hash(flow_hash::of(flow));
             false
         }
-        (_, known) => known == Some(flow_verdict::DIRECT),
+        (_, None) => false,
     }
 }
 
@@ -267,7 +266,6 @@ fn introduce_to_conntrack<H: Header>(
 ) {
     if transport::lose_fin(packet, payload.offset).is_some() {
         tables.set_flow(key, flow_verdict::VIA_STACK);
-        tables.set_flow(&H::reversed(key), flow_verdict::VIA_STACK);
     }
 }
 

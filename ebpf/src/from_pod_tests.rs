@@ -7,6 +7,7 @@ use crate::{
     flow_hash,
     frames::{self, Ipv4, Ipv6, ethernet, tcp_flags},
     from_pod::handle,
+    ip::Directed,
     verdict::{Answered, Delivered, DropReason, StackReason, Verdict},
 };
 
@@ -32,11 +33,9 @@ fn syn_is_delivered_and_its_connection_remembered_both_ways() {
 
     assert_eq!(run(&tables, v4(6, &frames::tcp(1000, 80, tcp_flags::SYN))), DELIVERED_V4);
 
-    let there = key(6, 1000, 80);
     let flows = tables.flows_v4.borrow();
-    assert_eq!(flows.len(), 2);
-    assert_eq!(flows[&there], flow_verdict::DIRECT);
-    assert_eq!(flows[&there.reversed()], flow_verdict::DIRECT);
+    assert_eq!(flows.len(), 1);
+    assert_eq!(flows[&key(6, 1000, 80)], flow_verdict::DIRECT);
 }
 
 #[test]
@@ -61,7 +60,10 @@ fn without_a_syn_the_stack_gets_what_is_unknown_with_its_hash() {
     }
     let mut packet = TestPacket::new(udp(1000));
     handle(&mut packet, &TestTables::new()).expect("passes");
-    assert_eq!(packet.flow_hash, flow_hash::of(&key(17, 1000, 53)));
+    assert_eq!(
+        packet.flow_hash,
+        flow_hash::of(&Directed { key: key(17, 1000, 53), is_reversed: false })
+    );
 }
 
 #[test]
@@ -128,7 +130,6 @@ fn tcp_whose_beginning_was_not_seen_goes_to_the_stack() {
 #[test]
 fn fin_of_an_unknown_flow_is_lost_once() {
     let tables = TestTables::new();
-    let there = key(6, 1, 2);
     let fin = v4(6, &frames::tcp(1, 2, tcp_flags::FIN | tcp_flags::ACK));
     let mut first = TestPacket::new(fin.clone());
     let mut second = TestPacket::new(fin.clone());
@@ -138,9 +139,7 @@ fn fin_of_an_unknown_flow_is_lost_once() {
 
     assert_eq!(first.bytes, v4(6, &frames::tcp(1, 2, tcp_flags::ACK)));
     assert_eq!(second.bytes, fin);
-    let flows = tables.flows_v4.borrow();
-    assert_eq!(flows[&there], flow_verdict::VIA_STACK);
-    assert_eq!(flows[&there.reversed()], flow_verdict::VIA_STACK);
+    assert_eq!(tables.flows_v4.borrow()[&key(6, 1, 2)], flow_verdict::VIA_STACK);
 }
 
 #[test]
@@ -160,28 +159,31 @@ fn reset_of_an_unknown_flow_goes_to_the_stack_as_it_is() {
 #[test]
 fn syn_of_a_flow_of_the_stack_stays_with_it() {
     let tables = TestTables::new();
-    let there = key(6, 1, 2);
-    for key in [there, there.reversed()] {
-        tables.flows_v4.borrow_mut().insert(key, flow_verdict::VIA_STACK);
-    }
+    tables.flows_v4.borrow_mut().insert(key(6, 1, 2), flow_verdict::VIA_STACK);
 
     for flags in [tcp_flags::ACK, tcp_flags::SYN, tcp_flags::ACK] {
         assert_eq!(run(&tables, v4(6, &frames::tcp(1, 2, flags))), FLOW);
     }
 
-    assert_eq!(tables.flows_v4.borrow()[&there.reversed()], flow_verdict::VIA_STACK);
+    assert_eq!(tables.flows_v4.borrow()[&key(6, 1, 2)], flow_verdict::VIA_STACK);
 }
 
 #[test]
-fn syn_that_is_repeated_restores_the_way_back() {
+fn connection_is_the_same_flow_from_either_end() {
     let tables = TestTables::new();
-    let there = key(6, 1, 2);
-    assert_eq!(run(&tables, v4(6, &frames::tcp(1, 2, tcp_flags::SYN))), DELIVERED_V4);
-    tables.flows_v4.borrow_mut().remove(&there.reversed());
+    let back = |flags| {
+        let ip = Ipv4::new(B.v4, A.v4, 6).packet(&frames::tcp(80, 1000, flags));
+        let bytes = frames::ethernet(HOST_MAC, B.mac, 0x0800, &ip);
+        TestPacket { ifindex: B.ifindex, ..TestPacket::new(bytes) }
+    };
+    let answer = tcp_flags::SYN | tcp_flags::ACK;
+    assert_eq!(handle(&mut back(answer), &tables), FLOW, "unknown flow");
 
-    assert_eq!(run(&tables, v4(6, &frames::tcp(1, 2, tcp_flags::SYN))), DELIVERED_V4);
+    assert_eq!(run(&tables, v4(6, &frames::tcp(1000, 80, tcp_flags::SYN))), DELIVERED_V4);
 
-    assert_eq!(tables.flows_v4.borrow()[&there.reversed()], flow_verdict::DIRECT);
+    let delivered = handle(&mut back(answer), &tables);
+    let to_a = Verdict::Deliver { ifindex: A.ifindex, family: Delivered::Ipv4 };
+    assert_eq!(delivered, Ok(to_a));
 }
 
 #[test]

@@ -45,6 +45,13 @@ pub(crate) struct Payload {
     pub(crate) len: usize,
 }
 
+/// A flow by its canonical key, and which way along it a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Directed<K> {
+    pub(crate) key: K,
+    pub(crate) is_reversed: bool,
+}
+
 /// The fixed part of an IP header.
 pub(crate) trait Header: Pod {
     type Address: Copy + PartialEq;
@@ -71,8 +78,8 @@ pub(crate) trait Header: Pod {
     fn payload(&self, room: usize, is_gso: bool) -> Option<Payload>;
 
     fn icmp_kind(icmp_type: u8) -> IcmpKind;
-    fn key(&self, protocol: u8, src_port: [u8; 2], dst_port: [u8; 2]) -> Self::Key;
-    fn reversed(key: &Self::Key) -> Self::Key;
+    /// The flow of a packet with this header, and its direction.
+    fn flow(&self, protocol: u8, src_port: [u8; 2], dst_port: [u8; 2]) -> Directed<Self::Key>;
 
     /// Writes this header's hop limit less one into the packet, checksums included.
     fn decrement_hop_limit(&self, packet: &mut impl Packet) -> Option<()>;
@@ -176,13 +183,11 @@ impl Header for Ipv4 {
     }
 
     #[inline(always)]
-    fn key(&self, protocol: u8, src_port: [u8; 2], dst_port: [u8; 2]) -> FlowKeyV4 {
-        FlowKeyV4 { src: self.src, dst: self.dst, src_port, dst_port, protocol, reserved: [0; 3] }
-    }
-
-    #[inline(always)]
-    fn reversed(key: &FlowKeyV4) -> FlowKeyV4 {
-        key.reversed()
+    fn flow(&self, protocol: u8, src_port: [u8; 2], dst_port: [u8; 2]) -> Directed<FlowKeyV4> {
+        let (src, dst) = (self.src, self.dst);
+        let key = FlowKeyV4 { src, dst, src_port, dst_port, protocol, reserved: [0; 3] };
+        let is_reversed = !key.is_canonical();
+        Directed { key: if is_reversed { key.reversed() } else { key }, is_reversed }
     }
 
     #[inline(always)]
@@ -267,13 +272,11 @@ impl Header for Ipv6 {
     }
 
     #[inline(always)]
-    fn key(&self, protocol: u8, src_port: [u8; 2], dst_port: [u8; 2]) -> FlowKeyV6 {
-        FlowKeyV6 { src: self.src, dst: self.dst, src_port, dst_port, protocol, reserved: [0; 3] }
-    }
-
-    #[inline(always)]
-    fn reversed(key: &FlowKeyV6) -> FlowKeyV6 {
-        key.reversed()
+    fn flow(&self, protocol: u8, src_port: [u8; 2], dst_port: [u8; 2]) -> Directed<FlowKeyV6> {
+        let (src, dst) = (self.src, self.dst);
+        let key = FlowKeyV6 { src, dst, src_port, dst_port, protocol, reserved: [0; 3] };
+        let is_reversed = !key.is_canonical();
+        Directed { key: if is_reversed { key.reversed() } else { key }, is_reversed }
     }
 
     #[inline(always)]

@@ -39,10 +39,11 @@ static SETTINGS: Array<Settings, 1> = Array::new();
 pub(crate) trait Tables<H: crate::ip::Header> {
     /// Where `address` is, if it is a pod on this node.
     fn pod(&self, address: &H::Address) -> Option<&PodInfo>;
-    /// What is known of the packets that go this way: one of [`margay_abi::flow_verdict`].
+    /// What is known of a flow, by its canonical key: one of
+    /// [`margay_abi::flow_verdict`].
     fn flow(&self, key: &H::Key) -> Option<u8>;
-    /// Remembers `verdict` for the packets that go this way. A full or failing table forgets: the
-    /// stack then takes the flow, which is slower and right.
+    /// Remembers `verdict` for a flow, both ways. A full or failing table forgets: the stack then
+    /// takes the flow, which is slower and right.
     fn set_flow(&self, key: &H::Key, verdict: u8);
 }
 

@@ -121,13 +121,13 @@ fn learn_flow<H: Header>(
     // hash of none would make each step of the hash, and each byte of the key, a difference between
     // paths that are alike otherwise.
     let is_unchanged =
-        transport.role == Role::Any && packet.flow_hash() == flow_hash::of(&transport.key);
-    remember(&transport.key, is_unchanged, tables);
+        transport.role == Role::Any && packet.flow_hash() == flow_hash::of(&transport.flow);
+    remember(&transport.flow.key, is_unchanged, tables);
     Some(())
 }
 
-/// Gives both directions one verdict, so that they never disagree. A flow that is known already
-/// costs two look-ups, which also keep its entries from being the least recently used.
+/// Remembers the packet's verdict on its flow. A flow that is known already costs a look-up, which also
+/// keeps its entry from being the least recently used.
 ///
 /// The verdict is "direct" if the packet shows that it has the addresses and ports that it had in
 /// `from_pod` (`is_unchanged`), and "via stack" otherwise: under NAT, or begun where no such proof is
@@ -135,20 +135,16 @@ fn learn_flow<H: Header>(
 /// A flow that the stack has keeps "via stack", since another connection of its tuple may be alive
 /// under NAT. A direct flow of which the stack sends a packet without the proof becomes the stack's.
 #[inline(always)]
-fn remember<H: Header>(there: &H::Key, is_unchanged: bool, tables: &impl Tables<H>) {
-    let back = H::reversed(there);
-    // Numbers at once: the verifier refuses to see the payload of a `None` spilled.
-    let known_there = tables.flow(there).unwrap_or(0);
-    let known_back = tables.flow(&back).unwrap_or(0);
-    let is_the_stacks =
-        known_there == flow_verdict::VIA_STACK || known_back == flow_verdict::VIA_STACK;
-    let verdict =
-        if is_unchanged && !is_the_stacks { flow_verdict::DIRECT } else { flow_verdict::VIA_STACK };
-    if known_there != verdict {
-        tables.set_flow(there, verdict);
-    }
-    if known_back != verdict {
-        tables.set_flow(&back, verdict);
+fn remember<H: Header>(key: &H::Key, is_unchanged: bool, tables: &impl Tables<H>) {
+    // A number at once: the verifier refuses to see the payload of a `None` spilled.
+    let known = tables.flow(key).unwrap_or(0);
+    let verdict = if is_unchanged && known != flow_verdict::VIA_STACK {
+        flow_verdict::DIRECT
+    } else {
+        flow_verdict::VIA_STACK
+    };
+    if known != verdict {
+        tables.set_flow(key, verdict);
     }
 }
 

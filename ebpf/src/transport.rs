@@ -6,7 +6,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
-    ip::{Header, IcmpKind, Payload, protocol},
+    ip::{Directed, Header, IcmpKind, Payload, protocol},
     packet::Packet,
     verdict::DropReason,
 };
@@ -15,8 +15,9 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Transport<K> {
     pub(crate) role: Role,
-    /// The flow, in the direction that the packet goes. Without meaning for [`Role::None`].
-    pub(crate) key: K,
+    /// The flow, in the direction that the packet goes. Of [`Role::Error`] that of the packet that it
+    /// quotes; without meaning for [`Role::None`].
+    pub(crate) flow: Directed<K>,
     /// Bytes of the transport header.
     pub(crate) header_len: usize,
 }
@@ -100,7 +101,7 @@ pub(crate) fn read<H: Header>(
     let start: Start = packet.read(payload.offset).ok_or(DropReason::Malformed)?;
     if payload.protocol == H::ICMP && H::icmp_kind(start.first[0]) == IcmpKind::Error {
         return Ok(match quoted_flow(packet, ip, payload) {
-            Some(key) => Transport { role: Role::Error, key: H::reversed(&key), header_len },
+            Some(flow) => Transport { role: Role::Error, flow, header_len },
             None => Transport::none(ip),
         });
     }
@@ -109,7 +110,7 @@ pub(crate) fn read<H: Header>(
     let role = if payload.protocol == protocol::SCTP { Role::Middle } else { Role::Any };
     Ok(match ports::<H>(payload.protocol, &start) {
         Some((src_port, dst_port)) => {
-            Transport { role, key: ip.key(payload.protocol, src_port, dst_port), header_len }
+            Transport { role, flow: ip.flow(payload.protocol, src_port, dst_port), header_len }
         }
         None => Transport::none(ip),
     })
@@ -118,7 +119,7 @@ pub(crate) fn read<H: Header>(
 impl<K> Transport<K> {
     #[inline(always)]
     fn none<H: Header<Key = K>>(ip: &H) -> Self {
-        Self { role: Role::None, key: ip.key(0, [0; 2], [0; 2]), header_len: 0 }
+        Self { role: Role::None, flow: ip.flow(0, [0; 2], [0; 2]), header_len: 0 }
     }
 }
 
@@ -140,7 +141,7 @@ fn read_tcp<H: Header>(
     } else {
         Role::Middle
     };
-    Ok(Transport { role, key: ip.key(protocol::TCP, tcp.src_port, tcp.dst_port), header_len })
+    Ok(Transport { role, flow: ip.flow(protocol::TCP, tcp.src_port, tcp.dst_port), header_len })
 }
 
 /// Takes the FIN off a TCP packet whose header begins at `offset`, as if it had been lost on the way:
@@ -159,7 +160,11 @@ pub(crate) fn lose_fin(packet: &mut impl Packet, offset: usize) -> Option<()> {
 /// `None` if it cannot be told: the quoted packet has options, is a fragment, has no flow, is cut
 /// off before its ports, or was not sent by the one whom the error goes to.
 #[inline(always)]
-fn quoted_flow<H: Header>(packet: &impl Packet, error: &H, payload: Payload) -> Option<H::Key> {
+fn quoted_flow<H: Header>(
+    packet: &impl Packet,
+    error: &H,
+    payload: Payload,
+) -> Option<Directed<H::Key>> {
     if payload.len < ICMP_HEADER_LEN + size_of::<H>() + size_of::<Start>() {
         return None;
     }
@@ -169,7 +174,7 @@ fn quoted_flow<H: Header>(packet: &impl Packet, error: &H, payload: Payload) -> 
         return None;
     }
     let (src_port, dst_port) = ports::<H>(quoted.protocol(), &start)?;
-    Some(quoted.key(quoted.protocol(), src_port, dst_port))
+    Some(quoted.flow(quoted.protocol(), src_port, dst_port))
 }
 
 /// What stands for the ports in a flow's key, by the first bytes of its transport header.

@@ -20,25 +20,25 @@ impl Flows {
         Self { v4, v6 }
     }
 
-    /// The verdict on the packets of one IPv4 flow in one direction, if there is one.
+    /// The verdict on an IPv4 flow, if there is one; by the tuple of either direction.
     pub fn get_v4(&self, key: &FlowKeyV4) -> Result<Option<Flow>, MapError> {
-        self.v4.get(*key)
+        self.v4.get(key.canonical())
     }
 
-    /// The verdict on the packets of one IPv6 flow in one direction, if there is one.
+    /// The verdict on an IPv6 flow, if there is one; by the tuple of either direction.
     pub fn get_v6(&self, key: &FlowKeyV6) -> Result<Option<Flow>, MapError> {
-        self.v6.get(*key)
+        self.v6.get(key.canonical())
     }
 
-    /// Gives the packets of one IPv4 flow in one direction a verdict, as the programs do by
-    /// themselves: for who looks at them packet by packet.
+    /// Gives an IPv4 flow a verdict, as the programs do by themselves: for who looks at them packet
+    /// by packet.
     pub fn set_v4(&self, key: &FlowKeyV4, verdict: u8) -> Result<(), MapError> {
-        self.v4.insert(*key, Flow { verdict, reserved: [0; 3] })
+        self.v4.insert(key.canonical(), Flow { verdict, reserved: [0; 3] })
     }
 
     /// The same for IPv6.
     pub fn set_v6(&self, key: &FlowKeyV6, verdict: u8) -> Result<(), MapError> {
-        self.v6.insert(*key, Flow { verdict, reserved: [0; 3] })
+        self.v6.insert(key.canonical(), Flow { verdict, reserved: [0; 3] })
     }
 
     /// Writes what only programs write.
@@ -54,7 +54,7 @@ impl Flows {
         }
     }
 
-    /// Entries in both maps; a flow that was seen both ways has two.
+    /// Flows in both maps.
     pub fn count(&self) -> Result<usize, MapError> {
         Ok(keys(&self.v4)?.len() + keys(&self.v6)?.len())
     }

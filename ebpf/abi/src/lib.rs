@@ -16,7 +16,7 @@ use bytemuck::{Pod, Zeroable};
 pub use counter::Counter;
 
 /// Version of everything in this crate. Part of the pin path.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Map names, at most 15 bytes (`BPF_OBJ_NAME_LEN` − 1): the same in the ELF, in bpftool and in the
 /// BPF file system.
@@ -90,12 +90,12 @@ pub mod pod_flags {
     pub const SHAPED: u32 = 1 << 1;
 }
 
-/// Key of `flows_v4`: the five-tuple in the direction the packet goes. Aligned so that it is made, copied
-/// and hashed by words.
+/// A packet's five-tuple, and key of `flows_v4` when it is [canonical](Self::canonical). Aligned so that
+/// it is made, copied and hashed by words.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowKeyV4 {
-    /// Source address.
+    /// Source address; in the table, that of the end that is less.
     pub src: [u8; 4],
     /// Destination address.
     pub dst: [u8; 4],
@@ -179,7 +179,7 @@ const _: () = {
 };
 
 impl FlowKeyV4 {
-    /// The key of the packets that go the other way.
+    /// The five-tuple of the packets that go the other way.
     #[must_use]
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
@@ -192,10 +192,27 @@ impl FlowKeyV4 {
             reserved: [0; 3],
         }
     }
+
+    /// The one key of both directions in the table: the end that is less, by address and then by
+    /// port, is the source.
+    #[must_use]
+    #[inline(always)]
+    pub fn canonical(&self) -> Self {
+        if self.is_canonical() { *self } else { self.reversed() }
+    }
+
+    /// Whether it is its own [`canonical`](Self::canonical) key.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_canonical(&self) -> bool {
+        let src = (u32::from_be_bytes(self.src), u16::from_be_bytes(self.src_port));
+        let dst = (u32::from_be_bytes(self.dst), u16::from_be_bytes(self.dst_port));
+        src <= dst
+    }
 }
 
 impl FlowKeyV6 {
-    /// The key of the packets that go the other way.
+    /// The five-tuple of the packets that go the other way.
     #[must_use]
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
@@ -207,6 +224,28 @@ impl FlowKeyV6 {
             protocol: self.protocol,
             reserved: [0; 3],
         }
+    }
+
+    /// The one key of both directions in the table: the end that is less, by address and then by
+    /// port, is the source.
+    #[must_use]
+    #[inline(always)]
+    pub fn canonical(&self) -> Self {
+        if self.is_canonical() { *self } else { self.reversed() }
+    }
+
+    /// Whether it is its own [`canonical`](Self::canonical) key.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_canonical(&self) -> bool {
+        // Not u128, of which LLVM makes arguments that BPF has no registers for.
+        let halves = |address| {
+            let [high, low]: [[u8; 8]; 2] = bytemuck::cast(address);
+            (u64::from_be_bytes(high), u64::from_be_bytes(low))
+        };
+        let src = (halves(self.src), u16::from_be_bytes(self.src_port));
+        let dst = (halves(self.dst), u16::from_be_bytes(self.dst_port));
+        src <= dst
     }
 }
 
@@ -259,5 +298,34 @@ mod tests {
 
         assert_ne!(key.reversed(), key);
         assert_eq!(key.reversed().reversed(), key);
+    }
+
+    #[test]
+    fn both_directions_have_one_canonical_key_and_no_two_flows_share_one() {
+        let tuple = |src: u8, dst: u8, ports: [u16; 2]| FlowKeyV6 {
+            src: [src; 16],
+            dst: [dst; 16],
+            src_port: ports[0].to_be_bytes(),
+            dst_port: ports[1].to_be_bytes(),
+            protocol: 6,
+            reserved: [0; 3],
+        };
+        let there = tuple(1, 2, [0x0201, 0x0102]);
+        for key in [there, tuple(1, 1, [0x0102, 0x0201]), tuple(1, 2, [1, 1])] {
+            assert_eq!(key.canonical(), key);
+            assert_eq!(key.reversed().canonical(), key);
+        }
+        assert_ne!(tuple(1, 2, [0x0102, 0x0201]).canonical(), there);
+
+        let v4 = FlowKeyV4 {
+            src: [10, 0, 2, 1],
+            dst: [10, 0, 1, 2],
+            src_port: [0, 1],
+            dst_port: [0, 2],
+            protocol: 6,
+            reserved: [0; 3],
+        };
+        assert_eq!(v4.canonical(), v4.reversed());
+        assert_eq!(v4.reversed().canonical(), v4.reversed());
     }
 }

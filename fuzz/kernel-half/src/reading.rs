@@ -17,6 +17,12 @@ pub(crate) fn bytes<const N: usize>(frame: &[u8], offset: usize) -> [u8; N] {
     bytes.try_into().expect("N bytes")
 }
 
+/// Two addresses in the order that they have in a flow's key.
+pub(crate) fn sorted<const N: usize>(mut ends: [[u8; N]; 2]) -> [[u8; N]; 2] {
+    ends.sort_unstable();
+    ends
+}
+
 pub(crate) fn number(frame: &[u8], offset: usize) -> u16 {
     u16::from_be_bytes(bytes(frame, offset))
 }
