@@ -12,6 +12,8 @@
 #![deny(unsafe_code)]
 
 mod attach;
+mod bound;
+mod bpf;
 mod bpffs;
 mod datapath;
 mod events;

@@ -7,25 +7,26 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Instant;
 
-use aya::pin::PinError;
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::EbpfError;
+use aya::programs::ProgramError;
 use aya::sys::SyscallError;
-use aya::{Ebpf, EbpfError, EbpfLoader};
 use margay_abi::{DEFAULT_MAX_FLOWS, DEFAULT_MAX_PODS};
 use margay_failpoints as failpoints;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::Program;
-use crate::maps::{self, LAYOUTS, MapError};
+use crate::bound::Bound;
+use crate::maps::{self, MapError};
 use crate::object::Build;
 use crate::pins::Pins;
 use crate::probe::{self, ProbeError};
-
-/// How often a program is handed to the verifier at most.
-const VERIFIER_ATTEMPTS: u32 = 5;
+use crate::{Program, bpf};
 
 /// Loading or pinning the kernel half failed.
 #[derive(Debug, thiserror::Error)]
@@ -91,8 +92,8 @@ pub enum LoadError {
         /// Where to.
         path: PathBuf,
         #[source]
-        /// What the kernel said.
-        source: PinError,
+        /// Errno.
+        source: io::Error,
     },
 }
 
@@ -136,16 +137,16 @@ pub(crate) fn load_and_pin(
 ) -> Result<(), LoadError> {
     let started = Instant::now();
     probe::check_kernel()?;
+    lift_lock_limit();
     remove_programs(&pins.unfinished_programs())?;
     remove_programs(&pins.programs())?;
     create_folder(&pins.maps())?;
     create_folder(&pins.unfinished_programs())?;
 
     maps::check_pinned(pins, options)?;
-    let mut object = create_maps(build, pins, options)?;
-    for program in Program::ALL {
-        let path = pins.unfinished_programs().join(program.name());
-        load_program(&mut object, build, program, &path)?;
+    let bound = bind(build, pins, options)?;
+    for (program, fd) in Program::ALL.into_iter().zip(load(&bound, build)?) {
+        pin(program, &fd, pins.unfinished_programs().join(program.name()))?;
     }
     publish(pins)?;
 
@@ -153,48 +154,49 @@ pub(crate) fn load_and_pin(
     Ok(())
 }
 
+/// Linux before 5.11 counts maps and programs as memory that the process has locked.
+fn lift_lock_limit() {
+    // Where that is refused, the kernel says what it lacks as soon as it lacks it.
+    _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
+}
+
 /// Makes and pins the maps that are not pinned yet, and binds the programs to all of them.
-fn create_maps(build: Build, pins: &Pins, options: &LoadOptions) -> Result<Ebpf, LoadError> {
+fn bind(build: Build, pins: &Pins, options: &LoadOptions) -> Result<Bound, LoadError> {
     before("pin", &pins.maps())?;
-    let mut loader = EbpfLoader::new();
-    for layout in &LAYOUTS {
-        loader.map_max_entries(layout.name, layout.max_entries(options));
-        loader.map_pin_path(layout.name, pins.map(layout.name));
-    }
-    loader
-        .load(build.object)
+    Bound::new(build.object, pins, options)
         .map_err(|source| LoadError::Object { build: build.id, source: Box::new(source) })
 }
 
-fn load_program(
-    object: &mut Ebpf,
-    build: Build,
-    program: Program,
-    path: &Path,
-) -> Result<(), LoadError> {
-    let classifier: &mut SchedClassifier = object
-        .program_mut(program.name())
-        .and_then(|found| found.try_into().ok())
-        .ok_or(LoadError::NoProgram { build: build.id, program })?;
-    failpoints::before(failpoints::Kind::Program, format_args!("load {}", program.name()))
-        .map_err(|io_error| SyscallError { call: "bpf_prog_load", io_error }.into())
-        .and_then(|()| verify(classifier))
-        .map_err(|source| LoadError::Program { program, source: Box::new(source) })?;
-    before("pin", path)?;
-    classifier.pin(path).map_err(|source| LoadError::Pin { program, path: path.to_owned(), source })
+/// Has the kernel verify all programs at once, each on a thread of its own: a node's first pod waits
+/// for the longest, and not for their sum.
+fn load(bound: &Bound, build: Build) -> Result<Vec<OwnedFd>, LoadError> {
+    let failed = |program| move |source| LoadError::Program { program, source: Box::new(source) };
+    for program in Program::ALL {
+        if !bound.has(program) {
+            return Err(LoadError::NoProgram { build: build.id, program });
+        }
+        failpoints::before(failpoints::Kind::Program, format_args!("load {}", program.name()))
+            .map_err(|io_error| SyscallError { call: "bpf_prog_load", io_error }.into())
+            .map_err(failed(program))?;
+    }
+    thread::scope(|scope| {
+        let start =
+            |program| thread::Builder::new().spawn_scoped(scope, move || bound.load(program));
+        let loads = Program::ALL.map(|program| (program, start(program)));
+        let outcomes = loads.map(|(program, load)| {
+            let outcome = match load {
+                Ok(load) => load.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(io_error) => Err(SyscallError { call: "clone", io_error }.into()),
+            };
+            outcome.map_err(failed(program))
+        });
+        outcomes.into_iter().collect()
+    })
 }
 
-/// Hands the program to the verifier, which gives up with `EAGAIN` when the kernel wants the thread
-/// for something else meanwhile (`signal_pending` in `do_check`), and can be asked again.
-fn verify(classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
-    for _ in 1..VERIFIER_ATTEMPTS {
-        match classifier.load() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == io::ErrorKind::WouldBlock => {}
-            outcome => return outcome,
-        }
-    }
-    classifier.load()
+fn pin(program: Program, fd: &OwnedFd, path: PathBuf) -> Result<(), LoadError> {
+    before("pin", &path)?;
+    bpf::pin(fd.as_fd(), &path).map_err(|source| LoadError::Pin { program, path, source })
 }
 
 /// The one step that makes this build's programs visible.

@@ -7,11 +7,14 @@ use std::time::Instant;
 use std::{env, fs, thread};
 
 use aya::maps::MapData;
+use aya::programs::ProgramInfo;
+use aya_obj::Object;
 use margay_abi::{PodInfo, map_name};
 
 use super::node::{Node, on_a_node};
+use crate::object::Build;
 use crate::{
-    Datapath, DatapathError, LoadError, LoadOptions, MapError, Origin, ensure_bpffs, probe,
+    Datapath, DatapathError, LoadError, LoadOptions, MapError, Origin, Program, ensure_bpffs, probe,
 };
 
 const POD: PodInfo =
@@ -107,6 +110,53 @@ fn loads_in_a_process_of_its_own() {
     let Some(root) = env::var_os("MARGAY_TEST_ROOT").map(PathBuf::from) else { return };
     let lock_dir = env::var_os("MARGAY_TEST_LOCK_DIR").expect("the lock folder");
     Datapath::open_or_load(&root, &LoadOptions::new(lock_dir)).expect("open or load");
+}
+
+#[test]
+fn the_programs_ask_for_no_type_of_the_kernel() {
+    on_a_node(|node| {
+        let object = Object::parse(node.build.object).expect("an object");
+
+        assert!(!object.has_btf_relocations(), "they are not done: see `bound`");
+    });
+}
+
+#[test]
+fn loaded_programs_come_with_their_types() {
+    on_a_node(|node| {
+        drop(node.open_or_load());
+
+        for program in Program::ALL {
+            let pin = node.root().join("1/progs").join(node.build.id).join(program.name());
+            let info = ProgramInfo::from_pin(pin).expect("open a program");
+            assert!(info.btf_id().is_some(), "{}", program.name());
+            assert_eq!(info.name_as_str(), Some(program.name()));
+        }
+    });
+}
+
+#[test]
+fn what_the_verifier_has_against_a_program_is_in_the_error() {
+    const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+    on_a_node(|node| {
+        let mut object = node.build.object.to_vec();
+        for instruction in object.chunks_exact_mut(EXIT.len()) {
+            if instruction == EXIT {
+                instruction[0] = 0xff;
+            }
+        }
+        let build = Build { id: "broken", object: object.leak() };
+
+        let result = Datapath::open_or_load_build(&node.root(), &node.options, build);
+
+        match result {
+            Err(DatapathError::Load(LoadError::Program { source, .. })) => {
+                assert!(source.to_string().contains("not an exit"), "{source}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(!node.root().join("1/progs/broken").exists());
+    });
 }
 
 #[test]

@@ -1,0 +1,158 @@
+//! The kernel half between its ELF file and the kernel: its maps made or found, its programs bound
+//! to them.
+//!
+//! What `aya::EbpfLoader` does, made of the same parts, but for one thing: that one begins by reading
+//! the types of the whole kernel, which is most of what a load takes besides the kernel's own work.
+//! Only programs that look into the kernel's structures need them. Invariant: margay's do not.
+
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use aya::EbpfError;
+use aya::maps::{MapData, MapError};
+use aya::programs::ProgramError;
+use aya::sys::SyscallError;
+use aya_obj::btf::{BtfError, BtfFeatures};
+use aya_obj::{EbpfSectionKind, Map, Object, VerifierLog};
+
+use crate::Program;
+use crate::bpf::{self, Records, TcProgram};
+use crate::load::LoadOptions;
+use crate::maps::LAYOUTS;
+use crate::pins::Pins;
+
+/// How often a program is handed to the verifier at most.
+const VERIFIER_ATTEMPTS: u32 = 5;
+/// Room for what the kernel finds wrong. Older kernels refuse more than `u32::MAX >> 8`.
+const LOG_BYTES: usize = 1 << 23;
+
+/// The programs of an object, ready to be loaded.
+pub(crate) struct Bound {
+    object: Object,
+    btf: OwnedFd,
+    /// The programs name them by their descriptors.
+    _maps: Vec<MapData>,
+}
+
+impl Bound {
+    /// Makes and pins the maps that are not pinned yet, and binds the programs to all of them.
+    pub(crate) fn new(elf: &[u8], pins: &Pins, options: &LoadOptions) -> Result<Self, EbpfError> {
+        let mut object = Object::parse(elf)?;
+        let btf = load_btf(&mut object)?;
+        let mut definitions = mem::take(&mut object.maps);
+        let mut maps = Vec::with_capacity(definitions.len());
+        for (name, definition) in &mut definitions {
+            maps.push(match LAYOUTS.iter().find(|layout| layout.name == name) {
+                Some(layout) => {
+                    definition.set_max_entries(layout.max_entries(options));
+                    open_or_create(name, definition, &btf, pins)?
+                }
+                None => create(name, definition, &btf)?,
+            });
+        }
+
+        let text = object.functions.keys().map(|(section, _)| *section).collect::<HashSet<_>>();
+        let made = definitions.iter().zip(&maps);
+        let made = made.map(|((name, map), data)| (&**name, data.fd().as_fd().as_raw_fd(), map));
+        object.relocate_maps(made, &text)?;
+        object.relocate_calls(&text)?;
+        Ok(Self { object, btf, _maps: maps })
+    }
+
+    /// Whether the object has the program.
+    pub(crate) fn has(&self, program: Program) -> bool {
+        self.object.programs.contains_key(program.name())
+    }
+
+    /// Loads a program that the object has.
+    pub(crate) fn load(&self, program: Program) -> Result<OwnedFd, ProgramError> {
+        let definition = &self.object.programs[program.name()];
+        let function = &self.object.functions[&definition.function_key()];
+        let name = CString::new(program.name()).unwrap_or_default();
+        verify(&TcProgram {
+            name: &name,
+            license: &definition.license,
+            instructions: &function.instructions,
+            btf: self.btf.as_fd(),
+            functions: Records {
+                bytes: &function.func_info.func_info_bytes(),
+                record_bytes: function.func_info_rec_size,
+            },
+            lines: Records {
+                bytes: &function.line_info.line_info_bytes(),
+                record_bytes: function.line_info_rec_size,
+            },
+        })
+    }
+}
+
+/// Gives the kernel the object's types and names, without those that it does not understand.
+fn load_btf(object: &mut Object) -> Result<OwnedFd, EbpfError> {
+    let none = BtfFeatures::default();
+    let understood = aya::features().btf().unwrap_or(&none);
+    let btf = object.fixup_and_sanitize_btf(understood)?.ok_or(EbpfError::NoBTF)?.to_bytes();
+    bpf::load_btf(&btf, &mut []).or_else(|io_error| {
+        let mut log = vec![0; LOG_BYTES];
+        bpf::load_btf(&btf, &mut log)
+            .map_err(|_again| BtfError::LoadError { io_error, verifier_log: text(&log) }.into())
+    })
+}
+
+fn open_or_create(
+    name: &str,
+    definition: &Map,
+    btf: &OwnedFd,
+    pins: &Pins,
+) -> Result<MapData, EbpfError> {
+    let path = pins.map(name);
+    if let Ok(map) = MapData::from_pin(&path) {
+        return Ok(map);
+    }
+    let map = create(name, definition, btf)?;
+    map.pin(&path).map_err(|error| MapError::PinError { name: Some(name.to_owned()), error })?;
+    Ok(map)
+}
+
+fn create(name: &str, definition: &Map, btf: &OwnedFd) -> Result<MapData, EbpfError> {
+    let map = MapData::create(definition.clone(), name, Some(btf.as_fd()))?;
+    if !definition.data().is_empty() {
+        bpf::fill(&map, definition.data()).map_err(failed("bpf_map_update_elem"))?;
+    }
+    if definition.section_kind() == EbpfSectionKind::Rodata {
+        bpf::freeze(&map).map_err(failed("bpf_map_freeze"))?;
+    }
+    Ok(map)
+}
+
+fn failed(call: &'static str) -> impl Fn(io::Error) -> MapError {
+    move |io_error| SyscallError { call, io_error }.into()
+}
+
+/// Hands the program to the verifier, which gives up with `EAGAIN` when the kernel wants the thread
+/// for something else meanwhile (`signal_pending` in `do_check`), and can be asked again. What it
+/// has against a program takes much longer to write down, so that is asked for afterwards.
+fn verify(program: &TcProgram<'_>) -> Result<OwnedFd, ProgramError> {
+    let mut outcome = bpf::load_program(program, &mut []);
+    for _ in 1..VERIFIER_ATTEMPTS {
+        match &outcome {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                outcome = bpf::load_program(program, &mut []);
+            }
+            _ => break,
+        }
+    }
+    outcome.or_else(|io_error| {
+        let mut log = vec![0; LOG_BYTES];
+        bpf::load_program(program, &mut log)
+            .map_err(|_again| ProgramError::LoadError { io_error, verifier_log: text(&log) })
+    })
+}
+
+/// What the kernel wrote: up to the first NUL.
+fn text(log: &[u8]) -> VerifierLog {
+    let written = log.split(|byte| *byte == 0).next().unwrap_or_default();
+    VerifierLog::new(String::from_utf8_lossy(written).into_owned())
+}
