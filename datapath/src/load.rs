@@ -145,12 +145,16 @@ pub(crate) fn load_and_pin(
 
     maps::check_pinned(pins, options)?;
     let bound = bind(build, pins, options)?;
-    for (program, fd) in Program::ALL.into_iter().zip(load(&bound, build)?) {
+    let verifier_started = Instant::now();
+    let programs = load(&bound, build)?;
+    let verifier_us = verifier_started.elapsed().as_micros();
+    for (program, fd) in Program::ALL.into_iter().zip(programs) {
         pin(program, &fd, pins.unfinished_programs().join(program.name()))?;
     }
     publish(pins)?;
 
-    tracing::info!(build = build.id, elapsed = ?started.elapsed(), "loaded the BPF programs");
+    let total_us = started.elapsed().as_micros();
+    tracing::info!(build = build.id, verifier_us, total_us, "loaded the BPF programs");
     Ok(())
 }
 

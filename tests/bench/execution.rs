@@ -81,6 +81,13 @@ impl Execution {
         };
         words.filter_map(phase).collect()
     }
+
+    /// A number in a line of margay's log, of a field that only that line has.
+    pub(crate) fn logged(&self, field: &str) -> Result<f64> {
+        let mut words = self.stderr.split_whitespace();
+        let value = words.find_map(|word| word.strip_prefix(field)?.strip_prefix('='));
+        Ok(value.with_context(|| format!("no {field} in the log"))?.parse()?)
+    }
 }
 
 /// What [`launch`] writes its finding behind.

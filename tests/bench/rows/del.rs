@@ -22,10 +22,16 @@ fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
     for (peer, cycles) in cycles(&peers, Families::V4, effort.samples(200))? {
         wall_and_cpu(sheet, "", peer, cycles.iter().map(|cycle| &cycle.del));
     }
-    for (metric, limit) in [(WALL, 1.0), (CPU, 0.5)] {
-        let key = |peer| Key::new(metric, "", peer);
-        let (margay, ptp) = (key(Peer::Margay), key(Peer::Ptp));
-        sheet.goal(Statistic::Median, &margay, Limit::AtMost(limit), &ptp)?;
+    for (metric, limit, peer) in
+        [(WALL, 1.0, Peer::Ptp), (WALL, 1.2, Peer::Veth), (CPU, 0.5, Peer::Ptp)]
+    {
+        let (margay, other) = (Key::new(metric, "", Peer::Margay), Key::new(metric, "", peer));
+        sheet.goal(Statistic::Median, &margay, Limit::AtMost(limit), &other)?;
     }
+    sheet.note(
+        "Whoever deletes a veth pair waits for an RCU grace period (`rcu_barrier` in `netdev_run_todo`), from either \
+         end and with or without programs: most of what every plugin takes. On idle processors it takes longer than \
+         on such as wake now and then, as they do under a Go plugin's own threads.",
+    );
     Ok(())
 }
