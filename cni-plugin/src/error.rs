@@ -258,7 +258,7 @@ fn ipam(error: &IpamError, details: String) -> CniError {
             custom(code::NO_ADDRESS, "No address available", details)
         }
         IpamError::Mismatch { .. } => custom(code::MISMATCH, "Not as ADD left it", details),
-        IpamError::BootId { .. } => CniError::IOFailure(details),
+        IpamError::BootId { .. } | IpamError::Etcd(_) => CniError::IOFailure(details),
         IpamError::Reported { plugin, code, msg, details } => {
             custom(*code, &format!("IPAM plugin {plugin}: {msg}"), details.clone())
         }

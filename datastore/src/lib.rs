@@ -7,15 +7,16 @@
 //!   whatever an attachment holds can be found again from the attachment alone.
 //! - [`Store`] reads and writes typed records. Its promise: a record that does not decode is an
 //!   error that names its key, never a panic and never a default.
-//! - [`Backend`] keeps bytes under keys. [`Sqlite`] is the one for a single node.
+//! - [`Backend`] keeps bytes under keys. [`Sqlite`] is the one for a single node, [`Etcd`] for several.
 //!
 //! Everything here is synchronous: a CNI verb lives for a few milliseconds and has nothing else to
-//! do meanwhile. Nothing here touches the network, namespaces or BPF.
+//! do meanwhile. Nothing here touches namespaces or BPF, and the network only to reach etcd.
 
 #![deny(unsafe_code)]
 
 mod attachment;
 mod backend;
+mod etcd;
 mod ipam;
 mod keys;
 mod records;
@@ -27,6 +28,7 @@ pub mod testing;
 
 pub use attachment::{Attachment, AttachmentError, is_cni_name};
 pub use backend::{Backend, BackendError, Cause, Event, Revision, Versioned, Watch};
+pub use etcd::{ClientCert, Credentials, Etcd, EtcdConf, EtcdConfError, Lease, Password};
 pub use ipam::{
     AssignRequest, DEFAULT_COOL_DOWN, Encapsulation, Ipam, IpamError, Pool, PoolError, PoolUsage,
 };

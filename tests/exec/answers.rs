@@ -164,7 +164,7 @@ fn a_bad_configuration_is_an_error_that_names_the_key_and_touches_nothing() {
         (|network| network["dataplane"] = json!("xdp"), 7, "dataplane"),
         (|network| network["ipam"]["pools"][0]["cidr"] = json!("10.244.0.0/99"), 7, "cidr"),
         (|network| network["ipam"]["pools"] = json!([]), 7, "pools"),
-        (|network| network["etcd_endpoints"] = json!("http://10.0.0.1:2379"), 2, "etcd_endpoints"),
+        (|network| network["etcd_endpoints"] = json!("http://10.0.0.1"), 7, "etcd_endpoints"),
         (|network| network["name"] = json!("../net"), 7, "name"),
         (|network| network["ipam"] = json!(null), 7, "ipam"),
     ];

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::net::IpAddr;
 
-use margay_datastore::{Attachment, Endpoint, Sqlite, Store, StoreError};
+use margay_datastore::{Attachment, Endpoint, Store};
 use rscni_types::types::CNI_NETNS;
 
 use crate::config::{IpamConf, NetConf};
@@ -165,9 +165,9 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Opens the node's datastore. The first verb of a boot takes back what earlier boots left behind.
+/// Opens the datastore. The first verb of a boot takes back what earlier boots left behind.
 pub(super) fn open_store(conf: &NetConf, boot_id: &str) -> Result<Store, Error> {
-    let store = Store::new(Sqlite::open(&conf.paths.database()).map_err(StoreError::from)?);
+    let store = ipam::open_store(&conf.datastore, &conf.paths.database())?;
     ipam::reclaim_earlier_boots(&store, &conf.nodename, boot_id)?;
     Ok(store)
 }

@@ -143,7 +143,7 @@ fn the_network_for_kubernetes_works() {
 
 #[test]
 fn the_example_for_other_plugins_works() {
-    let json = TABLES.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let json = TABLES.split("```json").nth(2).unwrap().split("```").next().unwrap();
     let document: Value = serde_json::from_str(json).unwrap();
 
     let netconf = IpamNetConf::from_map(document.as_object().unwrap()).unwrap();

@@ -23,6 +23,12 @@ pub enum ConfigError {
         /// What the field is for.
         reason: &'static str,
     },
+    /// An endpoint of etcd cannot be one.
+    #[error("etcd_endpoints: {reason}")]
+    Endpoint {
+        /// Which, and what is wrong with it.
+        reason: String,
+    },
     /// A key that margay does not know.
     #[error("{field} is not a key margay knows{}", .nearest.as_ref().map(|key| format!(", did you mean {key}?")).unwrap_or_default())]
     Unknown {

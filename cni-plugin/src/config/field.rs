@@ -13,6 +13,9 @@ use super::ConfigError;
 /// Longest value an error message shows, in characters.
 const SHOWN_CHARS: usize = 120;
 
+/// Fields whose values no error shows.
+const SECRETS: [&str; 2] = ["etcd_password", "policy.k8s_auth_token"];
+
 /// An object of the document and its path.
 #[derive(Debug, Clone)]
 pub(crate) struct Object<'v> {
@@ -145,19 +148,22 @@ impl<'v> Field<'v> {
     pub(crate) fn invalid(&self, reason: impl Into<String>) -> ConfigError {
         ConfigError::Invalid {
             field: self.path.clone(),
-            value: shown(self.value),
+            value: self.shown(),
             reason: reason.into(),
         }
     }
 
     pub(crate) fn unsupported(&self, reason: &'static str) -> ConfigError {
-        ConfigError::Unsupported { field: self.path.clone(), value: shown(self.value), reason }
+        ConfigError::Unsupported { field: self.path.clone(), value: self.shown(), reason }
     }
-}
 
-/// The value as JSON, cut where it gets long.
-fn shown(value: &Value) -> String {
-    shortened(&value.to_string())
+    /// The value as JSON, cut where it gets long.
+    fn shown(&self) -> String {
+        match SECRETS.contains(&self.path.as_str()) {
+            true => "…".to_owned(),
+            false => shortened(&self.value.to_string()),
+        }
+    }
 }
 
 /// A text cut where it gets long.

@@ -5,6 +5,7 @@
 //! the document, and nothing but the host name is read from the system.
 
 mod bandwidth;
+mod datastore;
 #[cfg(test)]
 mod documents;
 mod error;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use rscni_types::types::{CNIResult, Dns, GcAttachment};
 use serde_json::{Map, Value};
 
+pub use datastore::Datastore;
 pub use error::ConfigError;
 pub use pools::{Pool, PoolSet};
 pub use requested::{Mac, Requested};
@@ -56,6 +58,8 @@ pub struct NetConf {
     pub ip_forwarding: bool,
     /// Where state lives.
     pub paths: Paths,
+    /// Where records are.
+    pub datastore: Datastore,
     /// Entries of each pod map.
     pub max_pods: u32,
     /// Entries of each flow map.
@@ -139,6 +143,7 @@ impl NetConf {
             default_route: netconf.boolean("default_route")?,
             ip_forwarding: ip_forwarding(&netconf)?,
             paths,
+            datastore: Datastore::from_object(&netconf, &mut unused)?,
             max_pods: netconf
                 .integer("max_pods", max_entries.clone())?
                 .unwrap_or(margay_abi::DEFAULT_MAX_PODS),
@@ -167,7 +172,8 @@ impl NetConf {
 }
 
 /// What margay-ipam reads of another plugin's network configuration. The keys outside `ipam`
-/// belong to that plugin and are not checked.
+/// belong to that plugin and are not checked, but for those of the datastore, which Calico's IPAM
+/// looks for there as well.
 #[derive(Debug, Clone, PartialEq)]
 pub struct IpamNetConf {
     /// Network name.
@@ -176,6 +182,8 @@ pub struct IpamNetConf {
     pub nodename: String,
     /// Directory of the local datastore.
     pub state_dir: PathBuf,
+    /// Where records are.
+    pub datastore: Datastore,
     /// Where logs go.
     pub log: LogConf,
     /// The pools.
@@ -197,6 +205,7 @@ impl IpamNetConf {
             name: name(&netconf)?,
             nodename: nodename(&ipam)?,
             state_dir: directory(&ipam, "state_dir", DEFAULT_STATE_DIR)?,
+            datastore: Datastore::from_object(&netconf, &mut unused)?,
             log: log(&ipam)?,
             pools,
             unused,
@@ -261,24 +270,6 @@ const DEFAULT_BPFFS_ROOT: &str = "/sys/fs/bpf/margay";
 
 /// Refuses what margay cannot do and must not ignore, and reports what it may.
 fn refuse_unsupported(netconf: &Object<'_>, unused: &mut Vec<String>) -> Result<(), ConfigError> {
-    for key in ["etcd_endpoints", "etcd_discovery_srv", "etcd_authority"] {
-        if let (Some(_), Some(field)) = (netconf.string(key)?, netconf.get(key)) {
-            return Err(field.unsupported("this version has the local datastore only"));
-        }
-    }
-    if let (Some(kind), Some(field)) =
-        (netconf.string("datastore_type")?, netconf.get("datastore_type"))
-    {
-        match kind {
-            "local" => {}
-            // Calico's objects are not read; on one node the local datastore does the work.
-            "kubernetes" => unused.push("datastore_type".into()),
-            "etcdv3" | "etcd" => {
-                return Err(field.unsupported("this version has the local datastore only"));
-            }
-            _ => return Err(field.invalid("must be local or kubernetes")),
-        }
-    }
     if let Some(field) = netconf.get("delegate") {
         let reason = "it is of flannel, which lets another plugin do the work; margay does it \
                       itself, with addresses of ipam.pools";
@@ -331,7 +322,7 @@ fn ipam_conf(ipam: &Object<'_>, unused: &mut Vec<String>) -> Result<IpamConf, Co
 fn paths(netconf: &Object<'_>, builtin_ipam: Option<&Object<'_>>) -> Result<Paths, ConfigError> {
     let mut state_dir = directory(netconf, "state_dir", DEFAULT_STATE_DIR)?;
     if let Some(field) = builtin_ipam.and_then(|ipam| ipam.get("state_dir")) {
-        let other = directory_of(&field)?;
+        let other = path_of(&field)?;
         if netconf.get("state_dir").is_some() && other != state_dir {
             return Err(field.invalid("differs from state_dir, and there is one datastore"));
         }
@@ -346,12 +337,12 @@ fn paths(netconf: &Object<'_>, builtin_ipam: Option<&Object<'_>>) -> Result<Path
 
 fn directory(object: &Object<'_>, key: &str, default: &str) -> Result<PathBuf, ConfigError> {
     match (object.string(key)?, object.get(key)) {
-        (Some(_), Some(field)) => directory_of(&field),
+        (Some(_), Some(field)) => path_of(&field),
         _ => Ok(PathBuf::from(default)),
     }
 }
 
-fn directory_of(field: &Field<'_>) -> Result<PathBuf, ConfigError> {
+fn path_of(field: &Field<'_>) -> Result<PathBuf, ConfigError> {
     let path = PathBuf::from(field.string()?);
     let clean = path.is_absolute() && !field.string()?.contains(char::is_control);
     clean
@@ -433,7 +424,7 @@ fn log(object: &Object<'_>) -> Result<LogConf, ConfigError> {
         _ => LogLevel::default(),
     };
     let file = match (object.string("log_file_path")?, object.get("log_file_path")) {
-        (Some(_), Some(field)) => Some(directory_of(&field)?),
+        (Some(_), Some(field)) => Some(path_of(&field)?),
         _ => None,
     };
     Ok(LogConf { level, file })

@@ -4,11 +4,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
-use margay_datastore::{AssignRequest, Attachment, PodRef, Store};
+use margay_datastore::{
+    AssignRequest, Attachment, Etcd, EtcdConf, PodRef, Sqlite, Store, StoreError,
+};
 
 use super::{AssignedIp, IpamError, IpamResult};
 use crate::args::CniArgs;
-use crate::config::PoolSet;
+use crate::config::{Datastore, PoolSet};
 use crate::error::chain;
 use crate::netns::Netns;
 use crate::protocol::Target;
@@ -119,6 +121,17 @@ impl Builtin<'_> {
     }
 }
 
+/// Opens the datastore that is configured; `database` is where the local one is. One that is etcd is
+/// not talked to yet.
+pub fn open_store(datastore: &Datastore, database: &Path) -> Result<Store, IpamError> {
+    match datastore {
+        Datastore::Local => Ok(Store::new(Sqlite::open(database).map_err(StoreError::from)?)),
+        Datastore::Etcd(conf) => {
+            Ok(Store::new(Etcd::open(EtcdConf::clone(conf)).map_err(IpamError::Etcd)?))
+        }
+    }
+}
+
 /// Takes back what pods of earlier boots held whose network namespace is gone, and their endpoints.
 /// The first call of a boot does that; each later one is a single read.
 pub fn reclaim_earlier_boots(store: &Store, node: &str, boot_id: &str) -> Result<(), IpamError> {
@@ -164,7 +177,6 @@ pub fn is_netns_alive(path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use margay_datastore::Sqlite;
     use serde_json::json;
 
     use super::*;

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use margay_datastore::{Attachment, Store};
 
 pub(crate) use builtin::pod_ref;
-pub use builtin::{Builtin, boot_id, is_netns_alive, reclaim_earlier_boots, upkeep};
+pub use builtin::{Builtin, boot_id, is_netns_alive, open_store, reclaim_earlier_boots, upkeep};
 pub use delegated::Delegated;
 pub use plugin::MargayIpam;
 pub use result::{AssignedIp, IpamResult, Route};
@@ -99,6 +99,9 @@ pub enum IpamError {
     /// The datastore failed.
     #[error("datastore")]
     Store(#[from] margay_datastore::StoreError),
+    /// What is configured for etcd cannot be used.
+    #[error("datastore")]
+    Etcd(#[source] margay_datastore::EtcdConfError),
     /// margay-ipam's allocator failed or refused.
     #[error("margay-ipam")]
     Allocator(#[from] margay_datastore::IpamError),

@@ -4,11 +4,11 @@
 //! gateway, which is never given to a pod: `ptp` puts it on the host's side of the pair, `bridge`
 //! with `isGateway` on the bridge.
 
-use margay_datastore::{Attachment, Sqlite, Store, StoreError};
+use margay_datastore::{Attachment, Store};
 use rscni_types::ipnet::IpNet;
 use rscni_types::types::{CNIResult, IpConfig};
 
-use super::builtin::{Builtin, boot_id, reclaim_earlier_boots, upkeep};
+use super::builtin::{Builtin, boot_id, open_store, reclaim_earlier_boots, upkeep};
 use super::{AssignedIp, IpamError};
 use crate::config::{IpamNetConf, Requested, prev_result, valid_attachments};
 use crate::error::Error;
@@ -129,8 +129,8 @@ fn attachment(
     Ok(Attachment::new(&netconf.name, container_id, ifname)?)
 }
 
-fn open(netconf: &IpamNetConf) -> Result<Store, StoreError> {
-    Ok(Store::new(Sqlite::open(&netconf.database())?))
+fn open(netconf: &IpamNetConf) -> Result<Store, IpamError> {
+    open_store(&netconf.datastore, &netconf.database())
 }
 
 fn builtin<'a>(netconf: &'a IpamNetConf, store: &'a Store, boot_id: &'a str) -> Builtin<'a> {

@@ -1,9 +1,11 @@
-//! Test support: what every backend must do, a backend in memory, and one that fails on purpose.
+//! Test support: what every backend must do, a backend in memory, one that fails on purpose, and a
+//! real etcd.
 //!
 //! Built for this crate's tests and, with the feature `test-support`, for those of others. No
 //! product code may use it.
 
 pub mod contract;
+pub mod etcd;
 mod faulty;
 mod memory;
 

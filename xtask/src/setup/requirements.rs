@@ -160,6 +160,15 @@ pub(super) const REQUIREMENTS: &[Requirement] = &[
         pacman: "podman",
     },
     Requirement {
+        name: "etcd",
+        look: Look::Program("etcd"),
+        uses: &[Use::Test, Use::Bench],
+        why: "the datastore of several nodes",
+        apt: &[&["etcd-server"], &["etcd"]],
+        dnf: "etcd",
+        pacman: "etcd",
+    },
+    Requirement {
         name: "busybox",
         look: Look::Program("busybox"),
         uses: &[Use::Test],

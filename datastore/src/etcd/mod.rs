@@ -1,0 +1,311 @@
+//! The backend of several nodes: etcd.
+//!
+//! **Records.** A key is kept below [`EtcdConf::prefix`]; its revision is etcd's `mod_revision`, and
+//! a change with an expected revision is one transaction that compares it. All reads are
+//! linearizable, so what one node has written the others read.
+//!
+//! **Time.** Each request has a deadline, and all requests of a process together have one
+//! ([`EtcdConf::patience`]): what is not answered by then is [`BackendError::Busy`]. So is a write
+//! whose outcome nobody knows because the connection broke: it may have happened, and its caller must
+//! look, as after a crash of its own.
+//!
+//! **Connections.** One for a process, made with its first request and kept: a handshake is paid
+//! once. `client.rs` says when another member is asked.
+//!
+//! Nothing here logs a value, a password or a token, or puts one into an error.
+
+mod client;
+mod conf;
+mod connect;
+mod failure;
+mod lease;
+mod messages;
+#[cfg(test)]
+mod tests;
+mod watch;
+mod worker;
+
+use std::future::Future;
+use std::rc::Rc;
+
+use margay_failpoints as failpoints;
+
+use client::{Client, Repeat};
+pub use conf::{ClientCert, Credentials, EtcdConf, EtcdConfError, Password};
+#[cfg(any(test, feature = "test-support"))]
+pub(crate) use connect::Connector;
+use failure::Failure;
+pub use lease::Lease;
+use messages::{
+    Compare, CompareResult, CompareTarget, CompareWith, DeleteRangeRequest, DeleteRangeResponse,
+    KeyValue, Operation, PutRequest, RangeRequest, RangeResponse, ResponseHeader, TxnRequest,
+    TxnResponse,
+};
+use worker::Worker;
+
+use crate::backend::{Backend, BackendError, Revision, Versioned, Watch, check_prefix};
+
+/// Records asked for at once: of blocks, the largest, this is a few megabytes.
+const PAGE: usize = 500;
+
+const RANGE: &str = "/etcdserverpb.KV/Range";
+const TXN: &str = "/etcdserverpb.KV/Txn";
+const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
+
+/// A store in etcd, shared by all nodes of a cluster.
+pub struct Etcd {
+    prefix: String,
+    worker: Worker,
+}
+
+impl Etcd {
+    /// Reads the certificates and checks the configuration. The connection is made by the first
+    /// request.
+    pub fn open(conf: EtcdConf) -> Result<Self, EtcdConfError> {
+        Ok(Self { prefix: conf.prefix.clone(), worker: Worker::new(conf)? })
+    }
+
+    fn full(&self, key: &str) -> Vec<u8> {
+        format!("{}{key}", self.prefix).into_bytes()
+    }
+
+    fn read<T: Send + 'static, F>(
+        &self,
+        operation: String,
+        work: impl FnOnce(Rc<Client>) -> F + Send + 'static,
+    ) -> Result<T, BackendError>
+    where
+        F: Future<Output = Result<T, Failure>> + 'static,
+    {
+        self.worker.call(work).map_err(|failure| failure.into_backend(operation))
+    }
+
+    /// A transaction that does `change` if `compare` holds, and looks at the key if not.
+    fn write(
+        &self,
+        verb: &str,
+        key: &str,
+        compare: Vec<Compare>,
+        change: Operation,
+    ) -> Result<Written, BackendError> {
+        let operation = before_write(verb, key)?;
+        let look = RangeRequest { key: self.full(key), keys_only: true, ..RangeRequest::default() };
+        let request = TxnRequest {
+            compare,
+            success: vec![change.into()],
+            failure: vec![Operation::Range(look).into()],
+        };
+        self.read(operation, async move |client| {
+            let answer: TxnResponse = client.unary(TXN, request, Repeat::UnlessSent).await?;
+            let found = answer.responses.first().and_then(|response| response.range.as_ref());
+            Ok(match answer {
+                TxnResponse { succeeded: true, header, .. } => Written::Done(revision(header)),
+                _ if found.is_some_and(|found| !found.kvs.is_empty()) => Written::Refused,
+                _ => Written::Absent,
+            })
+        })
+    }
+
+    fn delete_at(&self, key: &str, expected: Revision) -> Result<(), BackendError> {
+        let full = self.full(key);
+        let change = Operation::DeleteRange(DeleteRangeRequest { key: full.clone() });
+        match self.write("delete", key, at_revision(full, expected), change)? {
+            Written::Done(_) => Ok(()),
+            Written::Refused => Err(BackendError::Conflict { key: key.to_owned() }),
+            Written::Absent => Err(BackendError::NotFound { key: key.to_owned() }),
+        }
+    }
+
+    fn versioned(&self, kv: KeyValue) -> Option<Versioned> {
+        versioned(&self.prefix, kv)
+    }
+}
+
+/// What became of a conditional change.
+enum Written {
+    Done(Revision),
+    /// The key is there, not as expected.
+    Refused,
+    /// The key is not there.
+    Absent,
+}
+
+impl Backend for Etcd {
+    fn get(&self, key: &str) -> Result<Option<Versioned>, BackendError> {
+        let request = RangeRequest { key: self.full(key), ..RangeRequest::default() };
+        let answer: RangeResponse = self.read(format!("read {key}"), async move |client| {
+            client.unary(RANGE, request, Repeat::Always).await
+        })?;
+        Ok(answer.kvs.into_iter().next().and_then(|kv| self.versioned(kv)))
+    }
+
+    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
+        let full = self.full(key);
+        let put = PutRequest { key: full.clone(), value: value.to_vec(), lease: 0 };
+        match self.write("create", key, vec![absent(full)], Operation::Put(put))? {
+            Written::Done(revision) => Ok(revision),
+            Written::Refused | Written::Absent => Err(BackendError::Exists { key: key.to_owned() }),
+        }
+    }
+
+    fn update(
+        &self,
+        key: &str,
+        value: &[u8],
+        expected: Revision,
+    ) -> Result<Revision, BackendError> {
+        let full = self.full(key);
+        let put = PutRequest { key: full.clone(), value: value.to_vec(), lease: 0 };
+        match self.write("update", key, at_revision(full, expected), Operation::Put(put))? {
+            Written::Done(revision) => Ok(revision),
+            Written::Refused => Err(BackendError::Conflict { key: key.to_owned() }),
+            Written::Absent => Err(BackendError::NotFound { key: key.to_owned() }),
+        }
+    }
+
+    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
+        if let Some(expected) = expected {
+            return self.delete_at(key, expected);
+        }
+        let operation = before_write("delete", key)?;
+        let request = DeleteRangeRequest { key: self.full(key) };
+        let answer: DeleteRangeResponse = self.read(operation, async move |client| {
+            client.unary(DELETE_RANGE, request, Repeat::UnlessSent).await
+        })?;
+        if answer.deleted > 0 {
+            Ok(())
+        } else {
+            Err(BackendError::NotFound { key: key.to_owned() })
+        }
+    }
+
+    fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
+        check_prefix(prefix)?;
+        let (first, end) = range(&self.prefix, prefix);
+        let limit = limit.unwrap_or(usize::MAX);
+        let kvs = self.read(format!("list {prefix}"), async move |client| {
+            list(&client, first, end, limit).await
+        })?;
+        Ok(kvs.into_iter().filter_map(|kv| self.versioned(kv)).collect())
+    }
+
+    fn revision(&self) -> Result<Revision, BackendError> {
+        let request =
+            RangeRequest { key: self.full("-"), keys_only: true, ..RangeRequest::default() };
+        let operation = "read the newest revision".to_owned();
+        let answer: RangeResponse = self.read(operation, async move |client| {
+            client.unary(RANGE, request, Repeat::Always).await
+        })?;
+        Ok(revision(answer.header))
+    }
+
+    /// A watch goes on by itself on another member when its own is lost. An error of its `next`
+    /// other than [`BackendError::Compacted`] tells that no member answers and does not end it.
+    fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, BackendError> {
+        check_prefix(prefix)?;
+        let watch = watch::Changes::start(&self.worker, &self.prefix, prefix, after)
+            .map_err(|failure| failure.into_backend(format!("watch {prefix}")))?;
+        Ok(Box::new(watch))
+    }
+}
+
+/// A list of any length, as of one moment: the pages after the first are read at its revision. If
+/// that is compacted meanwhile, it begins anew.
+async fn list(
+    client: &Client,
+    first: Vec<u8>,
+    end: Vec<u8>,
+    limit: usize,
+) -> Result<Vec<KeyValue>, Failure> {
+    let mut listed: Vec<KeyValue> = Vec::new();
+    let mut at_revision = 0;
+    while listed.len() < limit {
+        let key = match listed.last() {
+            None => first.clone(),
+            Some(last) => after(&last.key),
+        };
+        let page = i64::try_from(PAGE.min(limit - listed.len())).unwrap_or(i64::MAX);
+        let request = RangeRequest {
+            key,
+            range_end: end.clone(),
+            limit: page,
+            revision: at_revision,
+            keys_only: false,
+        };
+        let answer: RangeResponse = match client.unary(RANGE, request, Repeat::Always).await {
+            Err(failure) if failure.is_compacted() && at_revision != 0 => {
+                listed.clear();
+                at_revision = 0;
+                continue;
+            }
+            answer => answer?,
+        };
+        listed.extend(answer.kvs);
+        if !answer.more {
+            break;
+        }
+        at_revision = answer.header.unwrap_or_default().revision;
+    }
+    Ok(listed)
+}
+
+/// The smallest key behind `key`.
+fn after(key: &[u8]) -> Vec<u8> {
+    [key, b"\0"].concat()
+}
+
+/// The first key under a prefix, and the first one behind: `/` is followed by `0`.
+fn range(root: &str, prefix: &str) -> (Vec<u8>, Vec<u8>) {
+    let first = format!("{root}{prefix}");
+    let end = format!("{}0", first.strip_suffix('/').unwrap_or(&first));
+    (first.into_bytes(), end.into_bytes())
+}
+
+/// A record as the layers above know it. Their keys are text, so another is not one of theirs.
+fn versioned(root: &str, kv: KeyValue) -> Option<Versioned> {
+    let key = String::from_utf8(kv.key).ok()?.strip_prefix(root)?.to_owned();
+    Some(Versioned { key, value: kv.value, revision: from_etcd(kv.mod_revision) })
+}
+
+fn absent(key: Vec<u8>) -> Compare {
+    Compare {
+        result: CompareResult::Equal.into(),
+        target: CompareTarget::Create.into(),
+        key,
+        with: Some(CompareWith::CreateRevision(0)),
+    }
+}
+
+/// That the key is there, since one that is not has the revision 0, and at the revision.
+fn at_revision(key: Vec<u8>, revision: Revision) -> Vec<Compare> {
+    let exists = Compare { result: CompareResult::Greater.into(), ..absent(key.clone()) };
+    let unchanged = Compare {
+        result: CompareResult::Equal.into(),
+        target: CompareTarget::Mod.into(),
+        key,
+        with: Some(CompareWith::ModRevision(to_etcd(revision))),
+    };
+    vec![exists, unchanged]
+}
+
+/// Where a test has the process killed or the write refused; the operation's name.
+fn before_write(verb: &str, key: &str) -> Result<String, BackendError> {
+    let operation = format!("{verb} {key}");
+    match failpoints::before(failpoints::Kind::Store, format_args!("{operation}")) {
+        Ok(()) => Ok(operation),
+        Err(source) => Err(BackendError::Failed { operation, source: Box::new(source) }),
+    }
+}
+
+fn revision(header: Option<ResponseHeader>) -> Revision {
+    from_etcd(header.unwrap_or_default().revision)
+}
+
+/// Revisions count from 1.
+fn from_etcd(revision: i64) -> Revision {
+    Revision(u64::try_from(revision).unwrap_or(0))
+}
+
+fn to_etcd(revision: Revision) -> i64 {
+    i64::try_from(revision.0).unwrap_or(i64::MAX)
+}
