@@ -20,6 +20,7 @@ use crate::ipam::Family;
 
 pub(crate) const NODES: &str = "nodes/";
 pub(crate) const POOLS: &str = "pools/";
+pub(crate) const BLOCKS: &str = "blocks/";
 pub(crate) const HANDLES: &str = "handles/";
 pub(crate) const OPEN: &str = "open/";
 
@@ -52,7 +53,7 @@ pub(crate) fn block(block: &IpNetwork) -> String {
 }
 
 pub(crate) fn blocks(family: Family) -> String {
-    format!("blocks/{family}/")
+    format!("{BLOCKS}{family}/")
 }
 
 pub(crate) fn affinity(block: &IpNetwork) -> String {

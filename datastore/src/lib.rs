@@ -17,6 +17,7 @@
 mod attachment;
 mod backend;
 mod etcd;
+mod follow;
 mod ipam;
 mod keys;
 mod records;
@@ -29,11 +30,13 @@ pub mod testing;
 pub use attachment::{Attachment, AttachmentError, is_cni_name};
 pub use backend::{Backend, BackendError, Cause, Event, Revision, Versioned, Watch};
 pub use etcd::{ClientCert, Credentials, Etcd, EtcdConf, EtcdConfError, Lease, Password};
+pub use follow::{Change, Fact, Follower, Topic};
 pub use ipam::{
-    AssignRequest, DEFAULT_COOL_DOWN, Encapsulation, Ipam, IpamError, Pool, PoolError, PoolUsage,
+    AssignRequest, DEFAULT_COOL_DOWN, Encapsulation, Ipam, IpamError, Placement, Pool, PoolError,
+    PoolUsage,
 };
 pub use records::{
-    Bandwidth, Endpoint, EndpointPort, EndpointState, Node, PodRef, Protocol, RateLimit,
+    Bandwidth, Endpoint, EndpointPort, EndpointState, Node, OverlayEnd, PodRef, Protocol, RateLimit,
 };
 pub use sqlite::Sqlite;
 pub use store::{Store, StoreError};

@@ -4,6 +4,7 @@
 //! must have a default, so that records written before it still decode.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -84,7 +85,7 @@ pub struct EndpointPort {
     pub host_port: Option<u16>,
     /// The host address that `host_port` is bound to, if not all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host_ip: Option<std::net::IpAddr>,
+    pub host_ip: Option<IpAddr>,
 }
 
 /// Transport protocol of a port.
@@ -137,13 +138,35 @@ pub enum EndpointState {
     Ready,
 }
 
-/// A node and the boot it was last seen in.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A node: the boot it was last seen in, and how others reach it.
+///
+/// The plugin writes the boot, the node's agent the rest, each leaving the other's part alone
+/// ([`Store::update_node`](crate::Store::update_node)).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// The node's name.
     pub name: String,
-    /// The kernel's boot ID (`/proc/sys/kernel/random/boot_id`) whose allocations are current.
+    /// The kernel's boot ID (`/proc/sys/kernel/random/boot_id`) whose allocations are current; empty
+    /// before the first.
     pub boot_id: String,
+    /// Its addresses on the network between the nodes, at most one of a family, each with the prefix
+    /// length of its subnet. None as long as no agent has run there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpNetwork>,
+    /// Its end of the overlay, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<OverlayEnd>,
+}
+
+/// A node's end of the overlay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverlayEnd {
+    /// MAC address of its VXLAN device.
+    #[serde(with = "mac")]
+    pub mac: [u8; 6],
+    /// What the node itself sends through the overlay comes from these; at most one of a family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// MAC addresses as `aa:bb:cc:dd:ee:ff`.
@@ -210,6 +233,16 @@ mod tests {
 
         assert!(json.contains(r#""pod_mac":"02:00:00:aa:bb:cc""#), "{json}");
         assert_eq!(serde_json::from_str::<Endpoint>(&json).unwrap(), endpoint());
+    }
+
+    #[test]
+    fn a_node_of_before_there_were_agents_decodes_and_says_no_more_than_it_did() {
+        let json = r#"{"name":"a","boot_id":"b"}"#;
+
+        let node: Node = serde_json::from_str(json).unwrap();
+
+        assert_eq!(node, Node { name: "a".into(), boot_id: "b".into(), ..Node::default() });
+        assert_eq!(serde_json::to_string(&node).unwrap(), json);
     }
 
     #[test]

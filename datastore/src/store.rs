@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::Attachment;
 use crate::backend::{Backend, BackendError, Revision, Versioned};
-use crate::ipam::Pool;
+use crate::ipam::{Pool, won};
 use crate::keys;
 use crate::records::{Endpoint, Node};
 
@@ -135,9 +135,29 @@ impl Store {
         Ok(self.read(&keys::node(name))?.map(|stored| stored.record))
     }
 
-    /// Writes a node's record, replacing what was stored.
-    pub fn put_node(&self, node: &Node) -> Result<(), StoreError> {
-        self.put(&keys::node(&node.name), node)
+    /// Changes the record of a node, or a new one if there is none. Whoever else writes meanwhile loses
+    /// nothing: `change` is called again with what there is then. Writes nothing where nothing changes.
+    pub fn update_node(
+        &self,
+        name: &str,
+        mut change: impl FnMut(&mut Node),
+    ) -> Result<Node, StoreError> {
+        let key = keys::node(name);
+        loop {
+            let before = self.read::<Node>(&key)?;
+            let current = before.as_ref().map(|stored| stored.record.clone());
+            let mut node =
+                current.unwrap_or_else(|| Node { name: name.to_owned(), ..Node::default() });
+            change(&mut node);
+            let written = match &before {
+                Some(stored) if stored.record == node => return Ok(node),
+                Some(stored) => self.update(&key, &node, stored.revision),
+                None => self.create(&key, &node),
+            };
+            if won(written)?.is_some() {
+                return Ok(node);
+            }
+        }
     }
 
     /// All pools that addresses were ever asked from, in the order of their keys.

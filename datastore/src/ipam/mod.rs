@@ -34,6 +34,7 @@ mod block;
 mod clock;
 mod error;
 mod hints;
+mod placement;
 mod pool;
 mod release;
 mod select;
@@ -48,9 +49,12 @@ use crate::Attachment;
 use crate::records::PodRef;
 use crate::store::Store;
 
+pub(crate) use block::Block;
 pub use error::IpamError;
+pub use placement::Placement;
 pub(crate) use pool::Family;
 pub use pool::{Encapsulation, Pool, PoolError};
+pub(crate) use select::won;
 
 /// How long a released address rests before it is handed out again, while there are others.
 pub const DEFAULT_COOL_DOWN: Duration = Duration::from_secs(30);

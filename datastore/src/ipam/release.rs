@@ -12,7 +12,7 @@ use super::{Ipam, IpamError};
 use crate::Attachment;
 use crate::backend::{Revision, Versioned};
 use crate::keys;
-use crate::records::{Endpoint, Node};
+use crate::records::Endpoint;
 use crate::store::{StoreError, Stored, decode};
 
 impl Ipam<'_> {
@@ -81,8 +81,7 @@ impl Ipam<'_> {
                 Err(error) => return Err(error),
             }
         }
-        let (name, boot_id) = (self.node.clone(), self.boot_id.clone());
-        self.store.put_node(&Node { name, boot_id })?;
+        self.store.update_node(&self.node, |node| node.boot_id.clone_from(&self.boot_id))?;
         Ok(reclaimed)
     }
 

@@ -317,7 +317,7 @@ impl Ipam<'_> {
 }
 
 /// `None` if somebody else was faster.
-pub(super) fn won<T>(outcome: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+pub(crate) fn won<T>(outcome: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match outcome {
         Ok(done) => Ok(Some(done)),
         Err(StoreError::Backend(
