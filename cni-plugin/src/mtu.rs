@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::netlink::{Netlink, NetlinkError};
+use crate::netlink::{LinkInfo, Netlink, NetlinkError};
 
 /// MTU where nothing says otherwise, in bytes: that of Ethernet.
 const DEFAULT_MTU: u32 = 1500;
@@ -11,9 +11,17 @@ const DEFAULT_MTU: u32 = 1500;
 /// Least MTU with which the kernel does IPv6 on an interface (RFC 8200, section 5).
 const LEAST_MTU_V6: u32 = 1280;
 
+/// What VXLAN puts in front of a packet on its way to a node, in bytes: IP, UDP, VXLAN and Ethernet
+/// headers.
+#[must_use]
+pub fn vxlan_overhead(node: IpAddr) -> u32 {
+    let ip = if node.is_ipv4() { 20 } else { 40 };
+    ip + 8 + 8 + 14
+}
+
 /// Destinations that only a default route leads to (TEST-NET-1 of RFC 5737, the documentation
 /// prefix of RFC 3849). They are looked up, never sent to.
-const ELSEWHERE: [IpAddr; 2] = [
+pub const ELSEWHERE: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
 ];
@@ -34,6 +42,8 @@ pub enum MtuSource {
     Configured,
     /// The interface of the default route.
     Interface(String),
+    /// The same, less what VXLAN puts in front of a packet.
+    Overlay(String),
     /// There is no default route.
     Default,
 }
@@ -43,6 +53,9 @@ impl fmt::Display for MtuSource {
         match self {
             Self::Configured => f.write_str("configured"),
             Self::Interface(name) => write!(f, "interface {name} of the default route"),
+            Self::Overlay(name) => {
+                write!(f, "interface {name} of the default route, with room for VXLAN")
+            }
             Self::Default => f.write_str("default, for want of a default route"),
         }
     }
@@ -71,11 +84,16 @@ impl Mtu {
         Ok(())
     }
 
-    /// Finds the MTU: two look-ups at the most, no dump of the routing table.
+    /// Finds the MTU: two look-ups at the most, no dump of the routing table. `overlay` leaves room for
+    /// VXLAN, which is between nodes over IPv4 where the default route is of IPv4.
     ///
     /// # Errors
     /// When a netlink request fails.
-    pub async fn find(netlink: &Netlink, configured: Option<u32>) -> Result<Self, NetlinkError> {
+    pub async fn find(
+        netlink: &Netlink,
+        configured: Option<u32>,
+        overlay: bool,
+    ) -> Result<Self, NetlinkError> {
         if let Some(bytes) = configured {
             return Ok(Self { bytes, source: MtuSource::Configured });
         }
@@ -83,9 +101,20 @@ impl Mtu {
             let Some(route) = netlink.route_to(destination).await? else { continue };
             let Some(ifindex) = route.ifindex else { continue };
             if let Some(link) = netlink.link_by_index(ifindex).await? {
-                return Ok(Self { bytes: link.mtu, source: MtuSource::Interface(link.name) });
+                return Ok(Self::of_interface(link, overlay.then_some(destination)));
             }
         }
-        Ok(Self { bytes: DEFAULT_MTU, source: MtuSource::Default })
+        let room = if overlay { vxlan_overhead(ELSEWHERE[0]) } else { 0 };
+        Ok(Self { bytes: DEFAULT_MTU - room, source: MtuSource::Default })
+    }
+
+    fn of_interface(link: LinkInfo, underlay: Option<IpAddr>) -> Self {
+        match underlay {
+            None => Self { bytes: link.mtu, source: MtuSource::Interface(link.name) },
+            Some(address) => Self {
+                bytes: link.mtu.saturating_sub(vxlan_overhead(address)),
+                source: MtuSource::Overlay(link.name),
+            },
+        }
     }
 }

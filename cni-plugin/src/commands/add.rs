@@ -136,7 +136,8 @@ async fn attach(
     let dataplane = Dataplane::prepare(request.conf)?;
 
     phases.enter("mtu")?;
-    let mtu = Mtu::find(&session.netlink, request.conf.mtu).await?;
+    let overlay = request.conf.uses_vxlan();
+    let mtu = Mtu::find(&session.netlink, request.conf.mtu, overlay).await?;
     tracing::info!(mtu = mtu.bytes, source = %mtu.source, "MTU");
     request.requested.must_fit(mtu.bytes)?;
 

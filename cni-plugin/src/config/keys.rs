@@ -164,6 +164,7 @@ pub(crate) const IPAM_KEYS: &[Key] = &[
     used("ipam.pools[].block_size", Number, ""),
     used("ipam.pools[].disabled", Truth, "false"),
     used("ipam.pools[].nat_outgoing", Truth, "false"),
+    used("ipam.pools[].vxlan_mode", Text, "Never"),
     used("ipam.strict_affinity", Truth, "false"),
     used("ipam.state_dir", Text, ""),
     used("ipam.nodename", Text, ""),

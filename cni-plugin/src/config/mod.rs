@@ -163,6 +163,12 @@ impl NetConf {
         &self.unused
     }
 
+    /// Whether pods may be reached through VXLAN.
+    #[must_use]
+    pub fn uses_vxlan(&self) -> bool {
+        matches!(&self.ipam, IpamConf::Builtin(pools) if pools.uses_vxlan())
+    }
+
     /// Whether the interface gets the default routes: as configured, else only `eth0` does, the
     /// name that runtimes give a pod's first interface.
     #[must_use]

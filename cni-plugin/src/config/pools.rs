@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
+use margay_datastore::Encapsulation;
 
 use super::ConfigError;
 use super::field::{Field, Object};
@@ -40,6 +41,8 @@ pub struct Pool {
     pub disabled: bool,
     /// Pods' traffic to the outside is to be masqueraded.
     pub nat_outgoing: bool,
+    /// How packets reach its pods on other nodes.
+    pub encapsulation: Encapsulation,
 }
 
 /// The pools of one network and how to assign from them.
@@ -61,6 +64,12 @@ pub struct PoolSet {
 }
 
 impl PoolSet {
+    /// Whether pods may be reached through VXLAN, and their packets have to leave room for it.
+    #[must_use]
+    pub fn uses_vxlan(&self) -> bool {
+        self.all.iter().any(|pool| pool.encapsulation != Encapsulation::None)
+    }
+
     /// Reads the `ipam` object.
     pub(crate) fn from_object(ipam: &Object<'_>) -> Result<Self, ConfigError> {
         let mut all = Vec::new();
@@ -137,12 +146,14 @@ impl Pool {
             block_size,
             disabled: object.boolean("disabled")?.unwrap_or(false),
             nat_outgoing: object.boolean("nat_outgoing")?.unwrap_or(false),
+            encapsulation: encapsulation(object)?,
         })
     }
 
     fn with_defaults(cidr: IpNetwork) -> Self {
         let block_size = default_block_size(&cidr);
-        Self { name: None, cidr, block_size, disabled: false, nat_outgoing: false }
+        let encapsulation = Encapsulation::None;
+        Self { name: None, cidr, block_size, disabled: false, nat_outgoing: false, encapsulation }
     }
 
     /// The first address after the network's own. margay-ipam names it as the gateway when
@@ -166,9 +177,20 @@ impl From<&Pool> for margay_datastore::Pool {
             block_size: pool.block_size,
             nat_outgoing: pool.nat_outgoing,
             disabled: pool.disabled,
+            encapsulation: pool.encapsulation,
             gateway: pool.gateway(),
             ..Self::new(pool.cidr)
         }
+    }
+}
+
+/// Calico's words for it.
+fn encapsulation(object: &Object<'_>) -> Result<Encapsulation, ConfigError> {
+    match (object.string("vxlan_mode")?, object.get("vxlan_mode")) {
+        (None | Some("Never"), _) | (_, None) => Ok(Encapsulation::None),
+        (Some("Always"), _) => Ok(Encapsulation::Vxlan),
+        (Some("CrossSubnet"), _) => Ok(Encapsulation::VxlanCrossSubnet),
+        (_, Some(field)) => Err(field.invalid("must be Always, CrossSubnet or Never")),
     }
 }
 

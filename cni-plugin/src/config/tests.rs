@@ -1,4 +1,4 @@
-use margay_datastore::{EndpointPort, Protocol};
+use margay_datastore::{Encapsulation, EndpointPort, Protocol};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -513,6 +513,24 @@ fn margay_ipam_leaves_the_other_plugins_keys_alone() {
 
     assert_eq!(netconf.database(), PathBuf::from("/tmp/x/margay.db"));
     assert_eq!(netconf.unused_keys(), [] as [&str; 0]);
+}
+
+#[test]
+fn a_pools_vxlan_mode_has_calicos_words() {
+    for (word, encapsulation) in [
+        ("Never", Encapsulation::None),
+        ("Always", Encapsulation::Vxlan),
+        ("CrossSubnet", Encapsulation::VxlanCrossSubnet),
+    ] {
+        let document = with("/ipam/pools/0/vxlan_mode", json!(word));
+        let pools = pools(&document);
+        assert_eq!(pools.all[0].encapsulation, encapsulation);
+        assert_eq!(pools.uses_vxlan(), encapsulation != Encapsulation::None);
+        assert_eq!(margay_datastore::Pool::from(&pools.all[0]).encapsulation, encapsulation);
+    }
+    let document = with("/ipam/pools/0/vxlan_mode", json!("always"));
+    let error = NetConf::from_map(document.as_object().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("Always, CrossSubnet or Never"), "{error}");
 }
 
 #[test]
