@@ -1,13 +1,17 @@
 //! Names and addresses that follow from an attachment alone, so that DEL, GC and a repeated ADD
 //! find what an earlier process made without anything that it left behind.
 
-use margay_datastore::Attachment;
+use margay_datastore::{Attachment, AttachmentError};
 use sha1::{Digest, Sha1};
 
 /// Prefix of every host veth's name.
 pub const HOST_VETH_PREFIX: &str = "mgy";
 /// Prefix of every ifb device's name.
 const IFB_PREFIX: &str = "mgi";
+/// Name of the node's overlay device. No host veth's: that has nothing but hex digits behind its prefix.
+pub const OVERLAY_DEVICE: &str = "mgyvxlan";
+/// The network of the attachments by which nodes hold their addresses on the overlay.
+const OVERLAY_NETWORK: &str = "margay.overlay";
 /// Prefix of every alias.
 const ALIAS_PREFIX: &str = "margay:";
 
@@ -35,11 +39,7 @@ fn link(prefix: &str, attachment: &Attachment) -> String {
 /// digest.
 #[must_use]
 pub fn pod_mac(attachment: &Attachment) -> [u8; 6] {
-    let digest = digest(attachment);
-    let mut mac = [0; 6];
-    mac.copy_from_slice(&digest[6..12]);
-    mac[0] = mac[0] & 0b1111_1100 | 0b0000_0010;
-    mac
+    locally_administered(&digest(attachment)[6..12])
 }
 
 /// Alias of the attachment's host veth and ifb: the token that says whose they are. A link that bears
@@ -54,6 +54,38 @@ pub fn alias(attachment: &Attachment) -> String {
 #[must_use]
 pub fn attachment_of_alias(alias: &str) -> Option<Attachment> {
     alias.strip_prefix(ALIAS_PREFIX)?.parse().ok()
+}
+
+/// Whether a link's name is that of a host veth or an ifb device.
+#[must_use]
+pub fn is_of_a_pod(link: &str) -> bool {
+    let digits = [HOST_VETH_PREFIX, IFB_PREFIX].iter().find_map(|prefix| link.strip_prefix(prefix));
+    digits.is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// MAC address of a node's overlay device: locally administered, from the SHA-1 of the node's name.
+#[must_use]
+pub fn overlay_mac(node: &str) -> [u8; 6] {
+    let digest: [u8; 20] = Sha1::digest(node).into();
+    locally_administered(&digest[..6])
+}
+
+/// What holds a node's overlay address of a family in the datastore, as a pod's attachment holds the
+/// pod's.
+///
+/// # Errors
+/// Never.
+pub fn overlay_attachment(node: &str, ipv4: bool) -> Result<Attachment, AttachmentError> {
+    let hex: String = Sha1::digest(node).iter().map(|byte| format!("{byte:02x}")).collect();
+    let family = if ipv4 { "4" } else { "6" };
+    Attachment::new(OVERLAY_NETWORK, hex, format!("{OVERLAY_DEVICE}{family}"))
+}
+
+fn locally_administered(bytes: &[u8]) -> [u8; 6] {
+    let mut mac = [0; 6];
+    mac.copy_from_slice(bytes);
+    mac[0] = mac[0] & 0b1111_1100 | 0b0000_0010;
+    mac
 }
 
 fn digest(attachment: &Attachment) -> [u8; 20] {
@@ -79,6 +111,20 @@ mod tests {
     fn the_pod_mac_is_unicast_and_locally_administered() {
         let mac = pod_mac(&attachment());
         assert_eq!(mac[0] & 0b11, 0b10);
+    }
+
+    #[test]
+    fn each_node_has_its_own_end_of_the_overlay_and_no_pods_link_is_it() {
+        let longest = "n".repeat(253);
+        for node in ["a", "b", longest.as_str()] {
+            assert_eq!(overlay_mac(node)[0] & 0b11, 0b10);
+            let ends = [true, false].map(|ipv4| overlay_attachment(node, ipv4).unwrap());
+            assert_ne!(ends[0], ends[1]);
+        }
+        assert!(is_of_a_pod(&host_veth(&attachment())) && is_of_a_pod(&ifb(&attachment())));
+        assert!(!is_of_a_pod(OVERLAY_DEVICE) && !is_of_a_pod("eth0"));
+        assert_ne!(overlay_mac("a"), overlay_mac("b"));
+        assert_ne!(overlay_attachment("a", true), overlay_attachment("b", true));
     }
 
     #[test]

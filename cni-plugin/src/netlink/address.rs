@@ -48,6 +48,24 @@ impl Netlink {
         .await
     }
 
+    /// Takes an address with a host prefix from an interface; content if it does not have it.
+    ///
+    /// # Errors
+    /// Any errno but those that say so.
+    pub async fn delete_address(&self, ifindex: u32, address: IpAddr) -> Result<(), NetlinkError> {
+        let mut message = AddressMessage::default();
+        message.header.family = family(address);
+        message.header.prefix_len = if address.is_ipv4() { 32 } else { 128 };
+        message.header.index = ifindex;
+        message.attributes.push(AddressAttribute::Local(address));
+        let object = format!("{address} of link with index {ifindex}");
+        let message = RouteNetlinkMessage::DelAddress(message);
+        match self.execute("delete address", &object, message, 0).await {
+            Err(error) if error.is_absent() => Ok(()),
+            outcome => outcome,
+        }
+    }
+
     /// The addresses of one interface, in the kernel's order. The kernel has no request for one
     /// interface's addresses, so this dumps those of the namespace: for CHECK, never for an ADD or
     /// a DEL.
@@ -55,10 +73,19 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses the dump.
     pub async fn addresses(&self, ifindex: u32) -> Result<Vec<AddressInfo>, NetlinkError> {
+        let mut infos = self.all_addresses().await?;
+        infos.retain(|info| info.ifindex == ifindex);
+        Ok(infos)
+    }
+
+    /// The addresses of every interface, in the kernel's order.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub async fn all_addresses(&self) -> Result<Vec<AddressInfo>, NetlinkError> {
         let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let answers = self.query("list", "addresses", message, NLM_F_DUMP).await?;
-        let infos = answers.into_iter().filter_map(address_info);
-        Ok(infos.filter(|info| info.ifindex == ifindex).collect())
+        Ok(answers.into_iter().filter_map(address_info).collect())
     }
 }
 

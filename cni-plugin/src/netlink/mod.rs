@@ -6,9 +6,12 @@
 
 mod address;
 mod link;
+mod monitor;
 mod neighbour;
 mod netfilter;
+mod overlay;
 mod qdisc;
+mod remote;
 mod route;
 
 use std::io;
@@ -22,9 +25,12 @@ use rustix::io::Errno;
 
 pub use address::AddressInfo;
 pub use link::{LinkInfo, VethPair};
+pub use monitor::Monitor;
 pub use neighbour::NeighbourInfo;
 pub use netfilter::{Intervals, Netfilter, RuleInfo};
+pub use overlay::{NewOverlay, OverlayInfo};
 pub use qdisc::{TokenBucket, TokenBucketInfo};
+pub use remote::{REMOTE_ROUTE_PROTOCOL, RemoteHop, RemoteRoute};
 pub use route::{NewRoute, RouteInfo};
 
 /// Number in the protocol field of every route that margay makes, so that its routes can be told

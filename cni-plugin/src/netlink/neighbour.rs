@@ -1,8 +1,9 @@
 //! Neighbour entries.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -39,6 +40,43 @@ impl Netlink {
         self.execute("set neighbour", &object, message, NLM_F_CREATE | NLM_F_REPLACE).await
     }
 
+    /// Removes a neighbour entry; content if there is none.
+    ///
+    /// # Errors
+    /// Any errno but those that say so.
+    pub async fn delete_neighbour(
+        &self,
+        ifindex: u32,
+        address: IpAddr,
+    ) -> Result<(), NetlinkError> {
+        let object = format!("{address} on link with index {ifindex}");
+        let message = RouteNetlinkMessage::DelNeighbour(neighbour(ifindex, address));
+        match self.execute("delete neighbour", &object, message, 0).await {
+            Err(error) if error.is_absent() => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// The permanent neighbours on the interface, with their MAC addresses. Dumps the namespace's
+    /// neighbours: for a daemon.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub async fn permanent_neighbours(
+        &self,
+        ifindex: u32,
+    ) -> Result<BTreeMap<IpAddr, [u8; 6]>, NetlinkError> {
+        let message = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        let answers = self.query("list", "neighbours", message, NLM_F_DUMP).await?;
+        let of_interface = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(message) if message.header.ifindex == ifindex => {
+                Some(message)
+            }
+            _ => None,
+        });
+        Ok(of_interface.filter_map(permanent).collect())
+    }
+
     /// The neighbour entry for `address` on the interface, if there is one.
     ///
     /// # Errors
@@ -68,6 +106,16 @@ fn neighbour(ifindex: u32, address: IpAddr) -> NeighbourMessage {
     };
     message.attributes.push(NeighbourAttribute::Destination(address));
     message
+}
+
+fn permanent(message: NeighbourMessage) -> Option<(IpAddr, [u8; 6])> {
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })?;
+    let info = neighbour_info(RouteNetlinkMessage::NewNeighbour(message))?;
+    info.permanent.then_some((address, info.mac?))
 }
 
 fn neighbour_info(message: RouteNetlinkMessage) -> Option<NeighbourInfo> {

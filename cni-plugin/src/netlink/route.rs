@@ -114,7 +114,7 @@ impl Netlink {
     }
 }
 
-fn to(destination: IpNetwork) -> RouteMessage {
+pub(super) fn to(destination: IpNetwork) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(destination.ip());
     message.header.destination_prefix_length = destination.prefix();
@@ -125,7 +125,7 @@ fn to(destination: IpNetwork) -> RouteMessage {
 }
 
 /// `EOPNOTSUPP` is the answer for a family that the kernel does not have (`ipv6.disable=1`).
-fn no_route(error: &NetlinkError) -> bool {
+pub(super) fn no_route(error: &NetlinkError) -> bool {
     use rustix::io::Errno;
     error.is_absent()
         || [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS, Errno::INVAL, Errno::OPNOTSUPP]
@@ -158,7 +158,7 @@ fn route_info(message: RouteNetlinkMessage) -> Option<RouteInfo> {
     Some(info)
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
+pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
         RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
