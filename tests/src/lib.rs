@@ -5,6 +5,7 @@
 //! own interfaces, mounts or state. A test's thread becomes a node: it gets a network and a mount
 //! namespace of its own, and every process it starts inherits them.
 
+pub mod cluster;
 pub mod cni;
 pub mod conflist;
 pub mod conformance;

@@ -61,6 +61,16 @@ impl Datastore {
     }
 }
 
+impl Datastore {
+    /// The same without a limit to how long it may fail in all: a daemon goes on trying.
+    pub(super) fn for_a_daemon(mut self) -> Self {
+        if let Self::Etcd(conf) = &mut self {
+            conf.patience = None;
+        }
+        self
+    }
+}
+
 /// `etcd_endpoints`, URLs with commas between them, or `etcd_scheme` and `etcd_authority`, as Calico
 /// had them first.
 fn endpoints(netconf: &Object<'_>) -> Result<Option<Vec<String>>, ConfigError> {

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::keys::{Effect, IPAM_KEYS, Key, Kind, NETCONF_KEYS};
+use super::keys::{AGENT_KEYS, Effect, IPAM_KEYS, Key, Kind, NETCONF_KEYS};
 use super::*;
 
 const TABLES: &str = include_str!("../../../docs/configuration.md");
+const AGENT: &str = include_str!("../../../docs/agent.md");
+const AGENT_CONF: &str = include_str!("../../../conf/agent.json");
 const SCHEMA: &str = include_str!("../../../docs/netconf.schema.json");
 const KUBERNETES: &str = include_str!("../../../docs/kubernetes.md");
 const CONFLIST: &str = include_str!("../../../conf/10-margay.conflist");
@@ -32,22 +34,25 @@ fn type_name(kind: Kind) -> &'static str {
 }
 
 fn in_code(effect: Effect) -> BTreeSet<Row> {
-    let row = |key: &Key| (key.path.into(), type_name(key.kind).into(), key.default.into());
     all_keys().filter(|key| key.effect == effect).map(row).collect()
 }
 
-/// Rows of the tables whose number of columns is `columns`.
-fn in_tables(columns: usize) -> BTreeSet<Row> {
+fn row(key: &Key) -> Row {
+    (key.path.into(), type_name(key.kind).into(), key.default.into())
+}
+
+/// Rows of a document's tables whose number of columns is `columns`.
+fn in_tables(document: &'static str, columns: usize) -> BTreeSet<Row> {
     let cells = |line: &'static str| -> Vec<&str> {
         line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`')).collect()
     };
-    TABLES
+    document
         .lines()
         .filter(|line| line.starts_with("| `"))
         .map(cells)
         .filter(|cells| cells.len() == columns)
         .map(|cells| {
-            let default = if columns == 6 && cells[2] != "—" { cells[2] } else { "" };
+            let default = if columns > 3 && cells[2] != "—" { cells[2] } else { "" };
             (cells[0].into(), cells[1].into(), default.into())
         })
         .collect()
@@ -55,8 +60,20 @@ fn in_tables(columns: usize) -> BTreeSet<Row> {
 
 #[test]
 fn the_tables_name_the_keys_types_and_defaults_of_the_code() {
-    assert_eq!(in_tables(6), in_code(Effect::Used));
-    assert_eq!(in_tables(3), in_code(Effect::Unused));
+    assert_eq!(in_tables(TABLES, 6), in_code(Effect::Used));
+    assert_eq!(in_tables(TABLES, 3), in_code(Effect::Unused));
+}
+
+#[test]
+fn the_agents_table_names_the_keys_types_and_defaults_of_the_code() {
+    assert_eq!(in_tables(AGENT, 5), AGENT_KEYS.iter().map(row).collect());
+}
+
+#[test]
+fn the_agents_shipped_configuration_is_valid() {
+    let document: Value = serde_json::from_str(AGENT_CONF).unwrap();
+
+    AgentConf::from_map(document.as_object().unwrap()).unwrap();
 }
 
 #[test]

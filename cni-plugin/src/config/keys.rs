@@ -175,6 +175,34 @@ pub(crate) const IPAM_KEYS: &[Key] = &[
     unused("ipam.ip_pools_label_selector_keys", Texts),
 ];
 
+/// Keys of the agent's configuration file.
+pub(crate) const AGENT_KEYS: &[Key] = &[
+    used("nodename", Text, ""),
+    used("hostname", Text, ""),
+    used("datastore_type", Text, "local"),
+    used("etcd_endpoints", Text, ""),
+    used("etcd_discovery_srv", Text, ""),
+    used("etcd_authority", Text, ""),
+    used("etcd_scheme", Text, "http"),
+    used("etcd_key_file", Text, ""),
+    used("etcd_cert_file", Text, ""),
+    used("etcd_ca_cert_file", Text, ""),
+    used("etcd_username", Text, ""),
+    used("etcd_password", Text, ""),
+    used("etcd_password_file", Text, ""),
+    used("etcd_prefix", Text, "/margay/v1/"),
+    used("etcd_connect_timeout_ms", Number, "2000"),
+    used("etcd_request_timeout_ms", Number, "5000"),
+    used("state_dir", Text, "/var/lib/margay"),
+    used("run_dir", Text, "/run/margay"),
+    used("bpffs_root", Text, "/sys/fs/bpf/margay"),
+    used("log_level", Text, "info"),
+    used("log_file_path", Text, ""),
+    used("node_addresses", Texts, "[]"),
+    used("vxlan_port", Number, "4789"),
+    used("vxlan_vni", Number, "4096"),
+];
+
 /// Checks every key of `object` against `keys`: an unknown one or a value of the wrong type is an
 /// error. Returns the paths of those that have no effect. `prefix` is the object's path with a
 /// final dot, empty for the document.

@@ -4,6 +4,7 @@
 //! anything is touched, and the error names the field by its path. Nothing here panics, whatever
 //! the document, and nothing but the host name is read from the system.
 
+mod agent;
 mod bandwidth;
 mod datastore;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 use rscni_types::types::{CNIResult, Dns, GcAttachment};
 use serde_json::{Map, Value};
 
+pub use agent::AgentConf;
 pub use datastore::Datastore;
 pub use error::ConfigError;
 pub use pools::{Pool, PoolSet};

@@ -1,0 +1,130 @@
+//! The configuration of margay-agent: the keys of the network configuration that concern a node, with
+//! the same names and meanings, and a few of its own.
+
+use ipnetwork::IpNetwork;
+use serde_json::{Map, Value};
+
+use super::field::{Field, Object};
+use super::{ConfigError, Datastore, Paths, keys, log, nodename, paths};
+use crate::log::LogConf;
+
+/// Least prefix length of a subnet that a node can be on: a shorter one is a default route's.
+const LEAST_PREFIX: u8 = 1;
+
+const DEFAULT_VXLAN_PORT: u16 = 4789;
+const DEFAULT_VXLAN_VNI: u32 = 4096;
+
+/// A valid configuration of the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentConf {
+    /// Name of this node in the datastore.
+    pub nodename: String,
+    /// Where state lives.
+    pub paths: Paths,
+    /// Where records are.
+    pub datastore: Datastore,
+    /// Where logs go.
+    pub log: LogConf,
+    /// Addresses of this node, with the prefix lengths of their subnets. Empty: those of the
+    /// interface of the default route.
+    pub node_addresses: Vec<IpNetwork>,
+    /// UDP port of the overlay, the same on every node.
+    pub vxlan_port: u16,
+    /// Network identifier of the overlay.
+    pub vxlan_vni: u32,
+}
+
+impl AgentConf {
+    /// Validates the agent's configuration file.
+    ///
+    /// # Errors
+    /// When a key is unknown, or a value cannot be used.
+    pub fn from_map(document: &Map<String, Value>) -> Result<Self, ConfigError> {
+        let object = Object::root(document);
+        let mut unused = keys::check(&object, "", keys::AGENT_KEYS)?;
+        let port = object.integer("vxlan_port", 1..=65_535)?;
+        let vni = object.integer("vxlan_vni", 1..=16_777_215)?;
+        Ok(Self {
+            nodename: nodename(&object)?,
+            paths: paths(&object, None)?,
+            datastore: Datastore::from_object(&object, &mut unused)?.for_a_daemon(),
+            log: log(&object)?,
+            node_addresses: node_addresses(&object)?,
+            vxlan_port: port.and_then(|port| port.try_into().ok()).unwrap_or(DEFAULT_VXLAN_PORT),
+            vxlan_vni: vni.unwrap_or(DEFAULT_VXLAN_VNI),
+        })
+    }
+}
+
+/// At most one address of a family: the others of it would never be used.
+fn node_addresses(object: &Object<'_>) -> Result<Vec<IpNetwork>, ConfigError> {
+    let mut addresses: Vec<IpNetwork> = Vec::new();
+    for item in object.list("node_addresses")? {
+        let address = node_address(&item)?;
+        if addresses.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+            return Err(item.invalid("is a second address of its family"));
+        }
+        addresses.push(address);
+    }
+    Ok(addresses)
+}
+
+fn node_address(field: &Field<'_>) -> Result<IpNetwork, ConfigError> {
+    const WANTED: &str = "must be an address with the prefix length of its subnet, \
+                          such as 192.168.1.7/24";
+    if !field.string()?.contains('/') {
+        return Err(field.invalid(WANTED));
+    }
+    let address: IpNetwork = field.parse(WANTED)?;
+    let ip = address.ip();
+    let is_of_a_node = !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast();
+    match is_of_a_node && address.prefix() >= LEAST_PREFIX {
+        true => Ok(address),
+        false => Err(field.invalid(WANTED)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn conf(document: Value) -> Result<AgentConf, ConfigError> {
+        AgentConf::from_map(document.as_object().unwrap())
+    }
+
+    #[test]
+    fn nothing_has_to_be_said() {
+        let conf = conf(json!({})).unwrap();
+
+        assert_eq!(conf.paths.state_dir, std::path::Path::new("/var/lib/margay"));
+        assert_eq!((conf.vxlan_port, conf.vxlan_vni), (4789, 4096));
+        assert!(!conf.nodename.is_empty() && conf.node_addresses.is_empty());
+    }
+
+    #[test]
+    fn a_node_has_one_address_of_a_family_and_they_are_addresses_of_a_host() {
+        let of = |addresses: Value| conf(json!({ "node_addresses": addresses }));
+
+        let addresses = of(json!(["10.0.0.1/24", "fd00::1/64"])).unwrap().node_addresses;
+        assert_eq!(addresses.len(), 2);
+        for bad in [
+            json!(["10.0.0.1"]),
+            json!(["10.0.0.1/24", "10.0.1.1/24"]),
+            json!(["127.0.0.1/8"]),
+            json!(["0.0.0.0/0"]),
+            json!(["ff02::1/64"]),
+        ] {
+            assert!(matches!(of(bad.clone()), Err(ConfigError::Invalid { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_not_the_agents_is_refused_by_name() {
+        let error = conf(json!({ "vxlan_prot": 1 })).unwrap_err().to_string();
+
+        assert_eq!(error, "vxlan_prot is not a key margay knows, did you mean vxlan_port?");
+        assert!(conf(json!({ "ipam": {} })).is_err());
+    }
+}

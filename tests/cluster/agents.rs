@@ -1,0 +1,103 @@
+//! Agents that come, go and are killed, and nodes that join.
+
+use std::thread;
+
+use margay_tests::cluster::{Cluster, Layout, MemberPod, wait_until};
+
+use crate::stream::{Counters, Stream};
+
+#[test]
+fn agents_that_are_killed_and_come_back_cost_no_packet() {
+    for vxlan_mode in ["Always", "Never"] {
+        let Some(cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
+        cluster.start_agents();
+        let pods = one_pod_each(&cluster, vxlan_mode);
+        let [one, other] = &pods[..] else { panic!("two pods") };
+        cluster.wait_until_all_reach_each_other(&[one, other]);
+        let routes: Vec<_> =
+            cluster.nodes().iter().map(|node| sorted(node.remote_routes())).collect();
+
+        let counters = [Counters::default(), Counters::default()];
+        let lost = thread::scope(|scope| {
+            let [v4, v6] = [true, false]
+                .map(|ipv4| Stream::start(scope, &counters[usize::from(ipv4)], (one, other), ipv4));
+            v4.wait_for(50);
+            for node in cluster.nodes() {
+                node.kill_agent();
+            }
+            v4.wait_for(50);
+            for node in cluster.nodes() {
+                node.start_agent();
+                wait_until("the agent has done its first pass", || {
+                    node.agent_log().matches("agent starts").count() == 2
+                        && node.agent_log().rsplit("agent starts").next().unwrap().contains("pass")
+                });
+                v4.wait_for(50);
+                node.stop_agent();
+            }
+            v6.wait_for(50);
+            [v4.lost(), v6.lost()]
+        });
+
+        assert_eq!(lost, [0, 0], "{vxlan_mode}");
+        for (node, before) in cluster.nodes().iter().zip(routes) {
+            assert_eq!(sorted(node.remote_routes()), before, "nothing was made anew");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_joins_is_reached_by_all_and_reaches_all() {
+    let Some(mut cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
+    cluster.start_agents();
+    let mut pods = one_pod_each(&cluster, "Always");
+
+    let node = cluster.join();
+    node.start_agent();
+    pods.push(node.add("one", &node.network("Always")));
+
+    cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn an_agent_that_comes_after_the_pods_finds_them() {
+    let Some(cluster) = Cluster::new(Layout::TwoSubnets, 2) else { return };
+    let pods = one_pod_each(&cluster, "CrossSubnet");
+
+    cluster.start_agents();
+
+    cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn what_somebody_takes_away_comes_back() {
+    let Some(cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
+    cluster.start_agents();
+    let pods = one_pod_each(&cluster, "Always");
+    cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+    let node = &cluster.nodes()[0];
+    let routes = sorted(node.remote_routes());
+
+    node.netlink(async |netlink| {
+        for route in netlink.remote_routes().await.unwrap() {
+            netlink.delete_remote_route(route.destination).await.unwrap();
+        }
+    });
+    wait_until("the routes are back", || sorted(node.remote_routes()) == routes);
+
+    node.netlink(async |netlink| {
+        let link = netlink.link_by_name(margay::naming::OVERLAY_DEVICE).await.unwrap().unwrap();
+        netlink.delete_link(link.index).await.unwrap();
+    });
+    cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+}
+
+fn one_pod_each(cluster: &Cluster, vxlan_mode: &str) -> Vec<MemberPod> {
+    let nodes = cluster.nodes().iter();
+    nodes.map(|node| node.add("one", &node.network(vxlan_mode))).collect()
+}
+
+fn sorted(mut routes: Vec<margay::netlink::RemoteRoute>) -> Vec<margay::netlink::RemoteRoute> {
+    routes.sort_by_key(|route| route.destination);
+    routes
+}

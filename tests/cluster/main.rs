@@ -1,0 +1,9 @@
+//! Several nodes as network namespaces, with the real plugin, the real agent and real traffic.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod agents;
+mod blocks;
+mod packets;
+mod pools;
+mod reach;
+mod stream;
