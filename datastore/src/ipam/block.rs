@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pool::{addresses, block_defect};
 use crate::Attachment;
+use crate::backend::Revision;
 use crate::keys;
 use crate::records::PodRef;
 use crate::store::Record;
@@ -17,8 +18,12 @@ use crate::store::Record;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Block {
     pub(crate) cidr: IpNetwork,
-    /// The node that claimed the block.
+    /// The node that claimed the block; empty if that gave it up.
     pub(crate) node: String,
+    /// Of a block that was given up, the revision of the claim that ended with it: an affinity of
+    /// this revision counts for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ended_claim: Option<u64>,
     pub(crate) taken: BTreeMap<IpAddr, Allocation>,
     /// Addresses that were out before, in the order in which they came back.
     #[serde(default)]
@@ -76,7 +81,7 @@ pub(crate) struct Handle {
     pub(crate) releasing: bool,
 }
 
-/// The claim of a node on a block. Never changes while it exists.
+/// The claim of a node on a block. Only a claim that has ended is replaced by another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Affinity {
     pub(crate) block: IpNetwork,
@@ -138,7 +143,23 @@ impl Record for Open {
 
 impl Block {
     pub(crate) fn new(cidr: IpNetwork, node: &str) -> Self {
-        Self { cidr, node: node.to_owned(), taken: BTreeMap::new(), released: Vec::new() }
+        let (taken, released) = (BTreeMap::new(), Vec::new());
+        Self { cidr, node: node.to_owned(), ended_claim: None, taken, released }
+    }
+
+    /// The block as a node leaves it that gives it up, and with it the claim of this revision.
+    pub(crate) fn given_up(cidr: IpNetwork, claim: Revision) -> Self {
+        Self { ended_claim: Some(claim.0), ..Self::new(cidr, "") }
+    }
+
+    /// The block as a node that has claimed it takes slots of it.
+    pub(crate) fn of(self, node: &str) -> Self {
+        Self { node: node.to_owned(), ended_claim: None, ..self }
+    }
+
+    /// Whether its node gave it up. Whose it is from then on, only its affinity says.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.node.is_empty()
     }
 
     /// The address that has been free longest: one that was never out, else the first of the queue.

@@ -20,6 +20,16 @@
 //! | 3. blocks, without the slots | a handle that names blocks without slots | the next release goes on |
 //! | 4. remove the handle | – | done |
 //!
+//! | step of `release_empty_blocks` | a crash after it leaves | why that is safe |
+//! | --- | --- | --- |
+//! | 1. block `blocks/…`: given up, with the revision of the claim that ends | an affinity that counts for nothing | whoever needs a block replaces it, and the next call removes it |
+//! | 2. remove affinity `affinities/…` | a hint for a block nobody has | following it claims the block anew |
+//! | 3. remove hint `open/…` | – | done |
+//!
+//! A block that was written stays a record for good. Were it removed, an assignment that had found
+//! it missing, before it was ever written, could write it in the name of a claim that is over; and
+//! affinities would not tell a claim from what is left of an older one.
+//!
 //! So a taken slot always has a handle that names its block. A release that meets an assignment
 //! half-way (steps 4 and 5) must not remove the handle and leave the other to write a slot that
 //! nobody finds: it marks the handle and then rewrites each block. An assignment reads a block,
@@ -32,6 +42,7 @@
 mod assign;
 mod block;
 mod clock;
+mod empty;
 mod error;
 mod hints;
 mod placement;

@@ -25,7 +25,7 @@ const FIRST_HINTS: usize = 8;
 pub(super) struct Target<'p> {
     pub(super) pool: &'p Pool,
     pub(super) block: Block,
-    /// `None` if the block was claimed but never written.
+    /// That of the record under the block's key; `None` if the block was never written.
     pub(super) revision: Option<Revision>,
     /// The hint as it was before the block was read, if it was looked at.
     pub(super) hint: Option<Revision>,
@@ -35,6 +35,14 @@ impl Target<'_> {
     pub(super) fn vacancy(&self) -> Option<Vacancy> {
         self.block.vacancy(|ip| self.pool.hands_out(ip))
     }
+}
+
+/// Whose a block is.
+enum Claim {
+    /// This node's.
+    Of(String),
+    /// Nobody's. The affinity of this revision, if there still is one, counts for nothing.
+    Ended(Option<Revision>),
 }
 
 /// The order of preference.
@@ -72,13 +80,16 @@ impl Ipam<'_> {
                 return Ok(target);
             }
         }
-        match self.search(family, pools, strict_affinity)? {
-            Some(target) => Ok(target),
-            None => {
-                let pools = pools.iter().map(|pool| pool.cidr).collect();
-                Err(IpamError::Exhausted { pools })
+        if let Some(target) = self.search(family, pools, strict_affinity)? {
+            let target = match target.block.is_given_up() {
+                true => self.claim_block(target.pool, &target.block.cidr)?,
+                false => target,
+            };
+            if target.vacancy().is_some() && (!strict_affinity || target.block.node == self.node) {
+                return Ok(target);
             }
         }
+        Err(IpamError::Exhausted { pools: pools.iter().map(|pool| pool.cidr).collect() })
     }
 
     /// A block of this node with a rested address, by the hints.
@@ -115,7 +126,8 @@ impl Ipam<'_> {
         released_at_ms.saturating_add(cool_down)
     }
 
-    /// Reads every block: finds slots that a lost hint hides.
+    /// Reads every block: finds slots that a lost hint hides, and blocks that were given up by a
+    /// node that died at it. Those are to be claimed first.
     pub(super) fn search<'p>(
         &self,
         family: Family,
@@ -126,8 +138,9 @@ impl Ipam<'_> {
         let mut written = HashSet::new();
         for (pool, stored) in self.blocks_of(family, pools)? {
             let Stored { record: block, revision } = stored;
+            let block = self.owned(block)?;
             written.insert(block.cidr);
-            if strict_affinity && block.node != self.node {
+            if strict_affinity && block.node != self.node && !block.is_given_up() {
                 continue;
             }
             let target = Target { pool, block, revision: Some(revision), hint: None };
@@ -188,23 +201,70 @@ impl Ipam<'_> {
     /// Claims `block` for this node, unless another has it already; then the target is the other's.
     ///
     /// The hint goes first: if the process dies in between, the hint leads the next one to finish
-    /// the claim.
+    /// the claim. The block is read before its affinity: a claim can only end by a write of the
+    /// block, so whoever then writes the block at the revision that it was read at writes it in the
+    /// name of a claim that still holds.
     fn claim_block<'p>(&self, pool: &'p Pool, block: &IpNetwork) -> Result<Target<'p>, IpamError> {
         let hint_key = keys::open(&self.node, block);
+        let (mut hint, mut is_hinted) = (None, false);
         loop {
-            let open = Open { block: *block, node: self.node.clone(), rested_at_ms: 0 };
-            let hint = won(self.store.create(&hint_key, &open))?;
-            let affinity = Affinity { block: *block, node: self.node.clone() };
-            let owner = match won(self.store.create(&keys::affinity(block), &affinity))? {
-                Some(_) => Some(self.node.clone()),
-                None => self.owner(block)?,
+            let (found, revision) = match self.read_block(block)? {
+                Some(stored) => (stored.record, Some(stored.revision)),
+                None => (Block::new(*block, ""), None),
             };
-            let Some(owner) = owner else { continue };
-            if owner != self.node {
+            let owner = match self.claimed_by(&found)? {
+                Claim::Of(node) => node,
+                Claim::Ended(claim) => {
+                    let open = Open { block: *block, node: self.node.clone(), rested_at_ms: 0 };
+                    hint = won(self.store.create(&hint_key, &open))?.or(hint);
+                    is_hinted = true;
+                    if !self.write_claim(block, claim)? {
+                        continue;
+                    }
+                    self.node.clone()
+                }
+            };
+            if is_hinted && owner != self.node {
                 self.store.remove(&hint_key, None)?;
             }
-            return Ok(Target { pool, block: Block::new(*block, &owner), revision: None, hint });
+            let block = found.of(&owner);
+            return Ok(Target { pool, block, revision, hint });
         }
+    }
+
+    /// Claims a block whose claim of revision `ended` is over, or that nobody has claimed; false if
+    /// somebody else was faster.
+    fn write_claim(&self, block: &IpNetwork, ended: Option<Revision>) -> Result<bool, IpamError> {
+        let (key, affinity) =
+            (keys::affinity(block), Affinity { block: *block, node: self.node.clone() });
+        let written = match ended {
+            Some(revision) => self.store.update(&key, &affinity, revision),
+            None => self.store.create(&key, &affinity),
+        };
+        Ok(won(written)?.is_some())
+    }
+
+    /// Whose a block is, which was read before.
+    fn claimed_by(&self, block: &Block) -> Result<Claim, IpamError> {
+        if !block.is_given_up() {
+            return Ok(Claim::Of(block.node.clone()));
+        }
+        let affinity = self.store.read::<Affinity>(&keys::affinity(&block.cidr))?;
+        Ok(match affinity {
+            None => Claim::Ended(None),
+            Some(stored) if block.ended_claim == Some(stored.revision.0) => {
+                Claim::Ended(Some(stored.revision))
+            }
+            Some(stored) => Claim::Of(stored.record.node),
+        })
+    }
+
+    /// The block with the node that it is claimed by, though the block's record does not say so.
+    pub(super) fn owned(&self, block: Block) -> Result<Block, IpamError> {
+        Ok(match self.claimed_by(&block)? {
+            Claim::Of(node) => block.of(&node),
+            Claim::Ended(_) => block,
+        })
     }
 
     /// The first unclaimed block, seen from a place in the pool that differs from node to node.
@@ -272,24 +332,21 @@ impl Ipam<'_> {
         pool: &'p Pool,
         block: &IpNetwork,
     ) -> Result<Target<'p>, IpamError> {
-        if let Some(Stored { record: block, revision }) = self.read_block(block)? {
-            return Ok(Target { pool, block, revision: Some(revision), hint: None });
-        }
-        match self.owner(block)? {
-            Some(node) => {
-                let block = Block::new(*block, &node);
-                Ok(Target { pool, block, revision: None, hint: None })
+        match self.read_block(block)? {
+            Some(Stored { record: block, revision }) if !block.is_given_up() => {
+                Ok(Target { pool, block, revision: Some(revision), hint: None })
             }
-            None => self.claim_block(pool, block),
+            _ => self.claim_block(pool, block),
         }
     }
 
-    /// The target's block as it is at this moment; `None` if it is gone.
+    /// The target's block as it is at this moment; `None` if it is gone or was given up.
     pub(super) fn read_again<'p>(
         &self,
         target: &Target<'p>,
     ) -> Result<Option<Target<'p>>, IpamError> {
         let read = self.read_block(&target.block.cidr)?;
+        let read = read.filter(|stored| !stored.record.is_given_up());
         Ok(read.map(|Stored { record: block, revision }| Target {
             block,
             revision: Some(revision),

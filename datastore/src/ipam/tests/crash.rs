@@ -60,6 +60,48 @@ fn a_release_that_dies_at_any_write_leaks_nothing() {
 }
 
 #[test]
+fn giving_up_blocks_that_dies_at_any_write_leaks_nothing() {
+    let emptied: Prelude = |store, pools| {
+        fill(store, pools, 0..13);
+        for container in 0..13 {
+            node(store, "a").release(&attachment(container)).unwrap();
+        }
+    };
+    let story: Story =
+        |store, _| node(store, "a").cool_down(Duration::ZERO).release_empty_blocks().map(drop);
+    assert!(at_every_write(emptied, story) >= 18, "three writes for each of six blocks");
+}
+
+#[test]
+fn giving_up_blocks_that_died_is_brought_to_its_end_by_the_next() {
+    for at_write in 0.. {
+        let memory = Memory::new();
+        let sound = Store::new(memory.clone());
+        let pools = [pool("10.0.0.0/28", 30), pool("fd00::/124", 126)];
+        fill(&sound, &pools, 0..13);
+        for container in 0..13 {
+            node(&sound, "a").release(&attachment(container)).unwrap();
+        }
+        let faulty = std::sync::Arc::new(Faulty::new(memory, Fault::CrashAfter, at_write));
+        let give_up = |store: &Store| {
+            node(store, "a").cool_down(Duration::ZERO).release_empty_blocks().map(drop)
+        };
+
+        let outcome = give_up(&Store::new(faulty.clone()));
+        give_up(&sound).unwrap();
+
+        for family in [Family::V4, Family::V6] {
+            let claims = sound.read_all::<Affinity>(&keys::affinities(family)).unwrap();
+            assert_eq!(claims.len(), 1, "at write {at_write}: {claims:?}");
+        }
+        if !faulty.has_struck() {
+            outcome.unwrap();
+            return;
+        }
+    }
+}
+
+#[test]
 fn a_reclaim_that_dies_at_any_write_leaks_nothing() {
     let before: Prelude = |store, pools| {
         for container in ["x", "y"] {

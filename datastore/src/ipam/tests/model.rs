@@ -13,6 +13,7 @@ enum Step {
     Request { node: usize, container: u8, host: u8 },
     Release { node: usize, container: u8 },
     LoseHints,
+    GiveUpBlocks { node: usize },
     Reboot { node: usize },
 }
 
@@ -26,6 +27,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (node.clone(), container)
             .prop_map(|(node, container)| Step::Release { node, container }),
         1 => Just(Step::LoseHints),
+        2 => node.clone().prop_map(|node| Step::GiveUpBlocks { node }),
         1 => node.prop_map(|node| Step::Reboot { node }),
     ]
 }
@@ -89,6 +91,7 @@ impl World {
                     self.store.backend().delete(&hint.key, None).unwrap();
                 }
             }
+            Step::GiveUpBlocks { node } => drop(self.ipam(node).release_empty_blocks().unwrap()),
             Step::Reboot { node } => {
                 self.boots[node] += 1;
                 let boot = self.boots[node];

@@ -85,6 +85,103 @@ fn anything_between_any_two_steps_of_a_release_leaves_all_or_nothing() {
     at_every_step(assign_x, reboot);
 }
 
+#[test]
+fn giving_up_blocks_between_any_two_steps_of_an_assign_takes_nothing_from_it() {
+    let give_up = |store: &Store| give_up_blocks(store, "a");
+    at_every_step_leaving(&[2], assign_x, give_up);
+    at_every_step_leaving(
+        &[2],
+        |store| {
+            use_and_empty(store, "a");
+            assign_x(store)
+        },
+        give_up,
+    );
+    // The same for one who borrows.
+    let borrow: Story = |store| {
+        use_and_empty(store, "a");
+        node(store, "b").assign(&request("x", &small_pools()))
+    };
+    at_every_step_leaving(&[2], borrow, give_up);
+    // And what was given up is another's at once.
+    at_every_step_leaving(&[2], assign_x, |store| {
+        give_up_blocks(store, "a");
+        node(store, "b").assign(&request("y", &small_pools())).unwrap();
+    });
+    let used_and_given_up = |store: &Store| {
+        use_and_empty(store, "b");
+        give_up_blocks(store, "b");
+        use_and_empty(store, "a");
+        give_up_blocks(store, "a");
+    };
+    at_every_step_leaving(&[2], assign_x, used_and_given_up);
+    at_every_step_leaving(&[2], borrow, used_and_given_up);
+}
+
+#[test]
+fn anything_between_any_two_steps_of_giving_up_blocks_keeps_what_it_took() {
+    let story: Story = |store| {
+        use_and_empty(store, "a");
+        give_up_blocks(store, "a");
+        Ok(Vec::new())
+    };
+    at_every_step_leaving(&[0, 2], story, |store| drop(assign_x(store)));
+    at_every_step(story, |store| {
+        node(store, "b").assign(&request("y", &small_pools())).unwrap();
+    });
+    at_every_step(story, |store| {
+        give_up_blocks(store, "a");
+        node(store, "b").assign(&request("y", &small_pools())).unwrap();
+        give_up_blocks(store, "b");
+    });
+    at_every_step(story, |store| {
+        give_up_blocks(store, "a");
+        use_and_empty(store, "b");
+        give_up_blocks(store, "b");
+        assign_x(store).unwrap();
+    });
+}
+
+#[test]
+fn a_block_that_is_taken_again_while_it_is_given_up_keeps_its_claim() {
+    // Of pools of one block, none is kept to spare.
+    fn pools() -> Vec<Pool> {
+        vec![pool("10.0.0.0/30", 30), pool("fd00::/126", 126)]
+    }
+    let story: Story = |store| {
+        node(store, "a").assign(&request("z", &pools())).unwrap();
+        node(store, "a").release(&attachment("z")).unwrap();
+        give_up_blocks(store, "a");
+        Ok(Vec::new())
+    };
+    at_every_step(story, |store| {
+        node(store, "a").assign(&request("x", &pools())).unwrap();
+    });
+    at_every_step(story, |store| {
+        node(store, "b").assign(&request("x", &pools())).unwrap();
+    });
+    at_every_step(story, |store| {
+        give_up_blocks(store, "a");
+        node(store, "b").assign(&request("y", &pools())).unwrap();
+    });
+}
+
+fn give_up_blocks(store: &Store, name: &str) {
+    node(store, name).cool_down(Duration::ZERO).release_empty_blocks().unwrap();
+}
+
+/// Leaves the node with blocks that hold nothing.
+fn use_and_empty(store: &Store, name: &str) {
+    let ipam = node(store, name).cool_down(Duration::ZERO);
+    let of = |number| format!("{name}-{number}");
+    for number in 0..5 {
+        drop(ipam.assign(&request(of(number), &small_pools())));
+    }
+    for number in 0..5 {
+        ipam.release(&attachment(of(number))).unwrap();
+    }
+}
+
 type Story = fn(&Store) -> Result<Vec<IpAddr>, IpamError>;
 
 fn assign_x(store: &Store) -> Result<Vec<IpAddr>, IpamError> {
@@ -215,10 +312,12 @@ fn churn_by_many_neither_leaks_nor_doubles() {
                     let ips = ipam.assign(&request(&container, pools)).unwrap();
                     assert_eq!(ipam.assigned(&attachment(&container)).unwrap(), ips);
                     if round % 5 == 4 {
+                        ipam.release_empty_blocks().unwrap();
                         for other in 0..5 {
                             let other = attachment(format!("{worker}-{other}"));
                             assert_eq!(ipam.release(&other).unwrap().len(), 2);
                         }
+                        ipam.release_empty_blocks().unwrap();
                     }
                 }
             });
