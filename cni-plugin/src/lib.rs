@@ -10,6 +10,7 @@ pub mod dataplane;
 pub mod directories;
 pub mod error;
 pub mod forwarding;
+pub mod hold;
 pub mod host;
 pub mod ipam;
 pub mod lock;

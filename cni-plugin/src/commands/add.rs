@@ -11,11 +11,12 @@ use margay_datastore::{Attachment, Endpoint, EndpointState};
 use rscni_types::types::CNIResult;
 use rustix::io::Errno;
 
-use super::session::{self, HostVeth, Session};
+use super::session::{self, Session};
 use super::teardown::teardown;
 use crate::config::{self, IpamConf, NetConf, Requested};
 use crate::dataplane::{self, Dataplane, DataplaneError};
 use crate::error::Error;
+use crate::hold::HostVeth;
 use crate::host::HostSide;
 use crate::ipam::{IpamResult, pod_ref};
 use crate::lock::IpamGate;
@@ -55,7 +56,7 @@ pub(super) fn add(call: &Call, target: &Target) -> Result<CNIResult, Error> {
         let outcome = attach(&session, &request, phases).await;
         if outcome.is_err() {
             // The error that counts is the one that stopped the ADD.
-            if let Err(error) = teardown(&session).await {
+            if let Err(error) = teardown(&session, || session.release()).await {
                 let error = crate::error::chain(&error);
                 tracing::warn!(error, "the clean-up after it failed too; DEL will try again");
             }
@@ -99,7 +100,7 @@ async fn refuse_or_clean_up_earlier(session: &Session<'_>) -> Result<(), Error> 
         }
         HostVeth::Ours(_) | HostVeth::Absent => {
             tracing::warn!(attachment = %session.attachment, "cleaning up what an earlier ADD left");
-            teardown(session).await
+            teardown(session, || session.release()).await
         }
     }
 }
@@ -137,7 +138,7 @@ async fn attach(
 
     phases.enter("mtu")?;
     let overlay = request.conf.uses_vxlan();
-    let mtu = Mtu::find(&session.netlink, request.conf.mtu, overlay).await?;
+    let mtu = Mtu::find(&session.site.netlink, request.conf.mtu, overlay).await?;
     tracing::info!(mtu = mtu.bytes, source = %mtu.source, "MTU");
     request.requested.must_fit(mtu.bytes)?;
 
@@ -160,19 +161,19 @@ async fn attach(
     host.set_sysctls(dataplane.uses_proxy())?;
 
     phases.enter("attach")?;
-    dataplane.attach(request.conf, &session.netlink, &host).await?;
+    dataplane.attach(request.conf, &session.site.netlink, &host).await?;
 
     if !endpoint.bandwidth.is_unlimited() {
         phases.enter("bandwidth")?;
-        let (netlink, attachment) = (&session.netlink, &session.attachment);
+        let (netlink, attachment) = (&session.site.netlink, &session.attachment);
         shaping::limit(netlink, attachment, &host, mtu.bytes, &endpoint.bandwidth).await?;
     }
 
     phases.enter("link_up")?;
-    session.netlink.set_link_up(host.ifindex).await?;
+    session.site.netlink.set_link_up(host.ifindex).await?;
 
     phases.enter("routes")?;
-    host.route_to_pod(&session.netlink).await?;
+    host.route_to_pod(&session.site.netlink).await?;
 
     phases.enter("map")?;
     dataplane.publish(request.conf, &host, &endpoint)?;
@@ -180,7 +181,7 @@ async fn attach(
     phases.enter("endpoint")?;
     endpoint.state = EndpointState::Ready;
     endpoint.ready_at_boot_us = boot_clock::now_us();
-    session.store.put_endpoint(&endpoint)?;
+    session.site.store.put_endpoint(&endpoint)?;
 
     let dns = request.conf.dns.clone().or(addresses.dns);
     let ours = result::of_add(&endpoint, &pod, dns);
@@ -202,7 +203,7 @@ fn reserve(
     mtu.must_carry(addresses.addresses())?;
     let endpoint = endpoint(session, request, &addresses, dataplane, mtu.bytes);
     if is_delegated {
-        session.store.put_endpoint(&endpoint)?;
+        session.site.store.put_endpoint(&endpoint)?;
     }
     Ok((addresses, endpoint))
 }
@@ -223,16 +224,16 @@ async fn create_veth(
         mtu,
         queues: request.conf.num_queues.unwrap_or(DEFAULT_QUEUES),
     };
-    match session.netlink.create_veth(&pair).await {
+    match session.site.netlink.create_veth(&pair).await {
         Err(source) if source.is(Errno::EXIST) => {
             let ifname = request.attachment.ifname().to_owned();
             return Err(Error::InterfaceExists { ifname, source });
         }
         outcome => outcome?,
     }
-    let link = session.netlink.link_by_name(&name).await?;
+    let link = session.site.netlink.link_by_name(&name).await?;
     let ifindex = link.ok_or_else(|| Error::LinkVanished { name: name.clone() })?.index;
-    session.netlink.set_link_alias(ifindex, &naming::alias(&session.attachment)).await?;
+    session.site.netlink.set_link_alias(ifindex, &naming::alias(&session.attachment)).await?;
     let addresses = addresses.addresses().collect();
     Ok(HostSide { name, ifindex, addresses, pod_mac: request.pod_mac })
 }
@@ -284,7 +285,7 @@ fn endpoint(
         mtu,
         ips: addresses.addresses().map(IpNetwork::from).collect(),
         netns: request.netns.path().display().to_string(),
-        boot_id: session.boot_id.clone(),
+        boot_id: session.site.boot_id.clone(),
         labels: request.requested.labels.clone(),
         ports: request.requested.ports.clone(),
         bandwidth: request.requested.bandwidth,

@@ -11,10 +11,11 @@ use margay_datastore::{Endpoint, EndpointState};
 use rscni_types::types::{CNIResult, Route};
 
 use super::add;
-use super::session::{self, HostVeth, Session};
+use super::session::{self, Session};
 use crate::config::{self, NetConf};
 use crate::dataplane::{self, DataplaneError};
 use crate::error::{Error, chain};
+use crate::hold::HostVeth;
 use crate::host::HostSide;
 use crate::ipam::{IpamError, IpamResult};
 use crate::nat::Nat;
@@ -198,10 +199,12 @@ async fn check_host(
         addresses: endpoint.ips.iter().map(|ip| ip.ip()).collect(),
         pod_mac: endpoint.pod_mac,
     };
-    check_routes(findings, &session.netlink, &host).await?;
+    check_routes(findings, &session.site.netlink, &host).await?;
     let ifb = session.ifb().await?;
     let bandwidth = &endpoint.bandwidth;
-    findings.0.extend(shaping::inspect(&session.netlink, &host, ifb.as_ref(), bandwidth).await?);
+    findings
+        .0
+        .extend(shaping::inspect(&session.site.netlink, &host, ifb.as_ref(), bandwidth).await?);
     let uses_ebpf = endpoint.dataplane == dataplane::EBPF;
     findings.compare_sysctls("host", host.sysctls(!uses_ebpf));
     if uses_ebpf {
@@ -245,7 +248,7 @@ async fn check_dataplane(
         return Ok(());
     };
     let mode = dataplane::attach_mode(conf);
-    let attached = datapath.inspect(session.netlink.handle(), host.ifindex, mode).await;
+    let attached = datapath.inspect(session.site.netlink.handle(), host.ifindex, mode).await;
     let attached = attached
         .map_err(|source| DataplaneError::Attach { interface: host.name.clone(), source })?;
     for program in Program::ALL {

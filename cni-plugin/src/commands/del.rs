@@ -15,9 +15,9 @@ pub(super) fn del(call: &Call, target: &Target) -> Result<(), Error> {
         phases.enter("open")?;
         let session = Session::open(call, &conf, attachment.clone())?;
         phases.enter("teardown")?;
-        teardown(&session).await?;
+        teardown(&session, || session.release()).await?;
         phases.enter("upkeep")?;
-        ipam::upkeep(&session.store);
+        ipam::upkeep(&session.site.store);
         Ok(())
     })
 }

@@ -77,7 +77,7 @@ async fn collect(call: &Call, conf: &NetConf, attachment: &Attachment) -> Result
         return Ok(());
     }
     tracing::info!(%attachment, "taking away what no valid attachment has");
-    teardown(&session).await
+    teardown(&session, || session.release()).await
 }
 
 /// Whether an ADD came to its end since this GC began.
@@ -85,7 +85,7 @@ fn is_new(session: &Session<'_>) -> Result<bool, Error> {
     let endpoint = session.endpoint()?;
     Ok(endpoint.is_some_and(|endpoint| {
         endpoint.state == EndpointState::Ready
-            && endpoint.boot_id == session.boot_id
+            && endpoint.boot_id == session.site.boot_id
             && endpoint.ready_at_boot_us >= session.call.began_at_boot_us
     }))
 }

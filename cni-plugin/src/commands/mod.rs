@@ -6,7 +6,7 @@ mod del;
 mod gc;
 mod session;
 mod status;
-mod teardown;
+pub(crate) mod teardown;
 
 use rscni_types::types::CNIResult;
 

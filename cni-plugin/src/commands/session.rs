@@ -1,18 +1,19 @@
 //! What every verb on an attachment opens: its lock, the datastore, a netlink socket.
 
 use std::fmt::Display;
-use std::net::IpAddr;
+use std::ops::Deref;
 
-use margay_datastore::{Attachment, Endpoint, Store};
+use margay_datastore::{Attachment, Store};
 use rscni_types::types::CNI_NETNS;
 
 use crate::config::{IpamConf, NetConf};
 use crate::error::Error;
-use crate::ipam::{self, Ipam, IpamError};
+use crate::hold::{Hold, Site};
+use crate::ipam::{self, Ipam};
 use crate::lock::Lock;
 use crate::log;
 use crate::naming;
-use crate::netlink::{LinkInfo, Netlink};
+use crate::netlink::Netlink;
 use crate::netns::Netns;
 use crate::phases::Phases;
 use crate::protocol::{Call, ProtocolError, Target};
@@ -51,27 +52,19 @@ pub(super) fn run<T>(
     outcome
 }
 
-/// One attachment, locked.
+/// One attachment, locked, and the call that is about it.
 pub(super) struct Session<'a> {
     pub(super) call: &'a Call,
     pub(super) conf: &'a NetConf,
-    pub(super) attachment: Attachment,
-    pub(super) host_veth: String,
-    pub(super) boot_id: String,
-    pub(super) store: Store,
-    pub(super) netlink: Netlink,
-    _lock: Lock,
+    hold: Hold,
 }
 
-/// Who has the name of the attachment's host veth.
-#[derive(Debug)]
-pub(super) enum HostVeth {
-    /// Nobody.
-    Absent,
-    /// The attachment: its alias says so, or it has none yet since an ADD was cut short.
-    Ours(LinkInfo),
-    /// Somebody else.
-    Foreign(LinkInfo),
+impl Deref for Session<'_> {
+    type Target = Hold;
+
+    fn deref(&self) -> &Hold {
+        &self.hold
+    }
 }
 
 impl<'a> Session<'a> {
@@ -101,66 +94,25 @@ impl<'a> Session<'a> {
         attachment: Attachment,
         lock: Lock,
     ) -> Result<Self, Error> {
-        let host_veth = naming::host_veth(&attachment);
         let boot_id = ipam::boot_id()?;
         let store = open_store(conf, &boot_id)?;
-        let netlink = Netlink::open()?;
-        Ok(Self { call, conf, attachment, host_veth, boot_id, store, netlink, _lock: lock })
+        let (paths, nodename) = (conf.paths.clone(), conf.nodename.clone());
+        let site = Site { paths, nodename, boot_id, store, netlink: Netlink::open()? };
+        Ok(Self { call, conf, hold: Hold::new(site, attachment, lock) })
     }
 
     /// The IPAM of the network.
     pub(super) fn ipam(&self) -> Ipam<'_> {
-        Ipam::new(self.conf, self.call, &self.store, &self.boot_id)
+        Ipam::new(self.conf, self.call, &self.site.store, &self.site.boot_id)
     }
 
-    /// The endpoint that an ADD of this attachment wrote.
-    pub(super) fn endpoint(&self) -> Result<Option<Endpoint>, Error> {
-        Ok(self.store.endpoint(&self.attachment)?)
-    }
-
-    /// The addresses that margay-ipam holds for the attachment; none where another plugin does.
-    pub(super) fn assigned(&self) -> Result<Vec<IpAddr>, Error> {
-        Ok(self.allocator().assigned(&self.attachment).map_err(IpamError::from)?)
-    }
-
-    /// Whether margay-ipam holds anything for the attachment, if only the beginning of an
-    /// assignment.
-    pub(super) fn is_known_to_ipam(&self) -> Result<bool, Error> {
-        Ok(self.allocator().is_known(&self.attachment).map_err(IpamError::from)?)
-    }
-
-    /// Gives back what margay-ipam holds for the attachment, for a configuration that names another
-    /// plugin since.
+    /// Gives the attachment's addresses back: by the network's IPAM, and to margay-ipam, for a
+    /// configuration that names another plugin since.
     pub(super) fn release(&self) -> Result<(), Error> {
-        if matches!(self.conf.ipam, IpamConf::Delegated(_)) {
-            self.allocator().release(&self.attachment).map_err(IpamError::from)?;
-        }
-        Ok(())
-    }
-
-    fn allocator(&self) -> margay_datastore::Ipam<'_> {
-        margay_datastore::Ipam::new(&self.store, &self.conf.nodename, &self.boot_id)
-    }
-
-    /// Looks for the attachment's host veth.
-    pub(super) async fn host_veth(&self) -> Result<HostVeth, Error> {
-        let Some(link) = self.netlink.link_by_name(&self.host_veth).await? else {
-            return Ok(HostVeth::Absent);
-        };
-        let is_ours = self.is_ours(&link, "veth");
-        Ok(if is_ours { HostVeth::Ours(link) } else { HostVeth::Foreign(link) })
-    }
-
-    /// Looks for the attachment's ifb device. What is somebody else's by its name is not it.
-    pub(super) async fn ifb(&self) -> Result<Option<LinkInfo>, Error> {
-        let link = self.netlink.link_by_name(&naming::ifb(&self.attachment)).await?;
-        Ok(link.filter(|link| self.is_ours(link, "ifb")))
-    }
-
-    fn is_ours(&self, link: &LinkInfo, kind: &str) -> bool {
-        match &link.alias {
-            Some(alias) => *alias == naming::alias(&self.attachment),
-            None => link.kind == kind,
+        let outcome = self.ipam().del(&self.attachment).map_err(Error::from);
+        match self.conf.ipam {
+            IpamConf::Builtin(_) => outcome,
+            IpamConf::Delegated(_) => outcome.and(self.hold.release()),
         }
     }
 }

@@ -12,16 +12,29 @@ use margay_abi::PodInfo;
 use margay_datapath::Datapath;
 use margay_datastore::Endpoint;
 
-use super::session::{HostVeth, Session};
 use crate::dataplane::{self, DataplaneError};
 use crate::error::Error;
+use crate::hold::{Hold, HostVeth};
 use crate::naming;
 use crate::netlink::LinkInfo;
 
-/// Takes away everything of the session's attachment.
-pub(super) async fn teardown(session: &Session<'_>) -> Result<(), Error> {
+/// Takes away everything of the attachment. `release` gives its addresses back.
+pub(crate) async fn teardown(
+    hold: &Hold,
+    release: impl FnOnce() -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut failures = dismantle(hold).await;
+    failures.collect(hold.site.store.delete_endpoint(&hold.attachment).map_err(Error::from));
+    if failures.is_empty() {
+        failures.collect(release());
+    }
+    failures.into_result()
+}
+
+/// Takes away what the kernel has of the attachment, and leaves the records.
+pub(crate) async fn dismantle(hold: &Hold) -> Failures {
     let mut failures = Failures::default();
-    let link = match session.host_veth().await {
+    let link = match hold.host_veth().await {
         Ok(HostVeth::Ours(link)) => Some(link),
         Ok(HostVeth::Absent) => None,
         Ok(HostVeth::Foreign(link)) => {
@@ -30,41 +43,32 @@ pub(super) async fn teardown(session: &Session<'_>) -> Result<(), Error> {
         }
         Err(error) => failures.note(error),
     };
-    let endpoint = failures.collect(session.endpoint()).flatten();
-    let addresses = failures.collect(addresses(session, endpoint.as_ref()));
+    let endpoint = failures.collect(hold.endpoint()).flatten();
+    let addresses = failures.collect(addresses(hold, endpoint.as_ref()));
 
+    failures.collect(remove_map_entries(hold, &addresses.unwrap_or_default(), link.as_ref()).await);
+    failures.collect(delete_link(hold, link.as_ref()).await);
+    failures.collect(delete_ifb(hold).await);
     failures
-        .collect(remove_map_entries(session, &addresses.unwrap_or_default(), link.as_ref()).await);
-    failures.collect(delete_link(session, link.as_ref()).await);
-    failures.collect(delete_ifb(session).await);
-    failures.collect(session.store.delete_endpoint(&session.attachment).map_err(Error::from));
-    if failures.is_empty() {
-        failures.collect(session.ipam().del(&session.attachment).map_err(Error::from));
-        failures.collect(session.release());
-    }
-    failures.into_result()
 }
 
 /// Every address that is known to be the attachment's.
-fn addresses(
-    session: &Session<'_>,
-    endpoint: Option<&Endpoint>,
-) -> Result<BTreeSet<IpAddr>, Error> {
-    let mut addresses: BTreeSet<IpAddr> = session.assigned()?.into_iter().collect();
+fn addresses(hold: &Hold, endpoint: Option<&Endpoint>) -> Result<BTreeSet<IpAddr>, Error> {
+    let mut addresses: BTreeSet<IpAddr> = hold.assigned()?.into_iter().collect();
     addresses.extend(endpoint.into_iter().flat_map(|endpoint| &endpoint.ips).map(|ip| ip.ip()));
     Ok(addresses)
 }
 
 async fn remove_map_entries(
-    session: &Session<'_>,
+    hold: &Hold,
     addresses: &BTreeSet<IpAddr>,
     link: Option<&LinkInfo>,
 ) -> Result<(), Error> {
-    let Some(pods) = dataplane::pods(&session.conf.paths.bpffs_root)? else { return Ok(()) };
+    let Some(pods) = dataplane::pods(&hold.site.paths.bpffs_root)? else { return Ok(()) };
     let failed = |address| move |source| DataplaneError::Map { address, source };
     for &address in addresses {
         let Some(entry) = pods.get(address).map_err(failed(address))? else { continue };
-        if is_ours(session, &entry, link).await? {
+        if is_ours(hold, &entry, link).await? {
             pods.remove(address).map_err(failed(address))?;
         }
     }
@@ -73,40 +77,35 @@ async fn remove_map_entries(
 
 /// Whether a map entry is this attachment's. An address can have gone to another pod if an IPAM
 /// plugin lost its state; that pod's entry must stay.
-async fn is_ours(
-    session: &Session<'_>,
-    entry: &PodInfo,
-    link: Option<&LinkInfo>,
-) -> Result<bool, Error> {
+async fn is_ours(hold: &Hold, entry: &PodInfo, link: Option<&LinkInfo>) -> Result<bool, Error> {
     if link.is_some_and(|link| link.index == entry.ifindex) {
         return Ok(true);
     }
-    let owner = session.netlink.link_by_index(entry.ifindex).await?;
+    let owner = hold.site.netlink.link_by_index(entry.ifindex).await?;
     let others = owner.and_then(|link| naming::attachment_of_alias(&link.alias?));
     Ok(others.is_none())
 }
 
-async fn delete_link(session: &Session<'_>, link: Option<&LinkInfo>) -> Result<(), Error> {
+async fn delete_link(hold: &Hold, link: Option<&LinkInfo>) -> Result<(), Error> {
     if let Some(link) = link {
-        session.netlink.delete_link(link.index).await?;
+        hold.site.netlink.delete_link(link.index).await?;
     }
-    Datapath::remove_links(&session.conf.paths.bpffs_root, &session.host_veth).map_err(
-        |source| DataplaneError::Attach { interface: session.host_veth.clone(), source },
-    )?;
+    Datapath::remove_links(&hold.site.paths.bpffs_root, &hold.host_veth)
+        .map_err(|source| DataplaneError::Attach { interface: hold.host_veth.clone(), source })?;
     Ok(())
 }
 
 /// After the host veth, whose filter leads to it.
-async fn delete_ifb(session: &Session<'_>) -> Result<(), Error> {
-    if let Some(ifb) = session.ifb().await? {
-        session.netlink.delete_link(ifb.index).await?;
+async fn delete_ifb(hold: &Hold) -> Result<(), Error> {
+    if let Some(ifb) = hold.ifb().await? {
+        hold.site.netlink.delete_link(ifb.index).await?;
     }
     Ok(())
 }
 
 /// The errors of steps that were gone through all the same.
 #[derive(Default)]
-struct Failures(Vec<Error>);
+pub(crate) struct Failures(Vec<Error>);
 
 impl Failures {
     fn collect<T>(&mut self, outcome: Result<T, Error>) -> Option<T> {
@@ -126,7 +125,7 @@ impl Failures {
     }
 
     /// The first error; the others go to the log.
-    fn into_result(self) -> Result<(), Error> {
+    pub(crate) fn into_result(self) -> Result<(), Error> {
         let mut errors = self.0.into_iter();
         let first = errors.next();
         for error in errors {
