@@ -97,6 +97,14 @@ impl Netns {
         Ok((mine.st_dev, mine.st_ino) == (theirs.st_dev, theirs.st_ino))
     }
 
+    /// Its inode, which no two namespaces have that live at the same time.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn inode(&self) -> Result<u64, NetnsError> {
+        Ok(self.stat()?.st_ino)
+    }
+
     /// Runs `work` in the namespace, on a thread of its own, and waits for it. Sockets and
     /// `/proc/sys` files that it opens belong to the namespace.
     ///

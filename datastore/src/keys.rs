@@ -23,17 +23,18 @@ pub(crate) const POOLS: &str = "pools/";
 pub(crate) const BLOCKS: &str = "blocks/";
 pub(crate) const HANDLES: &str = "handles/";
 pub(crate) const OPEN: &str = "open/";
+pub(crate) const ENDPOINTS: &str = "endpoints/";
 
 pub(crate) fn node(name: &str) -> String {
     format!("{NODES}{}", part(name))
 }
 
 pub(crate) fn endpoint(attachment: &Attachment) -> String {
-    format!("endpoints/{attachment}")
+    format!("{ENDPOINTS}{attachment}")
 }
 
 pub(crate) fn endpoints(network: &str) -> String {
-    format!("endpoints/{}/", part(network))
+    format!("{ENDPOINTS}{}/", part(network))
 }
 
 pub(crate) fn handle(attachment: &Attachment) -> String {

@@ -32,8 +32,8 @@ pub use backend::{Backend, BackendError, Cause, Event, Revision, Versioned, Watc
 pub use etcd::{ClientCert, Credentials, Etcd, EtcdConf, EtcdConfError, Lease, Password};
 pub use follow::{Change, Fact, Follower, Topic};
 pub use ipam::{
-    AssignRequest, DEFAULT_COOL_DOWN, Encapsulation, Ipam, IpamError, Placement, Pool, PoolError,
-    PoolUsage,
+    AssignRequest, DEFAULT_COOL_DOWN, Encapsulation, Holding, Ipam, IpamError, Placement, Pool,
+    PoolError, PoolUsage,
 };
 pub use records::{
     Bandwidth, Endpoint, EndpointPort, EndpointState, Node, OverlayEnd, PodRef, Protocol, RateLimit,

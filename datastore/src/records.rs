@@ -35,6 +35,9 @@ pub struct Endpoint {
     pub ips: Vec<IpNetwork>,
     /// Path of the pod's network namespace at the time of the ADD.
     pub netns: String,
+    /// Inode of that namespace, by which another one at the same path is told from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns_inode: Option<u64>,
     /// The kernel's boot ID at the time of the ADD.
     pub boot_id: String,
     /// Labels of the pod.
@@ -48,6 +51,12 @@ pub struct Endpoint {
     pub bandwidth: Bandwidth,
     /// The dataplane that carries its packets: `ebpf` or `linux`.
     pub dataplane: String,
+    /// How the programs of `ebpf` are attached: `clsact` or `tcx`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attach: Option<String>,
+    /// Whether they answer for any address that the pod asks for, not for the gateway's alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub answer_any_arp: bool,
     /// When the ADD wrote it, in seconds since the Unix epoch.
     pub created_at: u64,
     /// When it became ready, in microseconds on the kernel's boot clock (`CLOCK_BOOTTIME`) of the
@@ -213,6 +222,7 @@ mod tests {
             mtu: 1500,
             ips: vec!["10.244.0.5/32".parse().unwrap(), "fd00::5/128".parse().unwrap()],
             netns: "/run/netns/c1".into(),
+            netns_inode: Some(4_026_532_000),
             boot_id: "boot".into(),
             labels: BTreeMap::from([("app".into(), "web".into())]),
             ports: vec![],
@@ -221,6 +231,8 @@ mod tests {
                 from_pod: Some(RateLimit { rate_bytes_per_s: 125_000, burst_bytes: 131_072 }),
             },
             dataplane: "ebpf".into(),
+            attach: Some("tcx".into()),
+            answer_any_arp: true,
             created_at: 1_700_000_000,
             ready_at_boot_us: 1_000,
             state: EndpointState::Ready,

@@ -160,6 +160,14 @@ impl Store {
         }
     }
 
+    /// The endpoints of every network on a node. A record that does not decode is left out and
+    /// logged: whoever needs it will be told.
+    pub fn endpoints_on(&self, node: &str) -> Result<Vec<Endpoint>, StoreError> {
+        let listed = self.backend.list(keys::ENDPOINTS, None)?;
+        let endpoints = listed.iter().filter_map(legible::<Endpoint>);
+        Ok(endpoints.filter(|endpoint| endpoint.node == node).collect())
+    }
+
     /// All pools that addresses were ever asked from, in the order of their keys.
     pub fn pools(&self) -> Result<Vec<Pool>, StoreError> {
         self.read_all(keys::POOLS)
@@ -220,6 +228,17 @@ impl Store {
             Ok(()) => Ok(true),
             Err(BackendError::NotFound { .. }) => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// The record, or a line in the log where there is none to be read.
+pub(crate) fn legible<T: Record>(versioned: &Versioned) -> Option<T> {
+    match decode(versioned) {
+        Ok(stored) => Some(stored.record),
+        Err(error) => {
+            tracing::warn!(key = versioned.key, %error, "left as it is");
+            None
         }
     }
 }

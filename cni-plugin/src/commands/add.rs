@@ -275,6 +275,7 @@ fn endpoint(
     mtu: u32,
 ) -> Endpoint {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let uses_ebpf = matches!(dataplane, Dataplane::Ebpf(_));
     Endpoint {
         attachment: request.attachment.clone(),
         node: request.conf.nodename.clone(),
@@ -285,11 +286,14 @@ fn endpoint(
         mtu,
         ips: addresses.addresses().map(IpNetwork::from).collect(),
         netns: request.netns.path().display().to_string(),
+        netns_inode: request.netns.inode().ok(),
         boot_id: session.site.boot_id.clone(),
         labels: request.requested.labels.clone(),
         ports: request.requested.ports.clone(),
         bandwidth: request.requested.bandwidth,
         dataplane: dataplane.to_string(),
+        attach: uses_ebpf.then(|| request.conf.attach.to_string()),
+        answer_any_arp: uses_ebpf && request.conf.answer_any_arp,
         created_at: now.as_secs(),
         ready_at_boot_us: 0,
         state: EndpointState::Pending,

@@ -17,6 +17,7 @@ mod requested;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::path::PathBuf;
 
 use rscni_types::types::{CNIResult, Dns, GcAttachment};
@@ -112,6 +113,23 @@ pub enum Attach {
     Clsact,
     /// TCX link.
     Tcx,
+}
+
+impl Attach {
+    /// The way that a record calls by this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Clsact, Self::Tcx].into_iter().find(|way| way.to_string() == name)
+    }
+}
+
+impl fmt::Display for Attach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Clsact => "clsact",
+            Self::Tcx => "tcx",
+        })
+    }
 }
 
 /// Who gives out addresses.
@@ -418,10 +436,10 @@ fn dataplane(netconf: &Object<'_>) -> Result<Dataplane, ConfigError> {
 }
 
 fn attach(netconf: &Object<'_>) -> Result<Attach, ConfigError> {
-    match (netconf.string("attach")?, netconf.get("attach")) {
-        (None | Some("clsact"), _) | (_, None) => Ok(Attach::Clsact),
-        (Some("tcx"), _) => Ok(Attach::Tcx),
-        (_, Some(field)) => Err(field.invalid("must be clsact or tcx")),
+    match (netconf.string("attach")?.map(Attach::named), netconf.get("attach")) {
+        (None, _) | (_, None) => Ok(Attach::Clsact),
+        (Some(Some(attach)), _) => Ok(attach),
+        (Some(None), Some(field)) => Err(field.invalid("must be clsact or tcx")),
     }
 }
 

@@ -65,6 +65,7 @@ pub use error::IpamError;
 pub use placement::Placement;
 pub(crate) use pool::Family;
 pub use pool::{Encapsulation, Pool, PoolError};
+pub use release::Holding;
 pub(crate) use select::won;
 
 /// How long a released address rests before it is handed out again, while there are others.

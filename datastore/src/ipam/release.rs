@@ -13,7 +13,27 @@ use crate::Attachment;
 use crate::backend::{Revision, Versioned};
 use crate::keys;
 use crate::records::Endpoint;
-use crate::store::{StoreError, Stored, decode};
+use crate::store::{StoreError, Stored, decode, legible};
+
+/// That an attachment holds addresses, or has begun to be given some.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Who holds them.
+    pub attachment: Attachment,
+    /// Unique to one call of [`Ipam::assign`].
+    pub assignment: String,
+    /// Path of the network namespace that they are for, if it was named.
+    pub netns: Option<String>,
+    /// The kernel's boot ID at the time.
+    pub boot_id: String,
+}
+
+impl From<Handle> for Holding {
+    fn from(handle: Handle) -> Self {
+        let Handle { attachment, assignment, netns, boot_id, .. } = handle;
+        Self { attachment, assignment, netns, boot_id }
+    }
+}
 
 impl Ipam<'_> {
     /// Takes back everything that the attachment holds, and says what that was; nothing held is
@@ -58,6 +78,20 @@ impl Ipam<'_> {
         let ours = listed.iter().filter(is_ours);
         let names = ours.filter_map(|handle| handle.key.strip_prefix(keys::HANDLES));
         Ok(names.filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// What every attachment on this node holds, of whatever network. A handle that does not decode
+    /// is left out and logged.
+    pub fn holdings(&self) -> Result<Vec<Holding>, IpamError> {
+        let listed = self.store.backend().list(keys::HANDLES, None).map_err(StoreError::from)?;
+        let handles = listed.iter().filter_map(legible::<Handle>);
+        Ok(handles.filter(|handle| handle.node == self.node).map(Holding::from).collect())
+    }
+
+    /// What one attachment holds, on whatever node.
+    pub fn holding(&self, attachment: &Attachment) -> Result<Option<Holding>, IpamError> {
+        let handle = self.store.read::<Handle>(&keys::handle(attachment))?;
+        Ok(handle.map(|stored| stored.record.into()))
     }
 
     /// Once per boot, releases what this node's earlier boots left behind, and removes the
