@@ -119,7 +119,8 @@ impl Dataplane {
         host: &HostSide,
     ) -> Result<(), DataplaneError> {
         let Self::Ebpf(datapath) = self else { return Ok(()) };
-        let attached = datapath.attach(netlink.handle(), host.ifindex, attach_mode(conf)).await;
+        let attached =
+            datapath.attach(netlink.handle(), host.ifindex, attach_mode(conf.attach)).await;
         attached.map_err(|source| DataplaneError::Attach { interface: host.name.clone(), source })
     }
 
@@ -135,7 +136,8 @@ impl Dataplane {
     ) -> Result<(), DataplaneError> {
         let Self::Ebpf(datapath) = self else { return Ok(()) };
         for &address in &host.addresses {
-            let inserted = datapath.pods().insert(address, &map_entry(conf, host, endpoint));
+            let inserted =
+                datapath.pods().insert(address, &map_entry(conf.answer_any_arp, host, endpoint));
             inserted.map_err(|source| DataplaneError::Map { address, source })?;
         }
         Ok(())
@@ -144,8 +146,8 @@ impl Dataplane {
 
 /// How the programs are attached.
 #[must_use]
-pub fn attach_mode(conf: &NetConf) -> AttachMode {
-    match conf.attach {
+pub fn attach_mode(attach: config::Attach) -> AttachMode {
+    match attach {
         config::Attach::Clsact => AttachMode::Clsact,
         config::Attach::Tcx => AttachMode::Tcx,
     }
@@ -153,14 +155,13 @@ pub fn attach_mode(conf: &NetConf) -> AttachMode {
 
 /// What the map says of each of a pod's addresses.
 #[must_use]
-pub fn map_entry(conf: &NetConf, host: &HostSide, endpoint: &Endpoint) -> PodInfo {
+pub fn map_entry(answer_any_arp: bool, host: &HostSide, endpoint: &Endpoint) -> PodInfo {
     let is_shaped = !endpoint.bandwidth.is_unlimited();
     let flag = |is_set, flag| if is_set { flag } else { 0 };
     PodInfo {
         ifindex: host.ifindex,
         mtu: if is_shaped { 0 } else { endpoint.mtu },
-        flags: flag(conf.answer_any_arp, pod_flags::ANSWER_ANY)
-            | flag(is_shaped, pod_flags::SHAPED),
+        flags: flag(answer_any_arp, pod_flags::ANSWER_ANY) | flag(is_shaped, pod_flags::SHAPED),
         pod_mac: host.pod_mac,
         host_mac: HOST_VETH_MAC,
     }
@@ -172,4 +173,16 @@ pub fn map_entry(conf: &NetConf, host: &HostSide, endpoint: &Endpoint) -> PodInf
 /// When there is one and it cannot be opened.
 pub fn pods(bpffs_root: &Path) -> Result<Option<Pods>, DataplaneError> {
     Pods::open(bpffs_root).map_err(DataplaneError::Maps)
+}
+
+/// Removes a map entry, unless another pod got the address meanwhile.
+///
+/// # Errors
+/// When the map cannot be read or written.
+pub fn remove_entry(pods: &Pods, address: IpAddr, entry: &PodInfo) -> Result<(), DataplaneError> {
+    let failed = |source| DataplaneError::Map { address, source };
+    if pods.get(address).map_err(failed)? == Some(*entry) {
+        pods.remove(address).map_err(failed)?;
+    }
+    Ok(())
 }

@@ -238,6 +238,24 @@ impl Datapath {
         }
     }
 
+    /// Every program that is attached to the interface in margay's places, of whatever build and
+    /// version, and by whichever way.
+    pub async fn programs_in_use(
+        netlink: &Handle,
+        ifindex: u32,
+    ) -> Result<Vec<ProgramId>, AttachError> {
+        attach::in_use(netlink, ifindex).await
+    }
+
+    /// By which way the programs of a host veth were attached that no record tells of.
+    #[must_use]
+    pub fn attach_mode_of(root: &Path, host_veth: &str) -> AttachMode {
+        match attach::tcx::are_pinned(root, host_veth) {
+            true => AttachMode::Tcx,
+            false => AttachMode::Clsact,
+        }
+    }
+
     /// Removes the TCX links of the interface that is or was called `host_veth`, attached or not;
     /// `false` if there are none. Needs no open dataplane, so that a DEL can clean up after a build
     /// that is gone.

@@ -5,8 +5,8 @@
 //! [`Datapath::open`], which costs a few pins' worth of system calls and triggers none of aya's
 //! feature probes.
 //!
-//! Invariants: pins of another ABI version are never touched, and maps of this one outlive every
-//! build, so that an upgrade keeps pods and flows. Whatever this crate makes can be found again
+//! Invariants: pins of another ABI version are never touched but by `earlier.rs`, and maps of this
+//! one outlive every build, so that an upgrade keeps pods and flows. Whatever this crate makes can be found again
 //! from the root of the pins and the interface alone. It must not decide anything about packets
 //! (that is the kernel half) or about pods (that is the CNI plugin), and no other crate names aya.
 #![deny(unsafe_code)]
@@ -16,6 +16,7 @@ mod bound;
 mod bpf;
 mod bpffs;
 mod datapath;
+mod earlier;
 mod events;
 mod load;
 mod maps;
@@ -30,6 +31,7 @@ mod tests;
 pub use attach::{AttachError, AttachMode, AttachedPrograms};
 pub use bpffs::{BpffsError, ensure_bpffs};
 pub use datapath::{Datapath, DatapathError, Origin};
+pub use earlier::{EarlierEntry, PinnedBuild, Removed};
 pub use events::{Event, EventLog, EventLogError};
 pub use load::{LoadError, LoadOptions};
 pub use maps::{Flows, MapError, Pods};

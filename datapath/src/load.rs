@@ -214,7 +214,7 @@ fn publish(pins: &Pins) -> Result<(), LoadError> {
 }
 
 /// Removes a folder of pinned programs, if there. What is attached stays attached.
-fn remove_programs(folder: &Path) -> Result<(), LoadError> {
+pub(crate) fn remove_programs(folder: &Path) -> Result<(), LoadError> {
     before("remove", folder)?;
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -222,7 +222,7 @@ fn remove_programs(folder: &Path) -> Result<(), LoadError> {
     }
 }
 
-fn create_folder(folder: &Path) -> Result<(), LoadError> {
+pub(crate) fn create_folder(folder: &Path) -> Result<(), LoadError> {
     before("create", folder)?;
     DirBuilder::new()
         .recursive(true)
@@ -231,11 +231,11 @@ fn create_folder(folder: &Path) -> Result<(), LoadError> {
         .map_err(|source| folder_error("create", folder, source))
 }
 
-fn before(operation: &'static str, path: &Path) -> Result<(), LoadError> {
+pub(crate) fn before(operation: &'static str, path: &Path) -> Result<(), LoadError> {
     failpoints::before(failpoints::Kind::Pin, format_args!("{operation} {}", path.display()))
         .map_err(|source| folder_error(operation, path, source))
 }
 
-fn folder_error(operation: &'static str, path: &Path, source: io::Error) -> LoadError {
+pub(crate) fn folder_error(operation: &'static str, path: &Path, source: io::Error) -> LoadError {
     LoadError::Folder { operation, path: path.to_owned(), source }
 }

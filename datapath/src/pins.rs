@@ -34,6 +34,11 @@ impl Pins {
         self.maps().join(name)
     }
 
+    /// The build's name.
+    pub(crate) fn build(&self) -> &str {
+        &self.build
+    }
+
     /// The folder of every build's programs.
     pub(crate) fn builds(&self) -> PathBuf {
         self.abi.join("progs")
@@ -64,7 +69,12 @@ impl Pins {
 
 /// The builds that have published their programs below `root`, in no order.
 pub(crate) fn published_builds(root: &Path) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(abi_dir(root).join("progs")) {
+    builds_in(&abi_dir(root).join("progs"))
+}
+
+/// The same in the folder of programs of any version.
+pub(crate) fn builds_in(folder: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
@@ -94,4 +104,10 @@ pub(crate) fn link(root: &Path, interface: &str, program: Program) -> PathBuf {
 /// `dev_valid_name` refuses it).
 fn link_name(interface: &str, program: Program) -> String {
     format!("{}-{}", interface.replace('.', ":"), program.name())
+}
+
+/// The interface whose TCX link is pinned by this name.
+pub(crate) fn interface_of_link(name: &str) -> Option<String> {
+    let interface = |program: Program| name.strip_suffix(program.name())?.strip_suffix('-');
+    Program::ALL.into_iter().find_map(interface).map(|name| name.replace(':', "."))
 }

@@ -247,7 +247,7 @@ async fn check_dataplane(
         findings.0.push("no programs are pinned on this node".to_owned());
         return Ok(());
     };
-    let mode = dataplane::attach_mode(conf);
+    let mode = dataplane::attach_mode(conf.attach);
     let attached = datapath.inspect(session.site.netlink.handle(), host.ifindex, mode).await;
     let attached = attached
         .map_err(|source| DataplaneError::Attach { interface: host.name.clone(), source })?;
@@ -262,7 +262,7 @@ async fn check_dataplane(
             format!("{} runs another {name} than any that is pinned on this node", host.name)
         });
     }
-    let wanted = dataplane::map_entry(conf, host, endpoint);
+    let wanted = dataplane::map_entry(conf.answer_any_arp, host, endpoint);
     for &address in &host.addresses {
         let found = datapath.pods().get(address);
         let found = found.map_err(|source| DataplaneError::Map { address, source })?;

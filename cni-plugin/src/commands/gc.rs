@@ -10,10 +10,7 @@
 //! list names it, though the runtime may still wait for its answer: nothing tells the two apart.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
-use margay_abi::PodInfo;
-use margay_datapath::Pods;
 use margay_datastore::{Attachment, EndpointState, Store};
 use rscni_types::types::GcAttachment;
 
@@ -142,17 +139,8 @@ async fn remove_orphaned_map_entries(
     let alive: BTreeSet<u32> = links.into_iter().map(|link| link.index).collect();
     for (address, entry) in entries {
         if !alive.contains(&entry.ifindex) {
-            note(remove_entry(&pods, address, &entry));
+            note(dataplane::remove_entry(&pods, address, &entry).map_err(Error::from));
         }
-    }
-    Ok(())
-}
-
-/// Leaves the address alone if another pod got it meanwhile.
-fn remove_entry(pods: &Pods, address: IpAddr, entry: &PodInfo) -> Result<(), Error> {
-    let failed = |source| DataplaneError::Map { address, source };
-    if pods.get(address).map_err(failed)? == Some(*entry) {
-        pods.remove(address).map_err(failed)?;
     }
     Ok(())
 }

@@ -8,7 +8,6 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use margay_abi::PodInfo;
 use margay_datapath::Datapath;
 use margay_datastore::Endpoint;
 
@@ -64,24 +63,32 @@ async fn remove_map_entries(
     addresses: &BTreeSet<IpAddr>,
     link: Option<&LinkInfo>,
 ) -> Result<(), Error> {
-    let Some(pods) = dataplane::pods(&hold.site.paths.bpffs_root)? else { return Ok(()) };
+    let root = &hold.site.paths.bpffs_root;
     let failed = |address| move |source| DataplaneError::Map { address, source };
     for &address in addresses {
+        for entry in Datapath::earlier_entries(root, address).map_err(failed(address))? {
+            if is_ours(hold, entry.ifindex, link).await? {
+                entry.remove().map_err(failed(address))?;
+            }
+        }
+    }
+    let Some(pods) = dataplane::pods(root)? else { return Ok(()) };
+    for &address in addresses {
         let Some(entry) = pods.get(address).map_err(failed(address))? else { continue };
-        if is_ours(hold, &entry, link).await? {
+        if is_ours(hold, entry.ifindex, link).await? {
             pods.remove(address).map_err(failed(address))?;
         }
     }
     Ok(())
 }
 
-/// Whether a map entry is this attachment's. An address can have gone to another pod if an IPAM
+/// Whether a map entry with this interface is this attachment's. An address can have gone to another pod if an IPAM
 /// plugin lost its state; that pod's entry must stay.
-async fn is_ours(hold: &Hold, entry: &PodInfo, link: Option<&LinkInfo>) -> Result<bool, Error> {
-    if link.is_some_and(|link| link.index == entry.ifindex) {
+async fn is_ours(hold: &Hold, ifindex: u32, link: Option<&LinkInfo>) -> Result<bool, Error> {
+    if link.is_some_and(|link| link.index == ifindex) {
         return Ok(true);
     }
-    let owner = hold.site.netlink.link_by_index(entry.ifindex).await?;
+    let owner = hold.site.netlink.link_by_index(ifindex).await?;
     let others = owner.and_then(|link| naming::attachment_of_alias(&link.alias?));
     Ok(others.is_none())
 }

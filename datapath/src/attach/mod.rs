@@ -10,6 +10,8 @@ pub(crate) mod tcx;
 use std::io;
 use std::path::PathBuf;
 
+use rtnetlink::Handle;
+
 use crate::{Program, ProgramId};
 
 /// Attaching, detaching or looking failed.
@@ -79,6 +81,15 @@ pub enum AttachError {
         /// Errno.
         source: io::Error,
     },
+}
+
+/// Every program at margay's places on an interface, by whichever way it was attached, with those of
+/// others where TCX has them.
+pub(crate) async fn in_use(netlink: &Handle, ifindex: u32) -> Result<Vec<ProgramId>, AttachError> {
+    let mut programs = tcx::attached(ifindex)?;
+    let attached = clsact::inspect(netlink, ifindex).await?;
+    programs.extend(Program::ALL.into_iter().filter_map(|program| attached.get(program)));
+    Ok(programs)
 }
 
 /// How the programs are attached.

@@ -47,6 +47,23 @@ pub(crate) fn inspect(pins: &Pins, ifindex: u32) -> Result<AttachedPrograms, Att
     })
 }
 
+/// Every program that is attached by TCX, anybody's; none where the kernel has no TCX or the
+/// interface is gone.
+pub(crate) fn attached(ifindex: u32) -> Result<Vec<ProgramId>, AttachError> {
+    let interface = match interface_name(ifindex) {
+        Err(AttachError::NoInterface { .. }) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let at = |program| SchedClassifier::query_tcx(&interface, tc_hook(program));
+    let found = Program::ALL.into_iter().filter_map(|program| at(program).ok());
+    Ok(found.flat_map(|(_, programs)| programs).map(|info| ProgramId(info.id())).collect())
+}
+
+/// Whether links of this interface are pinned, alive or not, in this ABI version's place.
+pub(crate) fn are_pinned(root: &Path, interface: &str) -> bool {
+    Program::ALL.iter().any(|program| pins::link(root, interface, *program).exists())
+}
+
 pub(crate) fn detach(pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
     let interface = match interface_name(ifindex) {
         Err(AttachError::NoInterface { .. }) => return Ok(()),

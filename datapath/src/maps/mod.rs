@@ -8,6 +8,7 @@ mod flows;
 mod layout;
 mod plain;
 mod pods;
+mod raw;
 mod stats;
 mod table;
 
@@ -19,6 +20,7 @@ use margay_abi::{Settings, map_name};
 pub use flows::Flows;
 pub(crate) use layout::{LAYOUTS, Layout};
 pub use pods::Pods;
+pub(crate) use raw::RawTable;
 pub(crate) use stats::Stats;
 
 use crate::load::LoadOptions;
