@@ -112,7 +112,7 @@ impl HostSide {
 
     /// A route goes with its link, so there is a live interface behind one that exists: another
     /// pod's, whatever the datastore says. Taking the route over would cut that pod off.
-    async fn route_taken(&self, netlink: &Netlink, address: IpAddr) -> HostError {
+    pub(crate) async fn route_taken(&self, netlink: &Netlink, address: IpAddr) -> HostError {
         let owner = async {
             let Some(ifindex) = netlink.route_to(address).await?.and_then(|route| route.ifindex)
             else {

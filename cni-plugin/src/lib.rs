@@ -26,3 +26,4 @@ pub mod protocol;
 pub mod result;
 pub mod shaping;
 pub mod sysctl;
+pub mod upkeep;

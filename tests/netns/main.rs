@@ -17,3 +17,4 @@ mod services;
 mod spoofing;
 mod stack_mode;
 mod tcx;
+mod upkeep;

@@ -13,6 +13,7 @@ pub mod echo;
 pub mod kube_proxy;
 pub mod namespace;
 pub mod node;
+pub mod numbers;
 pub mod packet;
 pub mod pod;
 pub mod raw;

@@ -171,8 +171,15 @@ pub fn boot_id() -> Result<String, IpamError> {
 /// leads to once another process has the number.
 #[must_use]
 pub fn is_netns_alive(path: &str) -> bool {
-    let outcome = Netns::open(Path::new(path)).and_then(|pod| pod.is_same_as(&Netns::current()?));
-    outcome.is_ok_and(|is_host| !is_host)
+    netns_inode(path).is_some()
+}
+
+/// The inode of the network namespace that the path leads to, if that is a pod's.
+#[must_use]
+pub fn netns_inode(path: &str) -> Option<u64> {
+    let pod = Netns::open(Path::new(path)).ok()?;
+    let is_host = pod.is_same_as(&Netns::current().ok()?).ok()?;
+    if is_host { None } else { pod.inode().ok() }
 }
 
 #[cfg(test)]

@@ -13,7 +13,9 @@ use std::path::PathBuf;
 use margay_datastore::{Attachment, Store};
 
 pub(crate) use builtin::pod_ref;
-pub use builtin::{Builtin, boot_id, is_netns_alive, open_store, reclaim_earlier_boots, upkeep};
+pub use builtin::{
+    Builtin, boot_id, is_netns_alive, netns_inode, open_store, reclaim_earlier_boots, upkeep,
+};
 pub use delegated::Delegated;
 pub use plugin::MargayIpam;
 pub use result::{AssignedIp, IpamResult, Route};
