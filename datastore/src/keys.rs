@@ -3,6 +3,7 @@
 //! | key | record |
 //! | --- | --- |
 //! | `nodes/<node>` | the boot whose allocations are current |
+//! | `alive/<node>` | that the node's agent runs, written again and again |
 //! | `pools/<range>` | a pool that addresses were asked from |
 //! | `affinities/<family>/<block>` | the claim of a node on a block |
 //! | `open/<node>/<family>/<block>` | hint: this block of the node has free slots |
@@ -19,6 +20,7 @@ use crate::Attachment;
 use crate::ipam::Family;
 
 pub(crate) const NODES: &str = "nodes/";
+pub(crate) const ALIVE: &str = "alive/";
 pub(crate) const POOLS: &str = "pools/";
 pub(crate) const BLOCKS: &str = "blocks/";
 pub(crate) const HANDLES: &str = "handles/";
@@ -27,6 +29,10 @@ pub(crate) const ENDPOINTS: &str = "endpoints/";
 
 pub(crate) fn node(name: &str) -> String {
     format!("{NODES}{}", part(name))
+}
+
+pub(crate) fn alive(node: &str) -> String {
+    format!("{ALIVE}{}", part(node))
 }
 
 pub(crate) fn endpoint(attachment: &Attachment) -> String {

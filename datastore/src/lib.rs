@@ -36,7 +36,8 @@ pub use ipam::{
     PoolError, PoolUsage,
 };
 pub use records::{
-    Bandwidth, Endpoint, EndpointPort, EndpointState, Node, OverlayEnd, PodRef, Protocol, RateLimit,
+    Bandwidth, Endpoint, EndpointPort, EndpointState, Heartbeat, Node, OverlayEnd, PodRef,
+    Protocol, RateLimit,
 };
 pub use sqlite::Sqlite;
 pub use store::{Store, StoreError};

@@ -167,6 +167,16 @@ pub struct Node {
     pub overlay: Option<OverlayEnd>,
 }
 
+/// That the agent of a node runs. What tells is not the time, since clocks differ, but that the record
+/// is written again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The node.
+    pub node: String,
+    /// When, by the node's clock, in seconds since the Unix epoch; for people.
+    pub at: u64,
+}
+
 /// A node's end of the overlay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverlayEnd {

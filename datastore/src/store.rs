@@ -13,7 +13,7 @@ use crate::Attachment;
 use crate::backend::{Backend, BackendError, Revision, Versioned};
 use crate::ipam::{Pool, won};
 use crate::keys;
-use crate::records::{Endpoint, Node};
+use crate::records::{Endpoint, Heartbeat, Node};
 
 /// The typed view of a store; cheap to clone, all clones share the backend.
 #[derive(Clone)]
@@ -74,6 +74,12 @@ impl Record for Endpoint {
 impl Record for Node {
     fn key(&self) -> String {
         keys::node(&self.name)
+    }
+}
+
+impl Record for Heartbeat {
+    fn key(&self) -> String {
+        keys::alive(&self.node)
     }
 }
 
@@ -166,6 +172,18 @@ impl Store {
         let listed = self.backend.list(keys::ENDPOINTS, None)?;
         let endpoints = listed.iter().filter_map(legible::<Endpoint>);
         Ok(endpoints.filter(|endpoint| endpoint.node == node).collect())
+    }
+
+    /// Writes down that the agent of a node runs.
+    pub fn put_heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
+        self.put(&keys::alive(&heartbeat.node), heartbeat)
+    }
+
+    /// Every heartbeat, with the revision of its writing.
+    pub fn heartbeats(&self) -> Result<Vec<(Heartbeat, Revision)>, StoreError> {
+        let listed = self.backend.list(keys::ALIVE, None)?;
+        let decoded = listed.iter().map(decode::<Heartbeat>);
+        decoded.map(|stored| stored.map(|stored| (stored.record, stored.revision))).collect()
     }
 
     /// All pools that addresses were ever asked from, in the order of their keys.

@@ -14,6 +14,8 @@ pub struct Placement {
     pub cidr: IpNetwork,
     /// The node that has the block: where its addresses are unless they are borrowed.
     pub node: String,
+    /// How many of its addresses are out.
+    pub taken: usize,
     /// The addresses that are on another node, and on which.
     pub borrowed: BTreeMap<IpAddr, String>,
 }
@@ -24,6 +26,7 @@ impl From<&Block> for Placement {
         Self {
             cidr: block.cidr,
             node: block.node.clone(),
+            taken: block.taken.len(),
             borrowed: elsewhere.map(|(ip, allocation)| (*ip, allocation.node.clone())).collect(),
         }
     }
