@@ -12,13 +12,17 @@ use margay_datastore::{Node, Pool, Store};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
-use tokio::time::{self, Instant};
+use tokio::time::{self, Instant, MissedTickBehavior};
 
 use crate::configuration::ConfigurationError;
 use crate::following;
-use crate::kernel::{Kernel, OverlaySettings};
+use crate::kernel::{Kernel, KernelError, OverlaySettings};
+use crate::liveness::{self, Liveness};
+use crate::measured::Measured;
+use crate::metrics::Metrics;
 use crate::node::{NodeError, Registrar};
 use crate::remote::RemoteTable;
+use crate::server;
 use crate::topology::{News, Topology};
 use crate::underlay::Underlay;
 
@@ -51,6 +55,9 @@ pub enum AgentError {
     /// This node could not be registered.
     #[error(transparent)]
     Node(Box<NodeError>),
+    /// The kernel would not do something; the rest is done.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// A thread of the agent ended in a panic.
     #[error("a thread ended")]
     Thread(#[from] JoinError),
@@ -73,14 +80,20 @@ pub fn run(conf: &AgentConf) -> Result<(), AgentError> {
 async fn serve(conf: &AgentConf) -> Result<(), AgentError> {
     let mut end = Termination::listen().map_err(AgentError::Start)?;
     tracing::info!(node = conf.nodename, version = env!("CARGO_PKG_VERSION"), "agent starts");
+    let metrics = Metrics::new(conf.paths.bpffs_root.clone());
+    start_server(conf, &metrics).await;
     let store = ipam::open_store(&conf.datastore, &conf.paths.database())
         .map_err(|error| AgentError::Datastore(Box::new(error)))?;
+    let store = Measured::store(store, metrics.clone());
     let (send, mut news) = mpsc::channel(BACKLOG);
     following::start(&store, &send);
     drop(send);
     let mut monitor = Netlink::monitor()?;
-    let mut agent = Agent::new(conf, store)?;
+    let mut agent = Agent::new(conf, store, metrics)?;
+    let mut heartbeat = time::interval(liveness::INTERVAL);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        agent.metrics.note_turn();
         tokio::select! {
             () = end.wait() => break,
             received = news.recv() => match received {
@@ -88,6 +101,7 @@ async fn serve(conf: &AgentConf) -> Result<(), AgentError> {
                 // The followers end with the receiver, never before.
                 None => break,
             },
+            _ = heartbeat.tick() => agent.exchange_heartbeats().await,
             () = monitor.changed() => agent.look_soon(),
             () = time::sleep_until(agent.next_pass) => agent.pass(true).await,
         }
@@ -96,9 +110,24 @@ async fn serve(conf: &AgentConf) -> Result<(), AgentError> {
     Ok(())
 }
 
+/// Metrics are not what the agent is for: without an address to serve them at, it goes on.
+async fn start_server(conf: &AgentConf, metrics: &Metrics) {
+    let Some(address) = conf.metrics_address else { return };
+    match server::listen(address).await {
+        Ok(listener) => drop(tokio::spawn(server::serve(listener, metrics.clone()))),
+        Err(error) => {
+            let error = chain(&error);
+            tracing::error!(%address, error, "no metrics: the address cannot be had");
+        }
+    }
+}
+
 /// What the agent has in hand.
 struct Agent<'a> {
     conf: &'a AgentConf,
+    metrics: Metrics,
+    store: Store,
+    liveness: Liveness,
     registrar: Registrar,
     netlink: Netlink,
     kernel: Kernel,
@@ -110,12 +139,15 @@ struct Agent<'a> {
 }
 
 impl<'a> Agent<'a> {
-    fn new(conf: &'a AgentConf, store: Store) -> Result<Self, AgentError> {
+    fn new(conf: &'a AgentConf, store: Store, metrics: Metrics) -> Result<Self, AgentError> {
         let netlink = Netlink::open()?;
         let settings = OverlaySettings { port: conf.vxlan_port, vni: conf.vxlan_vni };
         Ok(Self {
             conf,
-            registrar: Registrar::new(store, &conf.nodename),
+            metrics,
+            liveness: Liveness::default(),
+            registrar: Registrar::new(store.clone(), &conf.nodename),
+            store,
             kernel: Kernel::new(netlink.clone(), settings),
             netlink,
             topology: Topology::default(),
@@ -144,31 +176,20 @@ impl<'a> Agent<'a> {
     /// an earlier pass found or made.
     async fn pass(&mut self, fresh: bool) {
         let mut pause = LOOK_AGAIN;
-        if self.topology.is_complete() {
-            match self.attempt(fresh).await {
-                Ok(true) => {}
-                Ok(false) => pause = TRY_AGAIN,
-                Err(error) => {
-                    tracing::warn!(error = chain(&error), "tried again");
-                    pause = TRY_AGAIN;
-                }
-            }
+        if self.topology.is_complete()
+            && let Err(error) = self.attempt(fresh).await
+        {
+            tracing::warn!(error = chain(&error), "tried again");
+            self.metrics.note_pass(Err(chain(&error)), 0, self.kernel.route_count());
+            pause = TRY_AGAIN;
         }
         self.next_pass = Instant::now() + pause;
     }
 
-    /// Whether everything could be done.
-    async fn attempt(&mut self, fresh: bool) -> Result<bool, AgentError> {
-        let is_registered = match self.register(fresh).await {
-            Ok(()) => true,
-            // As others know it, it goes on.
-            Err(error) if self.registered.is_some() => {
-                tracing::warn!(error = chain(&error), "this node's record stays as it was");
-                false
-            }
-            Err(error) => return Err(error),
-        };
-        let Some(Registered { underlay, node, .. }) = &self.registered else { return Ok(false) };
+    async fn attempt(&mut self, fresh: bool) -> Result<(), AgentError> {
+        let registration = self.register(fresh).await;
+        // As others know it, it goes on.
+        let Some(Registered { underlay, node, .. }) = &self.registered else { return registration };
         if fresh {
             self.kernel.look_again();
         }
@@ -176,13 +197,28 @@ impl<'a> Agent<'a> {
         for problem in &table.problems {
             tracing::debug!(problem, "not reachable");
         }
+        self.metrics.note_topology(&node.name, &self.topology, &table);
         let outcome = self.kernel.apply(&table, underlay, node.overlay.as_ref()).await;
         let (changed, routes) = (outcome.changed, self.kernel.route_count());
         match changed {
             0 => tracing::debug!(routes, "pass: nothing to change"),
             _ => tracing::info!(changed, routes, "pass: routes to other nodes"),
         }
-        Ok(is_registered && outcome.errors.is_empty())
+        registration?;
+        outcome.errors.into_iter().next().map_or(Ok(()), Err)?;
+        self.metrics.note_pass(Ok(()), changed, routes);
+        Ok(())
+    }
+
+    /// Has others hear of this node, and hears of them.
+    async fn exchange_heartbeats(&mut self) {
+        let (store, node) = (self.store.clone(), self.conf.nodename.clone());
+        match tokio::task::spawn_blocking(move || liveness::exchange(&store, &node)).await {
+            Ok(Ok(heartbeats)) => self.liveness.learn(heartbeats, std::time::Instant::now()),
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "no heartbeat"),
+            Err(error) => tracing::error!(error = chain(&error), "no heartbeat"),
+        }
+        self.metrics.note_nodes(&self.topology, &self.liveness);
     }
 
     /// Registers this node, if it is not as it was registered last. On a thread of its own, since

@@ -57,6 +57,8 @@ pub struct OverlaySettings {
 pub struct Outcome {
     /// Routes that were set or deleted.
     pub changed: usize,
+    /// The overlay device, if there is one.
+    pub overlay_ifindex: Option<u32>,
     /// What the kernel refused.
     pub errors: Vec<KernelError>,
 }
@@ -100,6 +102,7 @@ impl Kernel {
             Some(end) => outcome.note(self.ensure_overlay(end, underlay).await),
             None => None,
         };
+        outcome.overlay_ifindex = overlay;
         if let Err(error) = self.look().await {
             outcome.errors.push(error.into());
             return outcome;

@@ -3,6 +3,7 @@
 
 mod agents;
 mod blocks;
+mod failures;
 mod packets;
 mod pools;
 mod reach;

@@ -136,6 +136,16 @@ impl Cluster {
         &mut self.etcd
     }
 
+    /// Cuts a subnet off (`down`), or takes it back (`up`).
+    pub fn set_subnet(&self, subnet: u8, state: &str) {
+        ip(&format!("link set subnet{subnet} {state}"));
+        if state == "up" && self.families != Families::Ipv4 {
+            // An interface that goes down loses its IPv6 addresses.
+            let address = underlay_address((subnet, 254), false);
+            ip(&format!("addr replace {address}/64 dev subnet{subnet} nodad"));
+        }
+    }
+
     /// Starts the agent of each node.
     pub fn start_agents(&self) {
         self.nodes.iter().for_each(Member::start_agent);

@@ -1,6 +1,8 @@
 //! The configuration of margay-agent: the keys of the network configuration that concern a node, with
 //! the same names and meanings, and a few of its own.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
 
@@ -11,6 +13,8 @@ use crate::log::LogConf;
 /// Least prefix length of a subnet that a node can be on: a shorter one is a default route's.
 const LEAST_PREFIX: u8 = 1;
 
+/// The port of Calico's agent.
+const DEFAULT_METRICS_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9091);
 const DEFAULT_VXLAN_PORT: u16 = 4789;
 const DEFAULT_VXLAN_VNI: u32 = 4096;
 
@@ -28,6 +32,8 @@ pub struct AgentConf {
     /// Addresses of this node, with the prefix lengths of their subnets. Empty: those of the
     /// interface of the default route.
     pub node_addresses: Vec<IpNetwork>,
+    /// Where metrics and health are served; `None` for nowhere.
+    pub metrics_address: Option<SocketAddr>,
     /// UDP port of the overlay, the same on every node.
     pub vxlan_port: u16,
     /// Network identifier of the overlay.
@@ -50,9 +56,20 @@ impl AgentConf {
             datastore: Datastore::from_object(&object, &mut unused)?.for_a_daemon(),
             log: log(&object)?,
             node_addresses: node_addresses(&object)?,
+            metrics_address: metrics_address(&object)?,
             vxlan_port: port.and_then(|port| port.try_into().ok()).unwrap_or(DEFAULT_VXLAN_PORT),
             vxlan_vni: vni.unwrap_or(DEFAULT_VXLAN_VNI),
         })
+    }
+}
+
+fn metrics_address(object: &Object<'_>) -> Result<Option<SocketAddr>, ConfigError> {
+    match (object.string("metrics_address")?, object.get("metrics_address")) {
+        (Some("off"), _) => Ok(None),
+        (Some(_), Some(field)) => {
+            field.parse("must be an address and a port such as 127.0.0.1:9091, or off").map(Some)
+        }
+        _ => Ok(Some(DEFAULT_METRICS_ADDRESS)),
     }
 }
 
@@ -118,6 +135,16 @@ mod tests {
         ] {
             assert!(matches!(of(bad.clone()), Err(ConfigError::Invalid { .. })), "{bad}");
         }
+    }
+
+    #[test]
+    fn metrics_are_local_unless_said_otherwise() {
+        let of = |address: &str| conf(json!({ "metrics_address": address }));
+
+        assert_eq!(of("").unwrap().metrics_address, "127.0.0.1:9091".parse().ok());
+        assert_eq!(of("[::]:9100").unwrap().metrics_address, "[::]:9100".parse().ok());
+        assert_eq!(of("off").unwrap().metrics_address, None);
+        assert!(of("localhost:9091").is_err(), "no name service is asked");
     }
 
     #[test]

@@ -199,6 +199,7 @@ pub(crate) const AGENT_KEYS: &[Key] = &[
     used("log_level", Text, "info"),
     used("log_file_path", Text, ""),
     used("node_addresses", Texts, "[]"),
+    used("metrics_address", Text, "127.0.0.1:9091"),
     used("vxlan_port", Number, "4789"),
     used("vxlan_vni", Number, "4096"),
 ];

@@ -1,0 +1,331 @@
+//! What the agent knows, in numbers, and whether it does its work.
+//!
+//! The agent's own events are counted as they happen. What is in the kernel's maps is read when somebody
+//! asks.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use margay::error::chain;
+use margay_datapath::{Datapath, DatapathError, MapError};
+use margay_datastore::{BackendError, Pool};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::liveness::Liveness;
+use crate::remote::RemoteTable;
+use crate::topology::Topology;
+
+type Labels = Vec<(&'static str, String)>;
+type Gauges = Family<Labels, Gauge<i64, AtomicI64>>;
+type Counters = Family<Labels, Counter<u64, AtomicU64>>;
+
+/// How long the agent may be at one thing before it counts as stuck.
+const STUCK: Duration = Duration::from_secs(180);
+
+/// The agent's numbers; clones are the same.
+#[derive(Clone)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    registry: Registry,
+    bpffs_root: PathBuf,
+    state: Mutex<State>,
+    packets: Counters,
+    bytes: Counters,
+    map_entries: Gauges,
+    pool_addresses: Gauges,
+    pool_capacity: Gauges,
+    blocks: Gauges,
+    nodes: Gauges,
+    routes: Gauge,
+    unreachable: Gauge,
+    passes: Counters,
+    route_changes: Counter,
+    requests: Family<Labels, Histogram, fn() -> Histogram>,
+    request_errors: Counters,
+}
+
+/// What health goes by.
+struct State {
+    /// When the agent's loop last turned.
+    turned: Instant,
+    /// How the last pass went; `None` before the first.
+    last_pass: Option<Result<(), String>>,
+}
+
+impl Metrics {
+    /// All at zero. The node's maps are below `bpffs_root`.
+    #[must_use]
+    pub fn new(bpffs_root: PathBuf) -> Self {
+        let mut registry = Registry::with_prefix("margay");
+        let mut inner = Inner {
+            registry: Registry::default(),
+            bpffs_root,
+            state: Mutex::new(State { turned: Instant::now(), last_pass: None }),
+            packets: Counters::default(),
+            bytes: Counters::default(),
+            map_entries: Gauges::default(),
+            pool_addresses: Gauges::default(),
+            pool_capacity: Gauges::default(),
+            blocks: Gauges::default(),
+            nodes: Gauges::default(),
+            routes: Gauge::default(),
+            unreachable: Gauge::default(),
+            passes: Counters::default(),
+            route_changes: Counter::default(),
+            requests: Family::new_with_constructor(request_histogram),
+            request_errors: Counters::default(),
+        };
+        inner.register(&mut registry);
+        inner.registry = registry;
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Notes a request to the datastore.
+    pub fn note_request(
+        &self,
+        operation: &'static str,
+        elapsed: Duration,
+        error: Option<&BackendError>,
+    ) {
+        let labels = vec![("operation", operation.to_owned())];
+        self.inner.requests.get_or_create(&labels).observe(elapsed.as_secs_f64());
+        // That somebody else was faster is how compare-and-swap works.
+        let is_failure = |error: &&BackendError| {
+            !matches!(
+                error,
+                BackendError::Exists { .. }
+                    | BackendError::Conflict { .. }
+                    | BackendError::NotFound { .. }
+            )
+        };
+        if error.filter(is_failure).is_some() {
+            self.inner.request_errors.get_or_create(&labels).inc();
+        }
+    }
+
+    /// Notes that the agent's loop turns.
+    pub fn note_turn(&self) {
+        self.state().turned = Instant::now();
+    }
+
+    /// Notes how a pass over the routes went, and how many it changed.
+    pub fn note_pass(&self, outcome: Result<(), String>, changed: usize, routes: usize) {
+        let result = if outcome.is_ok() { "ok" } else { "failed" };
+        self.inner.passes.get_or_create(&vec![("result", result.to_owned())]).inc();
+        self.inner.route_changes.inc_by(changed as u64);
+        self.inner.routes.set(number(routes));
+        self.state().last_pass = Some(outcome);
+    }
+
+    /// Notes what the datastore says.
+    pub fn note_topology(&self, own: &str, topology: &Topology, table: &RemoteTable) {
+        self.inner.unreachable.set(number(table.problems.len()));
+        for gauges in [&self.inner.pool_addresses, &self.inner.pool_capacity, &self.inner.blocks] {
+            gauges.clear();
+        }
+        for pool in topology.pools.values() {
+            let labels = vec![("pool", pool.cidr.to_string())];
+            let mut taken = 0;
+            let (mut own_blocks, mut other_blocks) = (0, 0);
+            for block in topology.blocks.values().filter(|block| holds(pool, &block.cidr.ip())) {
+                taken += block.taken;
+                *(if block.node == own { &mut own_blocks } else { &mut other_blocks }) += 1;
+            }
+            self.inner.pool_addresses.get_or_create(&labels).set(number(taken));
+            let capacity = i64::try_from(pool.capacity()).unwrap_or(i64::MAX);
+            self.inner.pool_capacity.get_or_create(&labels).set(capacity);
+            for (node, count) in [("own", own_blocks), ("other", other_blocks)] {
+                let mut labels = labels.clone();
+                labels.push(("node", node.to_owned()));
+                self.inner.blocks.get_or_create(&labels).set(count);
+            }
+        }
+    }
+
+    /// Notes which of the nodes are heard of.
+    pub fn note_nodes(&self, topology: &Topology, liveness: &Liveness) {
+        let nodes = topology.nodes.values();
+        let heard = nodes.filter(|node| liveness.is_heard(&node.name)).count();
+        for (state, count) in [("heard", heard), ("silent", topology.nodes.len() - heard)] {
+            let labels = vec![("state", state.to_owned())];
+            self.inner.nodes.get_or_create(&labels).set(number(count));
+        }
+    }
+
+    /// Everything, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// Never in practice: text is written to memory.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        if let Err(error) = self.read_maps() {
+            tracing::warn!(error = chain(&error), "the maps are missing among the metrics");
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.inner.registry)?;
+        Ok(text)
+    }
+
+    /// Whether the agent is alive; if not, why.
+    ///
+    /// # Errors
+    /// With the reason, if it is not.
+    pub fn health(&self) -> Result<(), String> {
+        let stuck = self.state().turned.elapsed();
+        match stuck > STUCK {
+            true => Err(format!("at one thing for {} s", stuck.as_secs())),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether this node's routes are as they should be; if not, why.
+    ///
+    /// # Errors
+    /// With the reason, if they are not.
+    pub fn readiness(&self) -> Result<(), String> {
+        let not_yet = || Err("the datastore has not been read yet".to_owned());
+        self.state().last_pass.clone().unwrap_or_else(not_yet)
+    }
+
+    /// Reads what the programs have counted, and how full the maps are. Without programs, nothing.
+    fn read_maps(&self) -> Result<(), MapsError> {
+        // Every build shares the maps of its ABI version.
+        let Some(datapath) = Datapath::open_builds(&self.inner.bpffs_root)?.pop() else {
+            return Ok(());
+        };
+        for (counter, traffic) in datapath.stats()? {
+            let labels = vec![("verdict", counter.name().to_owned())];
+            let set = |counters: &Counters, value| {
+                counters.get_or_create(&labels).inner().store(value, Ordering::Relaxed);
+            };
+            set(&self.inner.packets, traffic.packets);
+            set(&self.inner.bytes, traffic.bytes);
+        }
+        let pods = datapath.pods().entries()?;
+        let of_ipv4 = pods.keys().filter(|address| address.is_ipv4()).count();
+        let flows = datapath.flows().count()?;
+        for (map, entries) in
+            [("pods_v4", of_ipv4), ("pods_v6", pods.len() - of_ipv4), ("flows", flows)]
+        {
+            let labels = vec![("map", map.to_owned())];
+            self.inner.map_entries.get_or_create(&labels).set(number(entries));
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why maps cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum MapsError {
+    #[error(transparent)]
+    Open(#[from] DatapathError),
+    #[error(transparent)]
+    Read(#[from] MapError),
+}
+
+impl Inner {
+    fn register(&self, registry: &mut Registry) {
+        let mut counters = |name: &str, help: &str, metric: &Counters| {
+            registry.register(name, help, metric.clone());
+        };
+        counters("packets", "Packets by what became of them", &self.packets);
+        counters("bytes", "Bytes by what became of them", &self.bytes);
+        counters("passes", "Times the routes were gone over, by result", &self.passes);
+        counters("datastore_errors", "Requests to the datastore that failed", &self.request_errors);
+        let mut gauges = |name: &str, help: &str, metric: &Gauges| {
+            registry.register(name, help, metric.clone());
+        };
+        gauges("map_entries", "Entries of a map", &self.map_entries);
+        gauges("pool_addresses", "Addresses of a pool that are out", &self.pool_addresses);
+        gauges("pool_capacity", "Addresses that a pool can give out", &self.pool_capacity);
+        gauges("blocks", "Blocks of a pool, of this node and of others", &self.blocks);
+        gauges("nodes", "Nodes by whether their agent is heard of", &self.nodes);
+        registry.register("remote_routes", "Routes that the agent has made", self.routes.clone());
+        registry.register(
+            "unreachable",
+            "Reasons why pods of other nodes cannot be reached",
+            self.unreachable.clone(),
+        );
+        registry.register(
+            "route_changes",
+            "Routes that the agent has set or deleted",
+            self.route_changes.clone(),
+        );
+        registry.register_with_unit(
+            "datastore_request",
+            "Time of requests to the datastore",
+            Unit::Seconds,
+            self.requests.clone(),
+        );
+    }
+}
+
+fn request_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_25, 4.0, 9))
+}
+
+fn holds(pool: &Pool, ip: &std::net::IpAddr) -> bool {
+    pool.cidr.contains(*ip)
+}
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metrics() -> Metrics {
+        Metrics::new(PathBuf::from("/nonexistent/margay"))
+    }
+
+    #[test]
+    fn it_is_ready_after_a_pass_that_went_well_and_not_after_another() {
+        let metrics = metrics();
+        assert!(metrics.readiness().unwrap_err().contains("not been read"));
+
+        metrics.note_pass(Ok(()), 3, 3);
+        assert_eq!(metrics.readiness(), Ok(()));
+        metrics.note_pass(Err("no route".into()), 0, 3);
+        assert_eq!(metrics.readiness(), Err("no route".into()));
+
+        let text = metrics.text().unwrap();
+        assert!(text.contains("margay_passes_total{result=\"failed\"} 1"), "{text}");
+        assert!(text.contains("margay_route_changes_total 3"), "{text}");
+    }
+
+    #[test]
+    fn losing_a_race_is_no_error_of_the_datastore() {
+        let metrics = metrics();
+        let key = || "nodes/a".to_owned();
+        metrics.note_request(
+            "update",
+            Duration::ZERO,
+            Some(&BackendError::Conflict { key: key() }),
+        );
+        assert!(!metrics.text().unwrap().contains("datastore_errors_total{"));
+
+        let busy = BackendError::Busy { operation: "update".into(), source: "silence".into() };
+        metrics.note_request("update", Duration::ZERO, Some(&busy));
+
+        let text = metrics.text().unwrap();
+        assert!(text.contains("margay_datastore_errors_total{operation=\"update\"} 1"), "{text}");
+        let count = "margay_datastore_request_seconds_count{operation=\"update\"} 2";
+        assert!(text.contains(count), "{text}");
+    }
+}
