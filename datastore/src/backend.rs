@@ -12,6 +12,8 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::etcd;
+
 /// Position of a change in the history of the whole store; 0 is before the first one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
@@ -207,6 +209,20 @@ impl BackendError {
     /// Whether the same call may well succeed a little later with nobody having mended anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Busy { .. })
+    }
+
+    /// Whether a store that other machines keep cannot be written to, which nobody on this one can
+    /// mend: what is to be removed from it can be put off. A local one never is.
+    pub fn is_out_of_reach(&self) -> bool {
+        match self {
+            Self::Busy { source, .. } | Self::Full { source, .. } => etcd::is_of_etcd(&**source),
+            _ => false,
+        }
+    }
+
+    /// Whether somebody else was faster.
+    pub(crate) fn is_lost_race(&self) -> bool {
+        matches!(self, Self::Exists { .. } | Self::Conflict { .. } | Self::NotFound { .. })
     }
 }
 

@@ -92,7 +92,9 @@ impl Client {
         A: Message + Default + 'static,
     {
         self.somewhere(Repeat::Always, async |member| {
-            let request = self.request(member, requests()).await?;
+            let mut request = self.request(member, requests()).await?;
+            // A member that is cut off from the others would else keep the stream and say nothing.
+            request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
             let mut grpc = Grpc::new(member.channel.clone());
             let ready = grpc.ready().await;
             ready.map_err(|error| member.failed(&tonic::Status::from_error(Box::new(error))))?;

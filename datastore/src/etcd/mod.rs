@@ -116,6 +116,41 @@ impl Etcd {
         }
     }
 
+    /// A list of any length, as of one moment: the pages after the first are read at its revision. If
+    /// that is compacted meanwhile, it begins anew.
+    fn pages(&self, prefix: &str, limit: usize) -> Result<Vec<KeyValue>, Failure> {
+        let (first, range_end) = range(&self.prefix, prefix);
+        let mut listed: Vec<KeyValue> = Vec::new();
+        let mut at_revision = 0;
+        while listed.len() < limit {
+            let page = i64::try_from(PAGE.min(limit - listed.len())).unwrap_or(i64::MAX);
+            let request = RangeRequest {
+                key: listed.last().map_or_else(|| first.clone(), |last| after(&last.key)),
+                range_end: range_end.clone(),
+                limit: page,
+                revision: at_revision,
+                keys_only: false,
+            };
+            let answer = self
+                .worker
+                .call(async move |client| client.unary(RANGE, request, Repeat::Always).await);
+            let answer: RangeResponse = match answer {
+                Err(failure) if failure.is_compacted() && at_revision != 0 => {
+                    listed.clear();
+                    at_revision = 0;
+                    continue;
+                }
+                answer => answer?,
+            };
+            listed.extend(answer.kvs);
+            if !answer.more {
+                break;
+            }
+            at_revision = answer.header.unwrap_or_default().revision;
+        }
+        Ok(listed)
+    }
+
     fn versioned(&self, kv: KeyValue) -> Option<Versioned> {
         versioned(&self.prefix, kv)
     }
@@ -181,11 +216,8 @@ impl Backend for Etcd {
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
         check_prefix(prefix)?;
-        let (first, end) = range(&self.prefix, prefix);
-        let limit = limit.unwrap_or(usize::MAX);
-        let kvs = self.read(format!("list {prefix}"), async move |client| {
-            list(&client, first, end, limit).await
-        })?;
+        let listed = self.pages(prefix, limit.unwrap_or(usize::MAX));
+        let kvs = listed.map_err(|failure| failure.into_backend(format!("list {prefix}")))?;
         Ok(kvs.into_iter().filter_map(|kv| self.versioned(kv)).collect())
     }
 
@@ -207,46 +239,6 @@ impl Backend for Etcd {
             .map_err(|failure| failure.into_backend(format!("watch {prefix}")))?;
         Ok(Box::new(watch))
     }
-}
-
-/// A list of any length, as of one moment: the pages after the first are read at its revision. If
-/// that is compacted meanwhile, it begins anew.
-async fn list(
-    client: &Client,
-    first: Vec<u8>,
-    end: Vec<u8>,
-    limit: usize,
-) -> Result<Vec<KeyValue>, Failure> {
-    let mut listed: Vec<KeyValue> = Vec::new();
-    let mut at_revision = 0;
-    while listed.len() < limit {
-        let key = match listed.last() {
-            None => first.clone(),
-            Some(last) => after(&last.key),
-        };
-        let page = i64::try_from(PAGE.min(limit - listed.len())).unwrap_or(i64::MAX);
-        let request = RangeRequest {
-            key,
-            range_end: end.clone(),
-            limit: page,
-            revision: at_revision,
-            keys_only: false,
-        };
-        let answer: RangeResponse = match client.unary(RANGE, request, Repeat::Always).await {
-            Err(failure) if failure.is_compacted() && at_revision != 0 => {
-                listed.clear();
-                at_revision = 0;
-                continue;
-            }
-            answer => answer?,
-        };
-        listed.extend(answer.kvs);
-        if !answer.more {
-            break;
-        }
-        at_revision = answer.header.unwrap_or_default().revision;
-    }
-    Ok(listed)
 }
 
 /// The smallest key behind `key`.
@@ -295,6 +287,11 @@ fn before_write(verb: &str, key: &str) -> Result<String, BackendError> {
         Ok(()) => Ok(operation),
         Err(source) => Err(BackendError::Failed { operation, source: Box::new(source) }),
     }
+}
+
+/// Whether an error's source is one of etcd's.
+pub(crate) fn is_of_etcd(source: &(dyn std::error::Error + 'static)) -> bool {
+    source.is::<Failure>()
 }
 
 fn revision(header: Option<ResponseHeader>) -> Revision {

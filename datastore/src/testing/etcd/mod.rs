@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -185,11 +186,22 @@ impl EtcdCluster {
     }
 }
 
-/// A port that nobody listens on as soon as the listener is dropped.
+/// A port that nobody listens on as soon as the listener is dropped. Not one of those that the kernel
+/// gives to outgoing connections: a member that is started again wants its own back.
 fn free_port(address: IpAddr) -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind((address, 0)).unwrap();
-    let found = listener.local_addr().unwrap();
-    (listener, found)
+    const BELOW_EPHEMERAL: std::ops::Range<u32> = 12_000..32_000;
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(97);
+    loop {
+        let tried = TRIED.fetch_add(1, Ordering::Relaxed);
+        let offset = first.wrapping_add(tried) % (BELOW_EPHEMERAL.end - BELOW_EPHEMERAL.start);
+        let found =
+            SocketAddr::new(address, u16::try_from(BELOW_EPHEMERAL.start + offset).unwrap());
+        if let Ok(listener) = TcpListener::bind(found) {
+            return (listener, found);
+        }
+        assert!(tried < BELOW_EPHEMERAL.end, "no port is free at {address}");
+    }
 }
 
 impl Member {
