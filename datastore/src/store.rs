@@ -52,6 +52,11 @@ impl StoreError {
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Backend(error) if error.is_transient())
     }
+
+    /// See [`BackendError::is_out_of_reach`].
+    pub fn is_out_of_reach(&self) -> bool {
+        matches!(self, Self::Backend(error) if error.is_out_of_reach())
+    }
 }
 
 /// What is stored under a key.
@@ -126,7 +131,27 @@ impl Store {
         self.put(&keys::endpoint(&endpoint.attachment), endpoint)
     }
 
-    /// Removes the endpoint of `attachment`; false if there was none.
+    /// The endpoint that was written for `attachment`, and the revision to remove it by.
+    pub fn endpoint_at(
+        &self,
+        attachment: &Attachment,
+    ) -> Result<Option<(Endpoint, Revision)>, StoreError> {
+        let stored = self.read(&keys::endpoint(attachment))?;
+        Ok(stored.map(|Stored { record, revision }| (record, revision)))
+    }
+
+    /// Removes the endpoint of `attachment` if it is still the one of `revision`; false if there is
+    /// none. A request of this kind that is carried out late, after its sender has given it up,
+    /// removes nothing that was written since.
+    pub fn delete_endpoint_at(
+        &self,
+        attachment: &Attachment,
+        revision: Revision,
+    ) -> Result<bool, StoreError> {
+        Ok(self.remove(&keys::endpoint(attachment), Some(revision))?)
+    }
+
+    /// Removes the endpoint of `attachment`, whatever it is; false if there was none.
     pub fn delete_endpoint(&self, attachment: &Attachment) -> Result<bool, StoreError> {
         Ok(self.remove(&keys::endpoint(attachment), None)?)
     }
@@ -226,12 +251,12 @@ impl Store {
         loop {
             match self.backend.create(key, &value) {
                 Err(BackendError::Exists { .. }) => {}
-                other => return Ok(other.map(|_| ())?),
+                other => return Ok(other.map(drop)?),
             }
             let Some(current) = self.backend.get(key)? else { continue };
             match self.backend.update(key, &value, current.revision) {
-                Err(BackendError::Conflict { .. } | BackendError::NotFound { .. }) => {}
-                other => return Ok(other.map(|_| ())?),
+                Err(error) if error.is_lost_race() => {}
+                other => return Ok(other.map(drop)?),
             }
         }
     }

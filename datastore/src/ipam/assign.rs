@@ -22,11 +22,13 @@ impl Ipam<'_> {
     pub fn assign(&self, request: &AssignRequest) -> Result<Vec<IpAddr>, IpamError> {
         let wants = wants(request)?;
         self.accept_pools(&request.pools)?;
-        self.refuse_second(request)?;
         let mut assignment = Assignment::new(self, request);
         let outcome = assignment.run(&wants);
-        if outcome.is_err() {
+        if let Err(error) = &outcome {
             assignment.undo();
+            if !error.is_transient() {
+                self.refuse_second(request)?;
+            }
         }
         outcome
     }
@@ -53,6 +55,8 @@ impl Ipam<'_> {
         Ok(())
     }
 
+    /// An assignment that comes second fails when it declares its handle, if not before. Whatever it fails by,
+    /// this is the reason that counts.
     fn refuse_second(&self, request: &AssignRequest) -> Result<(), IpamError> {
         let attachment = &request.attachment;
         if !self.is_known(attachment)? {

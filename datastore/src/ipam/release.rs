@@ -181,15 +181,17 @@ impl Ipam<'_> {
         given_back: &mut BTreeSet<IpAddr>,
     ) -> Result<bool, IpamError> {
         let Stored { record: mut handle, mut revision } = handle;
-        if !handle.releasing && !self.is_complete(&handle)? {
+        let complete = if handle.releasing { None } else { self.complete(&handle)? };
+        if complete.is_none() && !handle.releasing {
             handle.releasing = true;
             match won(self.store.update(key, &handle, revision))? {
                 Some(marked) => revision = marked,
                 None => return Ok(false),
             }
         }
+        let mut read = complete.unwrap_or_default().into_iter();
         for block in &handle.blocks {
-            given_back.extend(self.give_back(block, &handle)?);
+            given_back.extend(self.give_back(block, &handle, read.next())?);
         }
         Ok(won(self.remove_handle(key, revision))?.is_some())
     }
@@ -198,16 +200,17 @@ impl Ipam<'_> {
         Ok(self.store.backend().delete(key, Some(revision))?)
     }
 
-    /// Whether every block that the handle names has a slot of it. Then its assignment is over, and
-    /// nobody is about to take another slot.
-    fn is_complete(&self, handle: &Handle) -> Result<bool, IpamError> {
+    /// The blocks that the handle names, if every one of them has a slot of it. Then its assignment is
+    /// over, and nobody is about to take another slot.
+    fn complete(&self, handle: &Handle) -> Result<Option<Vec<Stored<Block>>>, IpamError> {
+        let mut blocks = Vec::with_capacity(handle.blocks.len());
         for block in &handle.blocks {
             match self.read_block(block)? {
-                Some(stored) if !stored.record.held_by(handle).is_empty() => {}
-                _ => return Ok(false),
+                Some(stored) if !stored.record.held_by(handle).is_empty() => blocks.push(stored),
+                _ => return Ok(None),
             }
         }
-        Ok(true)
+        Ok(Some(blocks))
     }
 
     /// Gives back what the assignment holds in one block.
@@ -215,10 +218,22 @@ impl Ipam<'_> {
     /// If that is nothing and the handle is marked, the block is written all the same: an
     /// assignment that read it before the mark then loses its compare-and-swap, reads it again,
     /// looks at the handle and stops.
-    fn give_back(&self, block: &IpNetwork, handle: &Handle) -> Result<Vec<IpAddr>, IpamError> {
+    ///
+    /// `read` is the block if it was read already; that of a marked handle has to be read after the
+    /// mark.
+    fn give_back(
+        &self,
+        block: &IpNetwork,
+        handle: &Handle,
+        mut read: Option<Stored<Block>>,
+    ) -> Result<Vec<IpAddr>, IpamError> {
         let mut patience = Patience::new();
         loop {
-            let (before, revision) = match self.read_block(block)? {
+            let stored = match read.take() {
+                Some(stored) => Some(stored),
+                None => self.read_block(block)?,
+            };
+            let (before, revision) = match stored {
                 Some(stored) => (stored.record, Some(stored.revision)),
                 None => match self.owner(block)? {
                     Some(node) => (Block::new(*block, &node), None),

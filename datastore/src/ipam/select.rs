@@ -13,7 +13,7 @@ use super::block::{Affinity, Block, Open, Vacancy};
 use super::clock::now_ms;
 use super::pool::{Family, Pool};
 use super::{Ipam, IpamError};
-use crate::backend::{BackendError, Revision};
+use crate::backend::Revision;
 use crate::keys;
 use crate::store::{StoreError, Stored, decode};
 
@@ -377,11 +377,7 @@ impl Ipam<'_> {
 pub(crate) fn won<T>(outcome: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match outcome {
         Ok(done) => Ok(Some(done)),
-        Err(StoreError::Backend(
-            BackendError::Exists { .. }
-            | BackendError::Conflict { .. }
-            | BackendError::NotFound { .. },
-        )) => Ok(None),
+        Err(StoreError::Backend(error)) if error.is_lost_race() => Ok(None),
         Err(error) => Err(error),
     }
 }

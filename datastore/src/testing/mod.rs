@@ -1,13 +1,16 @@
-//! Test support: what every backend must do, a backend in memory, one that fails on purpose, and a
+//! Test support: what every backend must do, a backend in memory, one that fails on purpose, one
+//! that counts, and a
 //! real etcd.
 //!
 //! Built for this crate's tests and, with the feature `test-support`, for those of others. No
 //! product code may use it.
 
 pub mod contract;
+mod counting;
 pub mod etcd;
 mod faulty;
 mod memory;
 
+pub use counting::Counting;
 pub use faulty::{Fault, Faulty};
 pub use memory::Memory;

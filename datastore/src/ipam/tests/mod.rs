@@ -1,4 +1,5 @@
 mod crash;
+mod economy;
 mod empty;
 mod foreign;
 mod model;
