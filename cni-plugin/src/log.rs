@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt};
+use tracing_subscriber::layer::SubscriberExt;
 
 /// Where logs go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -76,11 +79,17 @@ pub fn init(conf: &LogConf) {
         .with_target(false)
         // Such an error would be printed to stderr, by a macro that panics where stderr is broken.
         .log_internal_errors(false)
-        .finish();
+        .finish()
+        .with(filter_fn(is_worth_a_line));
     let first = tracing::subscriber::set_global_default(subscriber).is_ok();
     if let (true, Some(path), Some(Err(error))) = (first, &conf.file, &file) {
         tracing::warn!("cannot open the log file {}: {error}", path.display());
     }
+}
+
+/// Of other crates only what is wrong: at its finer levels, what speaks HTTP logs every frame.
+fn is_worth_a_line(event: &Metadata<'_>) -> bool {
+    event.target().starts_with("margay") || *event.level() <= Level::WARN
 }
 
 fn open(path: &Path) -> std::io::Result<Arc<File>> {
