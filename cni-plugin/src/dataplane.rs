@@ -4,6 +4,7 @@
 //! Invariant: with either one the host's routes to the pod exist, so that whatever a program leaves
 //! to the stack still arrives.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
@@ -173,6 +174,16 @@ pub fn map_entry(answer_any_arp: bool, host: &HostSide, endpoint: &Endpoint) -> 
 /// When there is one and it cannot be opened.
 pub fn pods(bpffs_root: &Path) -> Result<Option<Pods>, DataplaneError> {
     Pods::open(bpffs_root).map_err(DataplaneError::Maps)
+}
+
+/// The addresses whose map entries lead to an interface. Walks the whole map.
+///
+/// # Errors
+/// When the map cannot be read.
+pub fn addresses_of(bpffs_root: &Path, ifindex: u32) -> Result<BTreeSet<IpAddr>, DataplaneError> {
+    let Some(pods) = pods(bpffs_root)? else { return Ok(BTreeSet::new()) };
+    let entries = pods.entries().map_err(DataplaneError::Maps)?.into_iter();
+    Ok(entries.filter(|(_, entry)| entry.ifindex == ifindex).map(|(address, _)| address).collect())
 }
 
 /// Removes a map entry, unless another pod got the address meanwhile.

@@ -11,6 +11,7 @@ use crate::args::ArgsError;
 use crate::config::ConfigError;
 use crate::confinement;
 use crate::dataplane::DataplaneError;
+use crate::deletions::DeletionError;
 use crate::directories::DirectoryError;
 use crate::host::HostError;
 use crate::ipam::IpamError;
@@ -124,6 +125,9 @@ pub enum Error {
     /// The attachment's lock cannot be had.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// What is to be removed from the datastore later cannot be written down or read.
+    #[error(transparent)]
+    Deletion(#[from] DeletionError),
     /// A directory cannot be written to.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -168,6 +172,19 @@ impl Error {
             other => Self::Unavailable(Box::new(other)),
         }
     }
+
+    /// Whether a datastore that other machines keep could not be reached or written to.
+    #[must_use]
+    pub fn is_out_of_reach(&self) -> bool {
+        use margay_datastore::IpamError as Allocator;
+        match self {
+            Self::Store(error)
+            | Self::Ipam(IpamError::Store(error) | IpamError::Allocator(Allocator::Store(error))) => {
+                error.is_out_of_reach()
+            }
+            _ => false,
+        }
+    }
 }
 
 impl From<BackendError> for Error {
@@ -198,6 +215,7 @@ impl From<&Error> for CniError {
             Error::Dataplane(_) => custom(code::DATAPLANE, "eBPF dataplane", details),
             Error::Lock(_)
             | Error::Nat(NatError::Lock(_))
+            | Error::Deletion(_)
             | Error::Directory(_)
             | Error::Sysctl(_)
             | Error::Pod(PodError::Sysctl(_) | PodError::Netns(_) | PodError::Runtime(_))

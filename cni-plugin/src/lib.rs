@@ -7,6 +7,7 @@ pub mod commands;
 pub mod config;
 pub mod confinement;
 pub mod dataplane;
+pub mod deletions;
 pub mod directories;
 pub mod error;
 pub mod forwarding;

@@ -35,6 +35,8 @@ pub enum Kind {
     Pin,
     /// A write to the datastore.
     Store,
+    /// A file of the node's own that is written or removed.
+    File,
     /// A write to `/proc/sys`.
     Sysctl,
     /// A transaction of nftables.
@@ -55,6 +57,7 @@ impl Kind {
             Self::Program => "program",
             Self::Pin => "pin",
             Self::Store => "store",
+            Self::File => "file",
             Self::Sysctl => "sysctl",
             Self::Nft => "nft",
             Self::Plugin => "plugin",

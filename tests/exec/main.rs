@@ -10,6 +10,7 @@ mod concurrency;
 mod delegation;
 mod economy;
 mod environment;
+mod etcd;
 mod hostile;
 mod install;
 mod kill;

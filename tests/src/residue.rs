@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use margay::naming;
-use margay_datastore::Attachment;
+use margay_datastore::{Attachment, Store};
 use serde_json::Value;
 
 use crate::node::Node;
@@ -35,7 +35,19 @@ pub fn assert_only(node: &Node, pods: &[(&Pod<'_>, &Value)], context: &str) {
 /// # Panics
 /// When something is left or missing.
 pub fn assert_only_attached(node: &Node, pods: &[(Attachment, Vec<IpAddr>)], context: &str) {
-    let store = node.store();
+    assert_only_attached_in(node, &node.store(), pods, context);
+}
+
+/// The same with the records in a datastore that is not the node's own.
+///
+/// # Panics
+/// When something is left or missing.
+pub fn assert_only_attached_in(
+    node: &Node,
+    store: &Store,
+    pods: &[(Attachment, Vec<IpAddr>)],
+    context: &str,
+) {
     let mut wanted = Vec::new();
     for (attachment, _) in pods {
         wanted.push(naming::host_veth(attachment));
@@ -59,7 +71,7 @@ pub fn assert_only_attached(node: &Node, pods: &[(Attachment, Vec<IpAddr>)], con
     }
     endpoints.sort();
     assert_eq!(endpoints, ips, "{context}: endpoints");
-    let ipam = margay_datastore::Ipam::new(&store, "node-under-test", "any");
+    let ipam = margay_datastore::Ipam::new(store, "node-under-test", "any");
     let holders = ipam.attachments("podnet").expect("attachments");
     assert_eq!(holders.len(), pods.len(), "{context}: allocations");
     let used: u128 = ipam

@@ -12,9 +12,10 @@ use rscni_types::types::CNIResult;
 use rustix::io::Errno;
 
 use super::session::{self, Session};
-use super::teardown::teardown;
+use super::teardown::Teardown;
 use crate::config::{self, IpamConf, NetConf, Requested};
 use crate::dataplane::{self, Dataplane, DataplaneError};
+use crate::deletions::{Deletions, Share};
 use crate::error::Error;
 use crate::hold::HostVeth;
 use crate::host::HostSide;
@@ -56,10 +57,7 @@ pub(super) fn add(call: &Call, target: &Target) -> Result<CNIResult, Error> {
         let outcome = attach(&session, &request, phases).await;
         if outcome.is_err() {
             // The error that counts is the one that stopped the ADD.
-            if let Err(error) = teardown(&session, || session.release()).await {
-                let error = crate::error::chain(&error);
-                tracing::warn!(error, "the clean-up after it failed too; DEL will try again");
-            }
+            clean_up(&session).await;
         }
         outcome
     })
@@ -79,6 +77,21 @@ impl<'a> Request<'a> {
     }
 }
 
+/// After an ADD that failed.
+async fn clean_up(session: &Session<'_>) {
+    match session.teardown(None).await {
+        Ok(Teardown::Complete) => {}
+        Ok(Teardown::PutOff(error)) => {
+            let error = crate::error::chain(&error);
+            tracing::warn!(error, "the datastore's part of the clean-up after it is put off");
+        }
+        Err(error) => {
+            let error = crate::error::chain(&error);
+            tracing::warn!(error, "the clean-up after it failed too; DEL will try again");
+        }
+    }
+}
+
 /// An ADD of an attachment that is alive is an error and leaves it alone. What is left of one that
 /// is not is cleaned up.
 async fn refuse_or_clean_up_earlier(session: &Session<'_>) -> Result<(), Error> {
@@ -93,6 +106,7 @@ async fn refuse_or_clean_up_earlier(session: &Session<'_>) -> Result<(), Error> 
         }
         HostVeth::Absent
             if endpoint.is_none()
+                && !is_deletion_put_off(session)
                 && !session.is_known_to_ipam()?
                 && session.ifb().await?.is_none() =>
         {
@@ -100,9 +114,13 @@ async fn refuse_or_clean_up_earlier(session: &Session<'_>) -> Result<(), Error> 
         }
         HostVeth::Ours(_) | HostVeth::Absent => {
             tracing::warn!(attachment = %session.attachment, "cleaning up what an earlier ADD left");
-            teardown(session, || session.release()).await
+            session.teardown(None).await?.or_out_of_reach()
         }
     }
+}
+
+fn is_deletion_put_off(session: &Session<'_>) -> bool {
+    Deletions::below(&session.site.paths.state_dir).has(&session.attachment)
 }
 
 /// Whether the ADD before came to its end and no DEL has begun since: a DEL begins with the map
@@ -148,6 +166,7 @@ async fn attach(
     }
 
     phases.enter("addresses")?;
+    session::drain(request.conf, &session.site, Share::OfAdd).await;
     let (addresses, mut endpoint) = reserve(session, request, &dataplane, &mtu)?;
 
     phases.enter("veth")?;

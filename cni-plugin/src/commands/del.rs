@@ -1,10 +1,9 @@
 //! DEL: takes a sandbox off the network. Content with whatever is gone already: the namespace, the
-//! link, the records, all of it.
+//! link, the records, all of it. Where the datastore is out of reach, content with what is on this node.
 
 use super::session::{self, Session};
-use super::teardown::teardown;
-use crate::error::Error;
-use crate::ipam;
+use super::teardown::Teardown;
+use crate::error::{Error, chain};
 use crate::protocol::{Call, Target};
 
 /// Takes away everything of the attachment.
@@ -13,11 +12,19 @@ pub(super) fn del(call: &Call, target: &Target) -> Result<(), Error> {
     let attachment = session::attachment(&conf, target)?;
     session::run("DEL", &attachment, async |phases| {
         phases.enter("open")?;
-        let session = Session::open(call, &conf, attachment.clone())?;
+        let session = Session::open_anyway(call, &conf, attachment.clone())?;
+        let out_of_reach = match session.reclaim_earlier_boots() {
+            Err(error) if error.is_out_of_reach() => Some(error),
+            outcome => outcome.map(|()| None)?,
+        };
         phases.enter("teardown")?;
-        teardown(&session, || session.release()).await?;
+        if let Teardown::PutOff(error) = session.teardown(out_of_reach).await? {
+            let error = chain(&error);
+            tracing::warn!(error, "the datastore is out of reach: its part of the DEL is put off");
+            return Ok(());
+        }
         phases.enter("upkeep")?;
-        ipam::upkeep(&session.site.store);
+        session::upkeep(&conf, &session.site).await;
         Ok(())
     })
 }

@@ -15,11 +15,11 @@ use margay_datastore::{Attachment, EndpointState, Store};
 use rscni_types::types::GcAttachment;
 
 use super::session::{self, Session};
-use super::teardown::teardown;
 use crate::config::{self, IpamConf, NetConf};
 use crate::dataplane::{self, DataplaneError};
 use crate::error::{Error, chain};
-use crate::ipam::{self, Ipam, IpamError};
+use crate::hold::Site;
+use crate::ipam::{Ipam, IpamError};
 use crate::lock::{IpamGate, Lock};
 use crate::naming;
 use crate::netlink::Netlink;
@@ -45,11 +45,12 @@ pub(super) fn gc(call: &Call) -> Result<(), Error> {
                 first_error.get_or_insert(error);
             }
         };
-        let known = gather(&conf).await?;
+        let site = session::site_of_this_boot(&conf)?;
+        let known = gather(&conf, &site).await?;
 
         phases.enter("teardown")?;
         for attachment in known.difference(&valid) {
-            note(collect(call, &conf, attachment).await);
+            note(collect(call, &conf, &site, attachment).await);
         }
         note(Lock::sweep(&conf.paths.run_dir).map_err(Error::from));
 
@@ -58,14 +59,20 @@ pub(super) fn gc(call: &Call) -> Result<(), Error> {
         note(outcome);
 
         phases.enter("ipam")?;
-        note(collect_delegated(call, &conf, valid));
+        note(collect_delegated(call, &conf, &site, valid));
+        session::upkeep(&conf, &site).await;
 
         first_error.map_or(Ok(()), Err)
     })
 }
 
-async fn collect(call: &Call, conf: &NetConf, attachment: &Attachment) -> Result<(), Error> {
-    let Some(session) = Session::open_idle(call, conf, attachment.clone())? else {
+async fn collect(
+    call: &Call,
+    conf: &NetConf,
+    site: &Site,
+    attachment: &Attachment,
+) -> Result<(), Error> {
+    let Some(session) = Session::open_idle(call, conf, site, attachment.clone())? else {
         tracing::info!(%attachment, "another verb is at work on it: left alone");
         return Ok(());
     };
@@ -74,7 +81,7 @@ async fn collect(call: &Call, conf: &NetConf, attachment: &Attachment) -> Result
         return Ok(());
     }
     tracing::info!(%attachment, "taking away what no valid attachment has");
-    teardown(&session, || session.release()).await
+    session.teardown(None).await?.or_out_of_reach()
 }
 
 /// Whether an ADD came to its end since this GC began.
@@ -92,29 +99,25 @@ fn is_new(session: &Session<'_>) -> Result<bool, Error> {
 fn collect_delegated(
     call: &Call,
     conf: &NetConf,
+    site: &Site,
     mut valid: BTreeSet<Attachment>,
 ) -> Result<(), Error> {
-    let boot_id = ipam::boot_id()?;
-    let store = session::open_store(conf, &boot_id)?;
+    let Site { store, boot_id, .. } = site;
     if let IpamConf::Delegated(_) = conf.ipam {
         let _gate = IpamGate::close(&conf.paths.run_dir)?;
-        valid.extend(endpoints(&store, conf)?);
+        valid.extend(endpoints(store, conf)?);
         let valid: Vec<Attachment> = valid.into_iter().collect();
-        Ipam::new(conf, call, &store, &boot_id).gc(&conf.name, &valid)?;
+        Ipam::new(conf, call, store, boot_id).gc(&conf.name, &valid)?;
     }
-    ipam::upkeep(&store);
     Ok(())
 }
 
 /// Every attachment of the network that something exists of on this node. The runtime's list names
 /// none of another node's, which may share the datastore.
-async fn gather(conf: &NetConf) -> Result<BTreeSet<Attachment>, Error> {
-    let boot_id = ipam::boot_id()?;
-    let store = session::open_store(conf, &boot_id)?;
-    let ipam = margay_datastore::Ipam::new(&store, &conf.nodename, &boot_id);
-    let mut known = endpoints(&store, conf)?;
-    known.extend(ipam.attachments(&conf.name).map_err(IpamError::from)?);
-    let links = Netlink::open()?.links().await?;
+async fn gather(conf: &NetConf, site: &Site) -> Result<BTreeSet<Attachment>, Error> {
+    let mut known = endpoints(&site.store, conf)?;
+    known.extend(site.allocator().attachments(&conf.name).map_err(IpamError::from)?);
+    let links = site.netlink.links().await?;
     let aliases = links.into_iter().filter_map(|link| link.alias);
     let named = aliases.filter_map(|alias| naming::attachment_of_alias(&alias));
     known.extend(named.filter(|attachment| attachment.network() == conf.name));

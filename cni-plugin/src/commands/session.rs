@@ -3,10 +3,12 @@
 use std::fmt::Display;
 use std::ops::Deref;
 
-use margay_datastore::{Attachment, Store};
+use margay_datastore::Attachment;
 use rscni_types::types::CNI_NETNS;
 
-use crate::config::{IpamConf, NetConf};
+use super::teardown::{Teardown, teardown};
+use crate::config::{Datastore, IpamConf, NetConf};
+use crate::deletions::{self, Share};
 use crate::error::Error;
 use crate::hold::{Hold, Site};
 use crate::ipam::{self, Ipam};
@@ -74,31 +76,38 @@ impl<'a> Session<'a> {
         conf: &'a NetConf,
         attachment: Attachment,
     ) -> Result<Self, Error> {
+        let session = Self::open_anyway(call, conf, attachment)?;
+        session.reclaim_earlier_boots()?;
+        Ok(session)
+    }
+
+    /// Waits for the attachment's lock and opens the rest, without a look at the datastore.
+    pub(super) fn open_anyway(
+        call: &'a Call,
+        conf: &'a NetConf,
+        attachment: Attachment,
+    ) -> Result<Self, Error> {
         let lock = Lock::take(&conf.paths.run_dir, &naming::host_veth(&attachment))?;
-        Self::locked(call, conf, attachment, lock)
+        let site = site(conf)?;
+        Ok(Self { call, conf, hold: Hold::new(site, attachment, lock) })
     }
 
     /// `None` while another verb is at work on the attachment.
     pub(super) fn open_idle(
         call: &'a Call,
         conf: &'a NetConf,
+        site: &Site,
         attachment: Attachment,
     ) -> Result<Option<Self>, Error> {
         let lock = Lock::try_take(&conf.paths.run_dir, &naming::host_veth(&attachment))?;
-        lock.map(|lock| Self::locked(call, conf, attachment, lock)).transpose()
+        let hold = lock.map(|lock| Hold::new(site.clone(), attachment, lock));
+        Ok(hold.map(|hold| Self { call, conf, hold }))
     }
 
-    fn locked(
-        call: &'a Call,
-        conf: &'a NetConf,
-        attachment: Attachment,
-        lock: Lock,
-    ) -> Result<Self, Error> {
-        let boot_id = ipam::boot_id()?;
-        let store = open_store(conf, &boot_id)?;
-        let (paths, nodename) = (conf.paths.clone(), conf.nodename.clone());
-        let site = Site { paths, nodename, boot_id, store, netlink: Netlink::open()? };
-        Ok(Self { call, conf, hold: Hold::new(site, attachment, lock) })
+    /// The first verb of a boot takes back what earlier boots left behind.
+    pub(super) fn reclaim_earlier_boots(&self) -> Result<(), Error> {
+        let Site { store, nodename, boot_id, .. } = &self.site;
+        Ok(ipam::reclaim_earlier_boots(store, nodename, boot_id)?)
     }
 
     /// The IPAM of the network.
@@ -106,20 +115,53 @@ impl<'a> Session<'a> {
         Ipam::new(self.conf, self.call, &self.site.store, &self.site.boot_id)
     }
 
+    /// Takes away everything of the attachment. `out_of_reach` is why the datastore is not even to be
+    /// tried.
+    pub(super) async fn teardown(&self, out_of_reach: Option<Error>) -> Result<Teardown, Error> {
+        teardown(&self.hold, out_of_reach, |is_reachable| self.release(is_reachable)).await
+    }
+
     /// Gives the attachment's addresses back: by the network's IPAM, and to margay-ipam, for a
-    /// configuration that names another plugin since.
-    pub(super) fn release(&self) -> Result<(), Error> {
-        let outcome = self.ipam().del(&self.attachment).map_err(Error::from);
+    /// configuration that names another plugin since. Another plugin needs no datastore of margay's.
+    fn release(&self, is_reachable: bool) -> Result<(), Error> {
         match self.conf.ipam {
-            IpamConf::Builtin(_) => outcome,
-            IpamConf::Delegated(_) => outcome.and(self.hold.release()),
+            IpamConf::Builtin(_) if !is_reachable => Ok(()),
+            IpamConf::Builtin(_) => Ok(self.ipam().del(&self.attachment)?),
+            IpamConf::Delegated(_) => {
+                let outcome = self.ipam().del(&self.attachment).map_err(Error::from);
+                outcome.and_then(|()| if is_reachable { self.hold.release() } else { Ok(()) })
+            }
         }
     }
 }
 
-/// Opens the datastore. The first verb of a boot takes back what earlier boots left behind.
-pub(super) fn open_store(conf: &NetConf, boot_id: &str) -> Result<Store, Error> {
-    let store = ipam::open_store(&conf.datastore, &conf.paths.database())?;
-    ipam::reclaim_earlier_boots(&store, &conf.nodename, boot_id)?;
-    Ok(store)
+/// The node as a network's configuration describes it. Its datastore is not talked to yet.
+pub(super) fn site(conf: &NetConf) -> Result<Site, Error> {
+    Ok(Site {
+        paths: conf.paths.clone(),
+        nodename: conf.nodename.clone(),
+        boot_id: ipam::boot_id()?,
+        store: ipam::open_store(&conf.datastore, &conf.paths.database())?,
+        netlink: Netlink::open()?,
+    })
+}
+
+/// The same. The first verb of a boot takes back what earlier boots left behind.
+pub(super) fn site_of_this_boot(conf: &NetConf) -> Result<Site, Error> {
+    let site = site(conf)?;
+    ipam::reclaim_earlier_boots(&site.store, &site.nodename, &site.boot_id)?;
+    Ok(site)
+}
+
+/// Does what earlier DELs put off and the datastore itself did.
+pub(super) async fn upkeep(conf: &NetConf, site: &Site) {
+    drain(conf, site, Share::OfOthers).await;
+    ipam::upkeep(&site.store);
+}
+
+/// Does some of what earlier DELs put off, where any can have: with a datastore on other machines.
+pub(super) async fn drain(conf: &NetConf, site: &Site, share: Share) {
+    if let Datastore::Etcd(_) = conf.datastore {
+        deletions::drain_some(site, &conf.name, share).await;
+    }
 }

@@ -1,12 +1,13 @@
 //! STATUS: whether an ADD could succeed. A runtime asks every few seconds: no table is walked, and
 //! nothing is changed but the datastore, which is made if it is missing (being able to is part of
-//! the answer), takes earlier boots' addresses back and does what it put off.
+//! the answer), takes earlier boots' addresses back and does what was put off.
 
 use std::path::Path;
 
 use super::session;
 use crate::config;
 use crate::dataplane::DataplaneError;
+use crate::deletions::Share;
 use crate::directories::check_writable;
 use crate::error::Error;
 use crate::ipam::{self, Ipam};
@@ -29,11 +30,11 @@ pub(super) fn status(call: &Call) -> Result<(), Error> {
         check_writable(&conf.paths.run_dir)?;
         check_writable(conf.paths.database().parent().unwrap_or(Path::new("/")))?;
         phases.enter("datastore")?;
-        let boot_id = ipam::boot_id()?;
-        let store = session::open_store(&conf, &boot_id)?;
+        let site = session::site_of_this_boot(&conf)?;
+        session::drain(&conf, &site, Share::OfOthers).await;
         phases.enter("ipam")?;
-        Ipam::new(&conf, call, &store, &boot_id).status()?;
-        ipam::upkeep(&store);
+        Ipam::new(&conf, call, &site.store, &site.boot_id).status()?;
+        ipam::upkeep(&site.store);
         Ok(())
     });
     outcome.map_err(Error::into_status)

@@ -3,36 +3,62 @@
 //!
 //! Invariant: it starts from the attachment alone and takes "absent" for success; an error in one
 //! step does not keep the next from being done. Addresses go back last, so that nothing of this
-//! attachment exists any more when another one gets them.
+//! attachment exists any more when another one gets them. If the datastore is out of reach, its part is
+//! put off (see [`crate::deletions`]), and so is that.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use margay_datapath::Datapath;
-use margay_datastore::Endpoint;
+use margay_datastore::{Endpoint, Revision};
 
 use crate::dataplane::{self, DataplaneError};
+use crate::deletions::Deletions;
 use crate::error::Error;
 use crate::hold::{Hold, HostVeth};
 use crate::naming;
 use crate::netlink::LinkInfo;
 
-/// Takes away everything of the attachment. `release` gives its addresses back.
+/// What became of a teardown that met no error.
+#[must_use]
+pub(crate) enum Teardown {
+    /// Nothing is left.
+    Complete,
+    /// What is left is in the datastore, which is out of reach, and is written down.
+    PutOff(Error),
+}
+
+/// Takes away everything of the attachment. `out_of_reach` is why the datastore is not even to be
+/// tried. `release` gives the addresses back; it is told whether the datastore can be reached.
 pub(crate) async fn teardown(
     hold: &Hold,
-    release: impl FnOnce() -> Result<(), Error>,
-) -> Result<(), Error> {
-    let mut failures = dismantle(hold).await;
-    failures.collect(hold.site.store.delete_endpoint(&hold.attachment).map_err(Error::from));
-    if failures.is_empty() {
-        failures.collect(release());
+    out_of_reach: Option<Error>,
+    release: impl FnOnce(bool) -> Result<(), Error>,
+) -> Result<Teardown, Error> {
+    let mut failures = Failures { out_of_reach, ..Failures::default() };
+    let endpoint = take_from_kernel(hold, &mut failures).await;
+    failures.ask(|| delete_endpoint(hold, endpoint));
+    if failures.errors.is_empty() {
+        let is_reachable = failures.out_of_reach.is_none();
+        failures.collect(release(is_reachable));
     }
-    failures.into_result()
+    failures.conclude(hold)
 }
 
 /// Takes away what the kernel has of the attachment, and leaves the records.
-pub(crate) async fn dismantle(hold: &Hold) -> Failures {
+pub(crate) async fn dismantle(hold: &Hold) -> Result<(), Error> {
     let mut failures = Failures::default();
+    take_from_kernel(hold, &mut failures).await;
+    match failures.out_of_reach.take() {
+        Some(error) => Err(error),
+        None => failures.into_result(),
+    }
+}
+
+/// An endpoint as it was read; `None` if that failed, as it does of a record that does not decode.
+type AsRead = Option<Option<(Endpoint, Revision)>>;
+
+async fn take_from_kernel(hold: &Hold, failures: &mut Failures) -> AsRead {
     let link = match hold.host_veth().await {
         Ok(HostVeth::Ours(link)) => Some(link),
         Ok(HostVeth::Absent) => None,
@@ -42,13 +68,14 @@ pub(crate) async fn dismantle(hold: &Hold) -> Failures {
         }
         Err(error) => failures.note(error),
     };
-    let endpoint = failures.collect(hold.endpoint()).flatten();
-    let addresses = failures.collect(addresses(hold, endpoint.as_ref()));
+    let endpoint = failures.ask(|| Ok(hold.site.store.endpoint_at(&hold.attachment)?));
+    let known = endpoint.as_ref().and_then(|endpoint| endpoint.as_ref());
+    let addresses = failures.ask(|| addresses(hold, known.map(|(endpoint, _)| endpoint)));
 
-    failures.collect(remove_map_entries(hold, &addresses.unwrap_or_default(), link.as_ref()).await);
+    failures.collect(remove_map_entries(hold, addresses, link.as_ref()).await);
     failures.collect(delete_link(hold, link.as_ref()).await);
     failures.collect(delete_ifb(hold).await);
-    failures
+    endpoint
 }
 
 /// Every address that is known to be the attachment's.
@@ -58,14 +85,30 @@ fn addresses(hold: &Hold, endpoint: Option<&Endpoint>) -> Result<BTreeSet<IpAddr
     Ok(addresses)
 }
 
+fn delete_endpoint(hold: &Hold, endpoint: AsRead) -> Result<(), Error> {
+    let (store, attachment) = (&hold.site.store, &hold.attachment);
+    match endpoint {
+        Some(Some((_, revision))) => store.delete_endpoint_at(attachment, revision)?,
+        Some(None) => false,
+        None => store.delete_endpoint(attachment)?,
+    };
+    Ok(())
+}
+
+/// Without the datastore the addresses are those that the map has for the link.
 async fn remove_map_entries(
     hold: &Hold,
-    addresses: &BTreeSet<IpAddr>,
+    addresses: Option<BTreeSet<IpAddr>>,
     link: Option<&LinkInfo>,
 ) -> Result<(), Error> {
     let root = &hold.site.paths.bpffs_root;
+    let addresses = match (addresses, link) {
+        (Some(addresses), _) => addresses,
+        (None, Some(link)) => dataplane::addresses_of(root, link.index)?,
+        (None, None) => return Ok(()),
+    };
     let failed = |address| move |source| DataplaneError::Map { address, source };
-    for &address in addresses {
+    for &address in &addresses {
         for entry in Datapath::earlier_entries(root, address).map_err(failed(address))? {
             if is_ours(hold, entry.ifindex, link).await? {
                 entry.remove().map_err(failed(address))?;
@@ -73,7 +116,7 @@ async fn remove_map_entries(
         }
     }
     let Some(pods) = dataplane::pods(root)? else { return Ok(()) };
-    for &address in addresses {
+    for &address in &addresses {
         let Some(entry) = pods.get(address).map_err(failed(address))? else { continue };
         if is_ours(hold, entry.ifindex, link).await? {
             pods.remove(address).map_err(failed(address))?;
@@ -112,7 +155,11 @@ async fn delete_ifb(hold: &Hold) -> Result<(), Error> {
 
 /// The errors of steps that were gone through all the same.
 #[derive(Default)]
-pub(crate) struct Failures(Vec<Error>);
+struct Failures {
+    errors: Vec<Error>,
+    /// Why the datastore is not asked any more: each question would take as long as the first one.
+    out_of_reach: Option<Error>,
+}
 
 impl Failures {
     fn collect<T>(&mut self, outcome: Result<T, Error>) -> Option<T> {
@@ -122,23 +169,58 @@ impl Failures {
         }
     }
 
+    /// Asks the datastore, if it can be reached.
+    fn ask<T>(&mut self, question: impl FnOnce() -> Result<T, Error>) -> Option<T> {
+        if self.out_of_reach.is_some() {
+            return None;
+        }
+        self.collect(question())
+    }
+
     fn note<T>(&mut self, error: Error) -> Option<T> {
-        self.0.push(error);
+        if error.is_out_of_reach() {
+            self.out_of_reach.get_or_insert(error);
+        } else {
+            self.errors.push(error);
+        }
         None
     }
 
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// With no error, what is left is written down, or what was written down is forgotten.
+    fn conclude(mut self, hold: &Hold) -> Result<Teardown, Error> {
+        let out_of_reach = self.out_of_reach.take();
+        self.into_result()?;
+        let deletions = Deletions::below(&hold.site.paths.state_dir);
+        match out_of_reach {
+            Some(error) => {
+                deletions.put_off(&hold.attachment)?;
+                Ok(Teardown::PutOff(error))
+            }
+            None => {
+                deletions.done(&hold.attachment)?;
+                Ok(Teardown::Complete)
+            }
+        }
     }
 
     /// The first error; the others go to the log.
-    pub(crate) fn into_result(self) -> Result<(), Error> {
-        let mut errors = self.0.into_iter();
+    fn into_result(self) -> Result<(), Error> {
+        let mut errors = self.errors.into_iter();
         let first = errors.next();
         for error in errors {
             let error = crate::error::chain(&error);
             tracing::error!(error, "and this failed as well");
         }
         first.map_or(Ok(()), Err)
+    }
+}
+
+impl Teardown {
+    /// For whoever cannot go on before nothing is left.
+    pub(crate) fn or_out_of_reach(self) -> Result<(), Error> {
+        match self {
+            Self::Complete => Ok(()),
+            Self::PutOff(error) => Err(error),
+        }
     }
 }

@@ -166,11 +166,12 @@ impl Upkeep {
             return Ok(());
         }
         if again.endpoint.is_some() && again.holding.is_none() {
-            dismantle(&hold).await.into_result()?;
+            dismantle(&hold).await?;
             report.left_to_ipam.push(attachment.clone());
             return Ok(());
         }
-        teardown(&hold, || hold.release()).await?;
+        let release = |is_reachable| if is_reachable { hold.release() } else { Ok(()) };
+        teardown(&hold, None, release).await?.or_out_of_reach()?;
         tracing::info!(%attachment, "reclaimed: its sandbox is gone");
         report.reclaimed.push(attachment.clone());
         Ok(())

@@ -1,0 +1,390 @@
+//! The plugins on a real etcd: as on the local datastore, several nodes at once, and etcd gone at the
+//! worst moments.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use margay_datastore::testing::etcd::EtcdCluster;
+use margay_datastore::{Backend, Store};
+use margay_tests::pod::address;
+use margay_tests::residue::assert_only_attached_in;
+use margay_tests::traffic::assert_ping;
+use margay_tests::{CniOutput, Invocation, Node, Pod};
+use serde_json::{Value, json};
+
+/// Beyond what anything here takes, on a machine however busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+fn every_verb_keeps_its_records_in_etcd() {
+    let Some(node) = Node::new() else { return };
+    let scene = Scene::new(&node, EtcdCluster::start());
+    let (one, other) = (node.sandbox("one"), node.sandbox("other"));
+
+    scene.status().success();
+    let (one_result, other_result) = (one.add(&scene.network), other.add(&scene.network));
+    assert_ping(&one, address(&other_result, true));
+    assert_ping(&other, address(&one_result, false));
+    for (pod, result) in [(&one, &one_result), (&other, &other_result)] {
+        let check = pod.check(&scene.network, result);
+        assert!(check.is_success(), "{}", check.stdout());
+    }
+    scene.assert_only(&[(&one, &one_result), (&other, &other_result)], "after ADD");
+    let (code, _) = one.invocation("ADD", &scene.network).execute().error();
+    assert_eq!(code, 100);
+
+    let mut gc = scene.network.clone();
+    gc["cni.dev/valid-attachments"] = json!([{"containerID": "one", "ifname": "eth0"}]);
+    Invocation::new("margay", "GC", &gc).execute().success();
+    scene.assert_only(&[(&one, &one_result)], "after GC");
+    one.del(&scene.network);
+    one.del(&scene.network);
+    scene.assert_only(&[], "after DEL");
+    assert!(!node.path("state/margay.db").exists());
+}
+
+#[test]
+fn every_verb_reaches_etcd_behind_tls_and_a_certificate_that_is_none_is_an_error() {
+    let Some(node) = Node::new() else { return };
+    let mut scene = Scene::new(&node, EtcdCluster::start_with_tls());
+    let pod = node.sandbox("a");
+
+    scene.status().success();
+    let result = pod.add(&scene.network);
+    assert!(pod.check(&scene.network, &result).is_success());
+    pod.del(&scene.network);
+    scene.assert_only(&[], "after DEL");
+
+    let client_cert = scene.cluster.tls().client_cert();
+    scene.network["etcd_ca_cert_file"] = json!(client_cert.cert_file);
+    let (code, message) = pod.invocation("ADD", &scene.network).execute().error();
+    assert_eq!(code, 5, "{message}");
+    assert!(message.contains("invalid peer certificate"), "{message}");
+    scene.network["etcd_ca_cert_file"] = json!(node.path("nowhere"));
+    let (code, message) = pod.invocation("ADD", &scene.network).execute().error();
+    assert_eq!(code, 5, "{message}");
+    assert!(message.contains("nowhere"), "{message}");
+    assert_eq!(node.pod_links(), []);
+}
+
+#[test]
+fn margay_ipam_under_another_plugin_finds_etcd_where_calicos_does() {
+    let Some(node) = Node::new() else { return };
+    let scene = Scene::new(&node, EtcdCluster::start());
+    let network = json!({
+        "cniVersion": "1.0.0",
+        "name": "podnet",
+        "type": "ptp",
+        "datastore_type": "etcdv3",
+        "etcd_endpoints": scene.network["etcd_endpoints"],
+        "ipam": {
+            "type": "margay-ipam",
+            "state_dir": node.path("state"),
+            "pools": [{"cidr": "10.251.0.0/24"}],
+        },
+    });
+    let verb = |verb| {
+        Invocation::new("margay-ipam", verb, &network)
+            .env("CNI_CONTAINERID", "a")
+            .env("CNI_NETNS", "/nowhere/netns")
+            .env("CNI_IFNAME", "eth0")
+            .execute()
+    };
+
+    verb("ADD").success();
+    assert_eq!(scene.keys("handles/"), ["handles/podnet/a/eth0"]);
+    assert!(verb("DEL").is_success());
+    assert_eq!(scene.keys("handles/"), [] as [&str; 0]);
+}
+
+#[test]
+fn two_nodes_that_race_for_blocks_give_no_address_twice() {
+    const PODS: usize = 12;
+    let Some(node) = Node::new() else { return };
+    let scene = Scene::new(&node, EtcdCluster::start_three());
+    let networks = ["a", "b"].map(|name| {
+        let mut network = scene.network.clone();
+        network["nodename"] = json!(name);
+        network["state_dir"] = json!(node.path(&format!("state-{name}")));
+        network["ipam"]["pools"] = json!([{"cidr": "10.244.0.0/27", "block_size": 30}]);
+        network
+    });
+    let pods: Vec<Pod<'_>> = (0..PODS).map(|n| node.sandbox(&format!("pod{n}"))).collect();
+    let network = |n: usize| &networks[n % 2];
+
+    let adds: Vec<_> =
+        pods.iter().enumerate().map(|(n, pod)| pod.invocation("ADD", network(n)).start()).collect();
+    let results: Vec<Value> = adds.into_iter().map(|add| CniOutput::of(add).success()).collect();
+
+    let addresses: BTreeSet<IpAddr> = results.iter().map(|result| address(result, true)).collect();
+    assert_eq!(addresses.len(), PODS);
+    assert_eq!(scene.keys("nodes/"), ["nodes/a", "nodes/b"]);
+    for (n, pod) in pods.iter().enumerate() {
+        assert!(pod.check(network(n), &results[n]).is_success());
+    }
+    for (n, pod) in pods.iter().enumerate() {
+        pod.del(network(n));
+    }
+    assert_eq!(scene.keys("endpoints/"), [] as [&str; 0]);
+    assert_eq!(scene.keys("handles/"), [] as [&str; 0]);
+}
+
+#[test]
+fn an_add_without_etcd_is_to_be_tried_again_and_leaves_nothing() {
+    let Some(node) = Node::new() else { return };
+    let mut scene = Scene::new(&node, EtcdCluster::start());
+    let pod = node.sandbox("a");
+    scene.cluster.kill(0);
+
+    let (code, message) = pod.invocation("ADD", &scene.network).execute().error();
+
+    assert_eq!(code, 11, "{message}");
+    assert!(message.contains(scene.network["etcd_endpoints"].as_str().unwrap()), "{message}");
+    assert_eq!(node.pod_links(), []);
+    let (code, message) = scene.status().error();
+    assert_eq!(code, 50, "{message}");
+    scene.cluster.restart(0);
+    pod.add(&scene.network);
+}
+
+#[test]
+fn an_etcd_that_does_not_answer_is_waited_for_and_no_longer_than_configured() {
+    let Some(node) = Node::new() else { return };
+    let scene = Scene::new(&node, EtcdCluster::start());
+    let pod = node.sandbox("a");
+    let result = pod.add(&scene.network);
+    scene.signal(rustix::process::Signal::STOP);
+
+    let (code, message) = node.sandbox("b").invocation("ADD", &scene.network).execute().error();
+    assert_eq!(code, 11, "{message}");
+    assert!(message.contains("no answer within"), "{message}");
+    let (code, message) = pod.invocation("CHECK", &scene.with_previous(&result)).execute().error();
+    assert_eq!(code, 11, "{message}");
+    pod.del(&scene.network);
+    assert_eq!(node.pod_links(), []);
+
+    scene.signal(rustix::process::Signal::CONT);
+    scene.status().success();
+    scene.assert_only(&[], "after the DEL that was put off");
+}
+
+#[test]
+fn an_add_that_loses_etcd_half_way_leaves_nothing_once_etcd_is_back() {
+    let Some(node) = Node::new() else { return };
+    let mut scene = Scene::new(&node, EtcdCluster::start());
+    let warm = node.sandbox("warm");
+    warm.add(&scene.network);
+    warm.del(&scene.network);
+    let pod = node.sandbox("a");
+
+    let add = pod.invocation("ADD", &scene.network).env("FAILPOINTS", "attach=sleep(3000)").start();
+    scene.wait_until(|| !node.pod_links().is_empty());
+    scene.cluster.kill(0);
+    let (code, message) = CniOutput::of(add).error();
+
+    assert_eq!(code, 11, "{message}");
+    assert_eq!(node.pod_links(), []);
+    assert_eq!(scene.put_off(), 1);
+    scene.cluster.restart(0);
+    assert_eq!(scene.keys("handles/").len(), 1, "its addresses are held until then");
+    scene.status().success();
+    scene.assert_only(&[], "after the next verb");
+    assert_eq!(scene.put_off(), 0);
+}
+
+#[test]
+fn a_del_without_etcd_succeeds_and_the_next_verb_gives_the_addresses_back() {
+    let Some(node) = Node::new() else { return };
+    type Next = fn(&Scene<'_>);
+    let verbs: [(&str, Next); 4] = [
+        ("STATUS", |scene| drop(scene.status().success())),
+        ("GC", |scene| {
+            let mut gc = scene.network.clone();
+            gc["cni.dev/valid-attachments"] = json!([]);
+            Invocation::new("margay", "GC", &gc).execute().success();
+        }),
+        ("DEL", |scene| scene.node.sandbox("nobody").del(&scene.network)),
+        // The pool has one address to give.
+        ("ADD", |scene| {
+            let next = scene.node.sandbox("next");
+            next.add(&scene.network);
+            next.del(&scene.network);
+        }),
+    ];
+    let mut scene = Scene::new(&node, EtcdCluster::start());
+    scene.network["ipam"]["pools"][0]["cidr"] = json!("10.244.0.0/30");
+    for (name, verb) in verbs {
+        let pod = node.sandbox("a");
+        pod.add(&scene.network);
+        scene.cluster.kill(0);
+
+        pod.del(&scene.network);
+
+        assert_eq!(node.pod_links(), [], "{name}");
+        assert_eq!(node.datapath().pods().entries().unwrap().len(), 0, "{name}");
+        // Once more is no error and puts nothing off twice.
+        pod.del(&scene.network);
+        assert_eq!(scene.put_off(), 1, "{name}");
+        scene.cluster.restart(0);
+        verb(&scene);
+        scene.assert_only(&[], name);
+        assert_eq!(scene.put_off(), 0, "{name}");
+        pod.destroy();
+    }
+}
+
+#[test]
+fn a_later_add_does_not_meet_the_deletion_that_its_own_attachments_del_put_off() {
+    let Some(node) = Node::new() else { return };
+    let mut scene = Scene::new(&node, EtcdCluster::start());
+    let pod = node.sandbox("a");
+    pod.add(&scene.network);
+    scene.cluster.kill(0);
+    pod.del(&scene.network);
+    let (code, _) = pod.invocation("ADD", &scene.network).execute().error();
+    assert_eq!(code, 11, "not before the old one is removed");
+    scene.cluster.restart(0);
+
+    let result = pod.add(&scene.network);
+    scene.status().success();
+
+    scene.assert_only(&[(&pod, &result)], "after ADD and STATUS");
+    assert!(pod.check(&scene.network, &result).is_success());
+    assert_eq!(scene.put_off(), 0);
+}
+
+#[test]
+fn a_later_add_does_not_meet_a_deletion_that_was_done_and_not_forgotten() {
+    let Some(node) = Node::new() else { return };
+    let scene = Scene::new(&node, EtcdCluster::start());
+    let pod = node.sandbox("a");
+    let attachment = pod.attachment("podnet", "eth0");
+    let deletions = node.path("state/deletions");
+    std::fs::create_dir_all(&deletions).unwrap();
+    let file = deletions.join(margay::naming::host_veth(&attachment));
+    std::fs::write(file, attachment.to_string()).unwrap();
+
+    let result = pod.add(&scene.network);
+    scene.status().success();
+
+    scene.assert_only(&[(&pod, &result)], "after ADD and STATUS");
+    assert!(pod.check(&scene.network, &result).is_success());
+    assert_eq!(scene.put_off(), 0);
+}
+
+#[test]
+fn a_del_without_etcd_and_what_follows_can_be_killed_anywhere() {
+    let Some(node) = Node::new() else { return };
+    let mut scene = Scene::new(&node, EtcdCluster::start());
+    scene.network["etcd_connect_timeout_ms"] = json!(100);
+    for verb in ["DEL", "STATUS", "ADD"] {
+        for changes in 0.. {
+            let context = format!("{verb} after {changes} changes");
+            let killed = format!("change={changes}*off->1*return(kill)");
+            let pod = node.sandbox("a");
+            pod.add(&scene.network);
+            scene.cluster.kill(0);
+            let mut del = pod.invocation("DEL", &scene.network);
+            if verb == "DEL" {
+                del = del.env("FAILPOINTS", &killed);
+            }
+            let mut output = del.execute();
+            scene.cluster.restart(0);
+            match verb {
+                "STATUS" => output = scene.status_invocation().env("FAILPOINTS", &killed).execute(),
+                "ADD" => {
+                    let add = pod.invocation("ADD", &scene.network).env("FAILPOINTS", &killed);
+                    output = add.execute();
+                }
+                _ => {}
+            }
+            // The runtime repeats a DEL that did not succeed, and ends an ADD that did not by one.
+            if verb != "STATUS" {
+                pod.del(&scene.network);
+            }
+            scene.status().success();
+            scene.assert_only(&[], &context);
+            assert_eq!(scene.put_off(), 0, "{context}");
+            pod.destroy();
+            if output.is_success() {
+                assert!(changes > 4, "{context}");
+                break;
+            }
+        }
+    }
+}
+
+/// A node whose records are in etcd.
+struct Scene<'node> {
+    node: &'node Node,
+    cluster: EtcdCluster,
+    network: Value,
+}
+
+impl<'node> Scene<'node> {
+    fn new(node: &'node Node, cluster: EtcdCluster) -> Self {
+        let mut network = node.network();
+        network["datastore_type"] = json!("etcdv3");
+        network["etcd_endpoints"] = json!(cluster.endpoints().join(","));
+        let conf = cluster.conf();
+        if let (Some(ca), Some(client)) = (conf.ca_cert_file, conf.client_cert) {
+            network["etcd_ca_cert_file"] = json!(ca);
+            network["etcd_cert_file"] = json!(client.cert_file);
+            network["etcd_key_file"] = json!(client.key_file);
+        }
+        // Nobody here wants to wait for what will not come.
+        network["etcd_connect_timeout_ms"] = json!(1000);
+        network["etcd_request_timeout_ms"] = json!(2000);
+        Self { node, cluster, network }
+    }
+
+    fn status_invocation(&self) -> Invocation {
+        Invocation::new("margay", "STATUS", &self.network)
+    }
+
+    fn status(&self) -> CniOutput {
+        self.status_invocation().execute()
+    }
+
+    fn with_previous(&self, result: &Value) -> Value {
+        let mut network = self.network.clone();
+        network["prevResult"] = result.clone();
+        network
+    }
+
+    fn keys(&self, prefix: &str) -> Vec<String> {
+        let listed = self.cluster.open().list(prefix, None).unwrap();
+        listed.into_iter().map(|versioned| versioned.key).collect()
+    }
+
+    /// Number of deletions that wait for etcd.
+    fn put_off(&self) -> usize {
+        std::fs::read_dir(self.node.path("state/deletions")).map_or(0, Iterator::count)
+    }
+
+    fn assert_only(&self, pods: &[(&Pod<'_>, &Value)], context: &str) {
+        let attached: Vec<_> = pods
+            .iter()
+            .map(|(pod, result)| {
+                let ips = vec![address(result, true), address(result, false)];
+                (pod.attachment("podnet", "eth0"), ips)
+            })
+            .collect();
+        let store = Store::new(self.cluster.open());
+        assert_only_attached_in(self.node, &store, &attached, context);
+    }
+
+    fn wait_until(&self, mut is_so: impl FnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so() {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.cluster.pid(0)).unwrap());
+        rustix::process::kill_process(pid.unwrap(), signal).unwrap();
+    }
+}
