@@ -3,6 +3,7 @@
 mod add;
 mod datagrams;
 mod del;
+mod etcd;
 mod first;
 mod growth;
 mod ipam;
@@ -41,6 +42,7 @@ pub(crate) const ROWS: &[Row] = &[
     throughput::ROW,
     growth::ROW,
     ipam::ROW,
+    etcd::ROW,
     load::ROW,
     memory::ROW,
     first::ROW,
