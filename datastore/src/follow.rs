@@ -61,16 +61,20 @@ impl Topic {
         }
     }
 
-    fn read(self, versioned: &Versioned) -> Result<Fact, StoreError> {
+    /// A block that its node gave up is as good as gone: whoever claims it writes it.
+    fn read(self, versioned: &Versioned) -> Result<Option<Fact>, StoreError> {
         Ok(match self {
-            Self::Nodes => Fact::Node(decode(versioned)?.record),
-            Self::Pools => Fact::Pool(decode(versioned)?.record),
-            Self::Blocks => Fact::Block(Placement::from(&decode::<Block>(versioned)?.record)),
+            Self::Nodes => Some(Fact::Node(decode(versioned)?.record)),
+            Self::Pools => Some(Fact::Pool(decode(versioned)?.record)),
+            Self::Blocks => {
+                let block = decode::<Block>(versioned)?.record;
+                (!block.is_given_up()).then(|| Fact::Block(Placement::from(&block)))
+            }
         })
     }
 
     fn change(self, versioned: &Versioned) -> Change {
-        Change { key: versioned.key.clone(), fact: Some(self.read(versioned)) }
+        Change { key: versioned.key.clone(), fact: self.read(versioned).transpose() }
     }
 }
 
@@ -124,6 +128,27 @@ mod tests {
         let Some(Ok(Fact::Block(block))) = change.fact else { panic!("{change:?}") };
         assert_eq!((block.cidr, block.node.as_str()), (pool.cidr, "a"));
         assert_eq!(block.borrowed.into_iter().collect::<Vec<_>>(), [(ip, "b".to_owned())]);
+    }
+
+    #[test]
+    fn a_block_that_was_given_up_is_gone() {
+        let store = Store::new(Memory::default());
+        let pool = Pool { block_size: 30, ..Pool::new("10.1.0.0/30".parse().unwrap()) };
+        assign(&store, "a", "one", &pool);
+        let (revision, _) = store.survey(Topic::Blocks).unwrap();
+        let node = Ipam::new(&store, "a", "boot").cool_down(Duration::ZERO);
+        node.release(&Attachment::new("n", "one", "eth0").unwrap()).unwrap();
+
+        assert_eq!(node.release_empty_blocks().unwrap(), [pool.cidr]);
+
+        let (_, changes) = store.survey(Topic::Blocks).unwrap();
+        assert!(matches!(&changes[..], [Change { fact: None, .. }]), "{changes:?}");
+        let mut follower = store.follow(Topic::Blocks, revision).unwrap();
+        let mut last = None;
+        while let Some(change) = follower.next(Duration::ZERO).unwrap() {
+            last = Some(change);
+        }
+        assert!(last.unwrap().fact.is_none());
     }
 
     #[test]
