@@ -25,6 +25,7 @@ use crate::remote::RemoteTable;
 use crate::server;
 use crate::topology::{News, Topology};
 use crate::underlay::Underlay;
+use crate::upkeep;
 
 /// News that wait while the agent is at work.
 const BACKLOG: usize = 1024;
@@ -85,6 +86,7 @@ async fn serve(conf: &AgentConf) -> Result<(), AgentError> {
     let store = ipam::open_store(&conf.datastore, &conf.paths.database())
         .map_err(|error| AgentError::Datastore(Box::new(error)))?;
     let store = Measured::store(store, metrics.clone());
+    upkeep::start(conf, store.clone(), metrics.clone()).map_err(AgentError::Start)?;
     let (send, mut news) = mpsc::channel(BACKLOG);
     following::start(&store, &send);
     drop(send);

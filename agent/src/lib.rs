@@ -20,3 +20,4 @@ pub mod remote;
 pub mod server;
 pub mod topology;
 pub mod underlay;
+pub mod upkeep;

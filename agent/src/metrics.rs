@@ -53,6 +53,8 @@ struct Inner {
     route_changes: Counter,
     requests: Family<Labels, Histogram, fn() -> Histogram>,
     request_errors: Counters,
+    upkeep: Counters,
+    upkeep_failures: Counters,
 }
 
 /// What health goes by.
@@ -85,6 +87,8 @@ impl Metrics {
             route_changes: Counter::default(),
             requests: Family::new_with_constructor(request_histogram),
             request_errors: Counters::default(),
+            upkeep: Counters::default(),
+            upkeep_failures: Counters::default(),
         };
         inner.register(&mut registry);
         inner.registry = registry;
@@ -112,6 +116,18 @@ impl Metrics {
         if error.filter(is_failure).is_some() {
             self.inner.request_errors.get_or_create(&labels).inc();
         }
+    }
+
+    /// Notes how many things upkeep has put right.
+    pub fn note_upkeep(&self, what: &'static str, count: usize) {
+        let labels = vec![("what", what.to_owned())];
+        self.inner.upkeep.get_or_create(&labels).inc_by(count as u64);
+    }
+
+    /// Notes how many a part of upkeep could not.
+    pub fn note_upkeep_failure(&self, part: &'static str, count: usize) {
+        let labels = vec![("part", part.to_owned())];
+        self.inner.upkeep_failures.get_or_create(&labels).inc_by(count as u64);
     }
 
     /// Notes that the agent's loop turns.
@@ -246,6 +262,8 @@ impl Inner {
         counters("bytes", "Bytes by what became of them", &self.bytes);
         counters("passes", "Times the routes were gone over, by result", &self.passes);
         counters("datastore_errors", "Requests to the datastore that failed", &self.request_errors);
+        counters("upkeep", "What upkeep of the node has put right", &self.upkeep);
+        counters("upkeep_failures", "What upkeep could not put right", &self.upkeep_failures);
         let mut gauges = |name: &str, help: &str, metric: &Gauges| {
             registry.register(name, help, metric.clone());
         };

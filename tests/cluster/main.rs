@@ -8,3 +8,4 @@ mod packets;
 mod pools;
 mod reach;
 mod stream;
+mod upkeep;

@@ -2,6 +2,7 @@
 //! the same names and meanings, and a few of its own.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
@@ -34,6 +35,10 @@ pub struct AgentConf {
     pub node_addresses: Vec<IpNetwork>,
     /// Where metrics and health are served; `None` for nowhere.
     pub metrics_address: Option<SocketAddr>,
+    /// How often the node is looked after.
+    pub upkeep_interval: Duration,
+    /// How long something must look as if it were of no use before upkeep takes it away.
+    pub upkeep_grace: Duration,
     /// UDP port of the overlay, the same on every node.
     pub vxlan_port: u16,
     /// Network identifier of the overlay.
@@ -57,10 +62,18 @@ impl AgentConf {
             log: log(&object)?,
             node_addresses: node_addresses(&object)?,
             metrics_address: metrics_address(&object)?,
+            upkeep_interval: seconds(&object, "upkeep_interval_seconds", 1)?,
+            upkeep_grace: seconds(&object, "upkeep_grace_seconds", 0)?,
             vxlan_port: port.and_then(|port| port.try_into().ok()).unwrap_or(DEFAULT_VXLAN_PORT),
             vxlan_vni: vni.unwrap_or(DEFAULT_VXLAN_VNI),
         })
     }
+}
+
+/// A minute, unless something else is configured.
+fn seconds(object: &Object<'_>, key: &str, least: u32) -> Result<Duration, ConfigError> {
+    let seconds = object.integer(key, least..=86_400)?;
+    Ok(Duration::from_secs(seconds.unwrap_or(60).into()))
 }
 
 fn metrics_address(object: &Object<'_>) -> Result<Option<SocketAddr>, ConfigError> {

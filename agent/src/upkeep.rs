@@ -1,0 +1,84 @@
+//! The node's upkeep, again and again, on a thread of its own: it waits for the datastore and for locks,
+//! and the routes to other nodes must not wait for it.
+
+use std::time::Duration;
+use std::{io, thread};
+
+use margay::config::AgentConf;
+use margay::error::{Error, chain};
+use margay::upkeep::{Failures, Upkeep};
+use margay_datastore::Store;
+use tokio::time::{self, MissedTickBehavior};
+
+use crate::metrics::Metrics;
+
+/// Starts it. Ends with the process.
+///
+/// # Errors
+/// When there is no runtime for it.
+pub fn start(conf: &AgentConf, store: Store, metrics: Metrics) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (node, paths) = (conf.nodename.clone(), conf.paths.clone());
+    let (interval, grace) = (conf.upkeep_interval, conf.upkeep_grace);
+    thread::spawn(move || {
+        runtime.block_on(async {
+            match Upkeep::new(store, &node, paths, grace) {
+                Ok(upkeep) => go_on(upkeep, interval, &metrics).await,
+                Err(error) => tracing::error!(error = chain(&error), "no upkeep of this node"),
+            }
+        });
+    });
+    Ok(())
+}
+
+async fn go_on(mut upkeep: Upkeep, interval: Duration, metrics: &Metrics) {
+    let mut turns = time::interval(interval);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_current = false;
+    loop {
+        turns.tick().await;
+        // Once, when this build can be loaded: from then on its programs are those that pods get.
+        if !is_current {
+            is_current = note(metrics, "make_current", upkeep.make_current()).is_some();
+        }
+        turn(&mut upkeep, metrics).await;
+    }
+}
+
+/// Each part by itself: what one cannot do does not keep the others from it.
+async fn turn(upkeep: &mut Upkeep, metrics: &Metrics) {
+    if let Some(done) = note(metrics, "reclaim", upkeep.reclaim().await) {
+        metrics.note_upkeep("reclaimed", done.reclaimed.len());
+        metrics.note_upkeep("map_entries_removed", done.map_entries.len());
+        note_failures(metrics, "reclaim", &done.failed);
+    }
+    if let Some(done) = note(metrics, "reattach", upkeep.reattach().await) {
+        metrics.note_upkeep("reattached", done.attached.len());
+        metrics.note_upkeep("replaced", done.replaced.len());
+        metrics.note_upkeep("map_entries_restored", done.map_entries.len());
+        metrics.note_upkeep("routes_restored", done.routes.len());
+        note_failures(metrics, "reattach", &done.failed);
+    }
+    if let Some(removed) = note(metrics, "remove_pins", upkeep.remove_unused_pins().await) {
+        metrics.note_upkeep("pins_removed", usize::from(!removed.is_empty()));
+    }
+    if let Some(released) = note(metrics, "release_blocks", upkeep.release_empty_blocks()) {
+        metrics.note_upkeep("blocks_released", released.len());
+    }
+}
+
+fn note<T>(metrics: &Metrics, part: &'static str, outcome: Result<T, Error>) -> Option<T> {
+    match outcome {
+        Ok(done) => Some(done),
+        Err(error) => {
+            tracing::warn!(part, error = chain(&error), "upkeep, tried again");
+            metrics.note_upkeep_failure(part, 1);
+            None
+        }
+    }
+}
+
+/// The log has them already, each where it happened.
+fn note_failures(metrics: &Metrics, part: &'static str, failures: &Failures) {
+    metrics.note_upkeep_failure(part, failures.len());
+}
