@@ -81,7 +81,7 @@ pub fn assert_only_attached_in(
         .map(|usage| usage.used)
         .sum();
     assert_eq!(used, ips.len() as u128, "{context}: taken addresses");
-    let links = std::fs::read_dir(node.bpffs_root().join("1/links")).map(Iterator::count);
+    let links = std::fs::read_dir(node.pins().join("links")).map(Iterator::count);
     assert_eq!(links.unwrap_or(0), 0, "{context}: pins of links");
     let locks = std::fs::read_dir(node.path("run/lock")).map(Iterator::count);
     assert_eq!(locks.unwrap_or(0), 0, "{context}: locks");

@@ -127,7 +127,7 @@ fn loaded_programs_come_with_their_types() {
         drop(node.open_or_load());
 
         for program in Program::ALL {
-            let pin = node.root().join("1/progs").join(node.build.id).join(program.name());
+            let pin = node.pins().join("progs").join(node.build.id).join(program.name());
             let info = ProgramInfo::from_pin(pin).expect("open a program");
             assert!(info.btf_id().is_some(), "{}", program.name());
             assert_eq!(info.name_as_str(), Some(program.name()));
@@ -155,7 +155,7 @@ fn what_the_verifier_has_against_a_program_is_in_the_error() {
             }
             other => panic!("{other:?}"),
         }
-        assert!(!node.root().join("1/progs/broken").exists());
+        assert!(!node.pins().join("progs/broken").exists());
     });
 }
 

@@ -82,7 +82,7 @@ fn the_plugin_can_be_replaced_while_pods_come_and_go() {
     let connection = Connection::open(&young, target, &listener).unwrap();
 
     // What is pinned becomes another build's, as it is after an upgrade.
-    let builds = node.bpffs_root().join("1/progs");
+    let builds = node.pins().join("progs");
     let build = fs::read_dir(&builds).unwrap().next().unwrap().unwrap().path();
     fs::rename(&build, builds.join("0123456789ab")).unwrap();
     let come_and_go = |number: usize| {

@@ -145,7 +145,7 @@ fn show_gateway(pod: &Pod<'_>, result: &Value) -> Result<()> {
 }
 
 fn show_maps(node: &Node) -> Result<()> {
-    let maps = node.bpffs_root().join(margay_abi::ABI_VERSION.to_string()).join("maps");
+    let maps = node.pins().join("maps");
     for name in [map_name::PODS_V4, map_name::PODS_V6] {
         let pin = maps.join(name);
         println!("  host$ bpftool map dump pinned …/maps/{name}");
