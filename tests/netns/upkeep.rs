@@ -388,6 +388,34 @@ fn pods_of_an_earlier_version_are_taken_over_under_traffic() {
 }
 
 #[test]
+fn a_pod_that_gets_no_map_entry_keeps_the_filters_that_know_it() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["max_pods"] = json!(2);
+    let pod = node.sandbox("a");
+    let result = pod.add(&network);
+    age(&node);
+    let upkeep = upkeep(&node, &network);
+    upkeep.make_current();
+    // The map is as large as it was, and full.
+    let datapath = node.datapath();
+    let others = PodInfo { ifindex: 1, mtu: 0, flags: 0, pod_mac: [2; 6], host_mac: [2; 6] };
+    for last in [1, 2] {
+        datapath.pods().insert([10, 99, 0, last].into(), &others).unwrap();
+    }
+    let before = programs(&node, &result);
+
+    let report = upkeep.reattach();
+
+    assert_eq!((report.failed.len(), report.replaced.len()), (1, 0), "{report:?}");
+    assert_eq!(programs(&node, &result), before);
+    assert_ping(&pod, node_address(true));
+    datapath.pods().remove([10, 99, 0, 1].into()).unwrap();
+    assert_eq!(upkeep.reattach().replaced.len(), 1);
+    assert_ping(&pod, node_address(true));
+}
+
+#[test]
 fn del_takes_what_an_earlier_version_has_of_a_pod() {
     let Some(node) = Node::new() else { return };
     let network = node.network();
