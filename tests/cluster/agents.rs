@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use margay_tests::cluster::{Cluster, Layout, MemberPod, wait_until};
+use margay_tests::cluster::{Cluster, Layout, Member, MemberPod, wait_until};
 
 use crate::stream::{Counters, Stream};
 
@@ -30,8 +30,9 @@ fn agents_that_are_killed_and_come_back_cost_no_packet() {
                 node.start_agent();
                 wait_until("the agent has done its first pass", || {
                     node.agent_log().matches("agent starts").count() == 2
-                        && node.agent_log().rsplit("agent starts").next().unwrap().contains("pass")
+                        && since_its_start(node).contains("pass")
                 });
+                assert!(since_its_start(node).contains("nothing to change"), "all was there");
                 v4.wait_for(50);
                 node.stop_agent();
             }
@@ -90,6 +91,10 @@ fn what_somebody_takes_away_comes_back() {
         netlink.delete_link(link.index).await.unwrap();
     });
     cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+}
+
+fn since_its_start(node: &Member) -> String {
+    node.agent_log().rsplit("agent starts").next().unwrap().to_owned()
 }
 
 fn one_pod_each(cluster: &Cluster, vxlan_mode: &str) -> Vec<MemberPod> {
