@@ -47,6 +47,9 @@ async fn go_on(mut upkeep: Upkeep, interval: Duration, metrics: &Metrics) {
 
 /// Each part by itself: what one cannot do does not keep the others from it.
 async fn turn(upkeep: &mut Upkeep, metrics: &Metrics) {
+    if let Some(drained) = note(metrics, "drain_deletions", upkeep.drain_deletions().await) {
+        metrics.note_upkeep("deletions_drained", drained);
+    }
     if let Some(done) = note(metrics, "reclaim", upkeep.reclaim().await) {
         metrics.note_upkeep("reclaimed", done.reclaimed.len());
         metrics.note_upkeep("map_entries_removed", done.map_entries.len());

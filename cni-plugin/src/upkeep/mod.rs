@@ -5,6 +5,7 @@
 //! | [`Upkeep::reclaim`] | takes away what belongs to this node's sandboxes that are gone |
 //! | [`Upkeep::reattach`] | puts back filters, map entries, neighbours and routes that are missing, and gives every pod this build's programs, in place |
 //! | [`Upkeep::remove_unused_pins`] | removes programs and maps of other builds and versions that nothing uses |
+//! | [`Upkeep::drain_deletions`] | removes from the datastore what DELs had to put off |
 //! | [`Upkeep::release_empty_blocks`] | lets other nodes have blocks of addresses that this one does not need |
 //!
 //! Each can be repeated at any time and killed at any moment, does what it can, and says in its
@@ -30,6 +31,7 @@ pub use reclaim::Reclaimed;
 
 use crate::config::Paths;
 use crate::dataplane::DataplaneError;
+use crate::deletions;
 use crate::error::Error;
 use crate::hold::{Hold, Site};
 use crate::ipam::{self, IpamError};
@@ -62,6 +64,15 @@ impl Upkeep {
             (nodename.to_owned(), ipam::boot_id()?, Netlink::open()?);
         let site = Site { paths, nodename, boot_id, store, netlink };
         Ok(Self { site, load, grace, suspects: reclaim::Suspects::default() })
+    }
+
+    /// Removes from the datastore what DELs of this node put off while it was out of reach, and says of
+    /// how many attachments that was.
+    ///
+    /// # Errors
+    /// When one cannot be removed; the others are left for the next time.
+    pub async fn drain_deletions(&self) -> Result<usize, Error> {
+        deletions::drain(&self.site, None, usize::MAX).await
     }
 
     /// Gives up this node's blocks of addresses that hold nothing, but for one of each pool.
