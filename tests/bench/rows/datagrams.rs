@@ -24,7 +24,7 @@ fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
         traffic: Traffic { pattern: Pattern::Datagrams, placement: Placement::Apart, ipv4 },
     };
     let cases = [("IPv4", true), ("IPv6", false)].map(case);
-    let peers = packets::watch(effort, &cases, 21)?;
+    let peers = packets::watch(effort, &cases, 15)?;
     let scale = Scale {
         rate: (Unit::PerSecond, 1.0),
         cpu: (Unit::Microseconds, 1e6),

@@ -74,7 +74,7 @@ impl fmt::Display for Rules {
 }
 
 fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
-    let rounds = effort.samples(9);
+    let rounds = effort.samples(7);
     let mut players: Vec<_> =
         RULES.iter().flat_map(|rules| PEERS.map(|peer| (peer, *rules))).collect();
     players.push((Peer::Redirect, NONE));

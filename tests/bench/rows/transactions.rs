@@ -32,7 +32,7 @@ fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
             cases.push(Case { rate, cpu, name: family.to_owned(), traffic });
         }
     }
-    let peers = packets::watch(effort, &cases, 21)?;
+    let peers = packets::watch(effort, &cases, 15)?;
     let scale = Scale {
         rate: (Unit::PerSecond, 1.0),
         cpu: (Unit::Microseconds, 1e6),
