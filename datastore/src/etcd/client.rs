@@ -95,7 +95,7 @@ impl Client {
             let mut request = self.request(member, requests()).await?;
             // A member that is cut off from the others would else keep the stream and say nothing.
             request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
-            let mut grpc = Grpc::new(member.channel.clone());
+            let mut grpc = member.grpc();
             let ready = grpc.ready().await;
             ready.map_err(|error| member.failed(&tonic::Status::from_error(Box::new(error))))?;
             let codec = ProstCodec::<Q, A>::default();
@@ -246,13 +246,18 @@ impl Client {
 }
 
 impl Member {
+    /// A page of a list has a limit in records, and what a watch catches up with one in revisions;
+    /// neither has one in bytes.
+    fn grpc(&self) -> Grpc<Channel> {
+        Grpc::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    }
+
     async fn unary<Q, A>(&self, method: &'static str, request: Request<Q>) -> Result<A, Failure>
     where
         Q: Message + 'static,
         A: Message + Default + 'static,
     {
-        // A page of a list has a limit in records, and none in bytes.
-        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(usize::MAX);
+        let mut grpc = self.grpc();
         let ready = grpc.ready().await;
         ready.map_err(|error| self.failed(&tonic::Status::from_error(Box::new(error))))?;
         let codec = ProstCodec::<Q, A>::default();

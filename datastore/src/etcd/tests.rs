@@ -54,6 +54,22 @@ fn one_member_that_is_lost_is_not_missed() {
 }
 
 #[test]
+fn a_watch_from_far_back_gets_however_much_has_happened() {
+    let cluster = EtcdCluster::start();
+    let store = cluster.open();
+    // Together more than the 4 MiB that a message of gRPC may have unless said otherwise.
+    let value = vec![b'x'; 200_000];
+    let mut revision = store.create("k/block", &value).unwrap();
+    for _ in 0..30 {
+        revision = store.update("k/block", &value, revision).unwrap();
+    }
+
+    let mut watch = store.watch("k/", Revision(0)).unwrap();
+
+    while next_event(watch.as_mut()).revision() != revision {}
+}
+
+#[test]
 fn a_cluster_without_a_majority_is_busy_within_the_deadline_until_it_has_one() {
     let mut cluster = EtcdCluster::start_three();
     let mut conf = cluster.conf();
