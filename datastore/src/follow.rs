@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::backend::{Event, Revision, Versioned, Watch};
-use crate::ipam::{Block, Placement, Pool};
+use crate::ipam::{Outline, Placement, Pool};
 use crate::keys;
 use crate::records::Node;
 use crate::store::{Store, StoreError, decode};
@@ -67,8 +67,8 @@ impl Topic {
             Self::Nodes => Some(Fact::Node(decode(versioned)?.record)),
             Self::Pools => Some(Fact::Pool(decode(versioned)?.record)),
             Self::Blocks => {
-                let block = decode::<Block>(versioned)?.record;
-                (!block.is_given_up()).then(|| Fact::Block(Placement::from(&block)))
+                let block = decode::<Outline>(versioned)?.record;
+                (!block.is_given_up()).then(|| Fact::Block(Placement::from(block)))
             }
         })
     }

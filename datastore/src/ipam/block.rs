@@ -103,12 +103,17 @@ impl Record for Block {
     }
 
     fn defect(&self) -> Option<String> {
-        let outside = self.taken.keys().find(|ip| !self.cidr.contains(**ip));
         let released = self.released.iter().map(|released| &released.ip);
-        let outside = outside.or(released.into_iter().find(|ip| !self.cidr.contains(**ip)));
-        let named = |ip: &IpAddr| format!("{ip} is not in the block {}", self.cidr);
-        block_defect(&self.cidr).or(outside.map(named))
+        block_defect(&self.cidr).or(outside(&self.cidr, self.taken.keys().chain(released)))
     }
+}
+
+/// What is wrong with a block that names an address which it does not have.
+pub(super) fn outside<'a>(
+    cidr: &IpNetwork,
+    mut ips: impl Iterator<Item = &'a IpAddr>,
+) -> Option<String> {
+    ips.find(|ip| !cidr.contains(**ip)).map(|ip| format!("{ip} is not in the block {cidr}"))
 }
 
 impl Record for Handle {

@@ -60,8 +60,8 @@ use crate::Attachment;
 use crate::records::PodRef;
 use crate::store::Store;
 
-pub(crate) use block::Block;
 pub use error::IpamError;
+pub(crate) use placement::Outline;
 pub use placement::Placement;
 pub(crate) use pool::Family;
 pub use pool::{Encapsulation, Pool, PoolError};

@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use serde::Deserialize;
 
-use super::block::Block;
+use super::block::outside;
+use super::pool::block_defect;
+use crate::keys;
+use crate::store::Record;
 
 /// A block as a router sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,14 +24,43 @@ pub struct Placement {
     pub borrowed: BTreeMap<IpAddr, String>,
 }
 
-impl From<&Block> for Placement {
-    fn from(block: &Block) -> Self {
-        let elsewhere = block.taken.iter().filter(|(_, allocation)| allocation.node != block.node);
-        Self {
-            cidr: block.cidr,
-            node: block.node.clone(),
-            taken: block.taken.len(),
-            borrowed: elsewhere.map(|(ip, allocation)| (*ip, allocation.node.clone())).collect(),
-        }
+/// The record of a block as far as a router reads it. A node hears of every pod of the cluster by the
+/// record of a whole block, so what it does not need is not made into anything.
+#[derive(Deserialize)]
+pub(crate) struct Outline {
+    cidr: IpNetwork,
+    node: String,
+    taken: BTreeMap<IpAddr, Holder>,
+}
+
+/// Of an allocation.
+#[derive(Deserialize)]
+struct Holder {
+    node: String,
+}
+
+impl Outline {
+    /// Whether its node gave it up: see [`Block`](super::block::Block).
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.node.is_empty()
+    }
+}
+
+impl Record for Outline {
+    fn key(&self) -> String {
+        keys::block(&self.cidr)
+    }
+
+    fn defect(&self) -> Option<String> {
+        block_defect(&self.cidr).or_else(|| outside(&self.cidr, self.taken.keys()))
+    }
+}
+
+impl From<Outline> for Placement {
+    fn from(Outline { cidr, node, taken }: Outline) -> Self {
+        let out = taken.len();
+        let elsewhere = taken.into_iter().filter(|(_, holder)| holder.node != node);
+        let borrowed = elsewhere.map(|(ip, holder)| (ip, holder.node)).collect();
+        Self { cidr, node, taken: out, borrowed }
     }
 }
