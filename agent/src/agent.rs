@@ -160,12 +160,14 @@ impl<'a> Agent<'a> {
 
     /// Takes in what has come, and what comes right behind it.
     async fn learn(&mut self, first: News, news: &mut mpsc::Receiver<News>) {
-        self.topology.learn(first);
+        let mut is_news = self.topology.learn(first);
         let settled = Instant::now() + SETTLE;
         while let Ok(Some(more)) = time::timeout_at(settled, news.recv()).await {
-            self.topology.learn(more);
+            is_news |= self.topology.learn(more);
         }
-        self.pass(false).await;
+        if is_news {
+            self.pass(false).await;
+        }
     }
 
     /// Has somebody's change to links, addresses or routes looked at, together with those that come with

@@ -1,6 +1,6 @@
 //! What the datastore says of all nodes, as far as it concerns the ways between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use margay::error::chain;
 use margay_datastore::{Change, Fact, Node, Placement, Pool, Topic};
@@ -39,51 +39,86 @@ impl Topology {
         self.nodes.values().find(|node| node.name == name)
     }
 
-    /// Takes news in. Of a record that does not decode, what was known before stays: whoever wrote it
-    /// may be of a newer version, and its pods are where they were.
-    pub fn learn(&mut self, news: News) {
+    /// Takes news in, and says whether a way may follow from them: most changes of a block only say how
+    /// many of its addresses are out. Of a record that does not decode, what was known before stays: whoever
+    /// wrote it may be of a newer version, and its pods are where they were.
+    pub fn learn(&mut self, news: News) -> bool {
         match news {
             News::Changed(_, change) => self.change(change),
             News::Listed(topic, changes) => {
-                self.keep_only(topic, |key| changes.iter().any(|change| change.key == *key));
-                changes.into_iter().for_each(|change| self.change(change));
+                let keys = changes.iter().map(|change| change.key.clone()).collect();
+                let mut is_news = self.keep_only(topic, &keys);
+                for change in changes {
+                    is_news |= self.change(change);
+                }
                 if !self.listed.contains(&topic) {
                     self.listed.push(topic);
+                    is_news = true;
                 }
+                is_news
             }
         }
     }
 
-    fn keep_only(&mut self, topic: Topic, is_there: impl Fn(&String) -> bool) {
+    fn put_block(&mut self, key: String, block: Placement) -> bool {
+        let before = self.blocks.get(&key);
+        let is_news = before.is_none_or(|before| {
+            (before.cidr, &before.node, &before.borrowed)
+                != (block.cidr, &block.node, &block.borrowed)
+        });
+        self.blocks.insert(key, block);
+        is_news
+    }
+
+    fn keep_only(&mut self, topic: Topic, keys: &HashSet<String>) -> bool {
         match topic {
-            Topic::Nodes => self.nodes.retain(|key, _| is_there(key)),
-            Topic::Pools => self.pools.retain(|key, _| is_there(key)),
-            Topic::Blocks => self.blocks.retain(|key, _| is_there(key)),
+            Topic::Nodes => keep_only(&mut self.nodes, keys),
+            Topic::Pools => keep_only(&mut self.pools, keys),
+            Topic::Blocks => keep_only(&mut self.blocks, keys),
         }
     }
 
-    fn change(&mut self, Change { key, fact }: Change) {
+    fn change(&mut self, Change { key, fact }: Change) -> bool {
         match fact {
-            Some(Ok(Fact::Node(node))) => drop(self.nodes.insert(key, node)),
-            Some(Ok(Fact::Pool(pool))) => drop(self.pools.insert(key, pool)),
-            Some(Ok(Fact::Block(block))) => drop(self.blocks.insert(key, block)),
+            Some(Ok(Fact::Node(node))) => put(&mut self.nodes, key, node),
+            Some(Ok(Fact::Pool(pool))) => put(&mut self.pools, key, pool),
+            Some(Ok(Fact::Block(block))) => self.put_block(key, block),
             Some(Err(error)) => {
                 tracing::error!(error = chain(&error), "what was known of it before stays");
+                false
             }
             // The key says what it was of; it is in one of the three at most.
             None => {
-                self.nodes.remove(&key);
-                self.pools.remove(&key);
-                self.blocks.remove(&key);
+                self.nodes.remove(&key).is_some()
+                    || self.pools.remove(&key).is_some()
+                    || self.blocks.remove(&key).is_some()
             }
         }
     }
 }
 
+/// Whether it was not known already.
+fn put<T: PartialEq>(records: &mut BTreeMap<String, T>, key: String, record: T) -> bool {
+    let is_news = records.get(&key) != Some(&record);
+    if is_news {
+        records.insert(key, record);
+    }
+    is_news
+}
+
+/// Whether there was something else.
+fn keep_only<T>(records: &mut BTreeMap<String, T>, keys: &HashSet<String>) -> bool {
+    let before = records.len();
+    records.retain(|key, _| keys.contains(key));
+    records.len() != before
+}
+
 #[cfg(test)]
 mod tests {
-    use margay_datastore::Store;
+    use std::time::Duration;
+
     use margay_datastore::testing::Memory;
+    use margay_datastore::{AssignRequest, Attachment, Ipam, Store};
 
     use super::*;
 
@@ -100,6 +135,48 @@ mod tests {
             topology.learn(listed(&store, topic));
         }
         assert!(topology.is_complete());
+    }
+
+    #[test]
+    fn another_pod_in_a_block_is_no_news_and_a_borrowed_address_is() {
+        let store = Store::new(Memory::default());
+        let pool = Pool { block_size: 29, ..Pool::new("10.1.0.0/29".parse().unwrap()) };
+        assign(&store, "a", "one", &pool);
+        let (revision, listed) = store.survey(Topic::Blocks).unwrap();
+        let mut topology = Topology::default();
+        assert!(topology.learn(News::Listed(Topic::Blocks, listed)));
+        assert!(!topology.learn(self::listed(&store, Topic::Blocks)));
+        let mut follower = store.follow(Topic::Blocks, revision).unwrap();
+        let mut learn = |topology: &mut Topology| {
+            let change = follower.next(Duration::ZERO).unwrap().unwrap();
+            topology.learn(News::Changed(Topic::Blocks, change))
+        };
+
+        assign(&store, "a", "two", &pool);
+        assert!(!learn(&mut topology));
+
+        assign(&store, "b", "three", &pool);
+        assert!(learn(&mut topology));
+        assert_eq!(topology.blocks.values().next().unwrap().borrowed.len(), 1);
+
+        let key = topology.blocks.keys().next().unwrap().clone();
+        store.backend().delete(&key, None).unwrap();
+        assert!(learn(&mut topology));
+        assert!(topology.blocks.is_empty());
+    }
+
+    fn assign(store: &Store, node: &str, container: &str, pool: &Pool) {
+        let request = AssignRequest {
+            attachment: Attachment::new("n", container, "eth0").unwrap(),
+            pod: None,
+            netns: None,
+            pools: vec![pool.clone()],
+            ipv4: true,
+            ipv6: false,
+            requested: vec![],
+            strict_affinity: false,
+        };
+        Ipam::new(store, node, "boot").assign(&request).unwrap();
     }
 
     #[test]
