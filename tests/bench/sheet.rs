@@ -67,6 +67,8 @@ pub(crate) enum Unit {
     PerSecond,
     #[serde(rename = "Gbit/s")]
     GigabitsPerSecond,
+    #[serde(rename = "KiB")]
+    Kibibytes,
     #[serde(rename = "MiB")]
     Mebibytes,
     #[serde(rename = "")]
@@ -81,6 +83,7 @@ impl Unit {
             Self::Nanoseconds => "ns",
             Self::PerSecond => "/s",
             Self::GigabitsPerSecond => "Gbit/s",
+            Self::Kibibytes => "KiB",
             Self::Mebibytes => "MiB",
             Self::Count => "",
         }

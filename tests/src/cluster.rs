@@ -355,6 +355,12 @@ impl Member {
         assert!(status.success(), "{status}\n{}", self.agent_log());
     }
 
+    /// The number of its agent's process, while one runs.
+    #[must_use]
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.lock().expect("agent").as_ref().map(Child::id)
+    }
+
     /// What its agents have logged.
     #[must_use]
     pub fn agent_log(&self) -> String {

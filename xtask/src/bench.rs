@@ -41,6 +41,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         "bench",
         "-p",
         "margay-tests",
+        "--bin",
+        "margay-agent",
+        "-p",
+        "margay-agent",
     ]))?;
     let mut bench = std::process::Command::new(gather()?);
     for (option, is_set) in [
@@ -76,6 +80,8 @@ fn gather() -> Result<PathBuf> {
     fs::create_dir_all(&folder)?;
     let bench = folder.join("bench");
     fs::copy(workspace::target_folder().join("release/bench"), &bench)?;
+    let agent = "margay-agent";
+    fs::copy(workspace::target_folder().join("release").join(agent), folder.join(agent))?;
     let executable = dist::executable()?;
     for name in ["margay", "margay-ipam"] {
         fs::copy(&executable, folder.join(name))?;

@@ -12,6 +12,7 @@ mod memory;
 mod packets;
 mod programs;
 mod rules;
+mod scale;
 mod stream;
 mod throughput;
 mod transactions;
@@ -43,6 +44,7 @@ pub(crate) const ROWS: &[Row] = &[
     growth::ROW,
     ipam::ROW,
     etcd::ROW,
+    scale::ROW,
     load::ROW,
     memory::ROW,
     first::ROW,

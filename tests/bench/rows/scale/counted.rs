@@ -1,0 +1,86 @@
+//! A backend that counts what is asked of it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use margay_datastore::{Backend, BackendError, Revision, Store, Versioned, Watch};
+
+/// Passes requests on, and remembers them.
+#[derive(Clone)]
+pub(super) struct Counted {
+    store: Store,
+    requests: Arc<Mutex<Vec<Request>>>,
+}
+
+/// A request that was answered.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) key: String,
+    pub(super) is_write: bool,
+    pub(super) answered: Instant,
+    /// Records in the answer.
+    pub(super) records: usize,
+}
+
+impl Counted {
+    pub(super) fn new(store: Store) -> Self {
+        Self { store, requests: Arc::default() }
+    }
+
+    /// What was asked since the last time.
+    pub(super) fn take(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note(&self, key: &str, is_write: bool, records: usize) {
+        let request = Request { key: key.to_owned(), is_write, answered: Instant::now(), records };
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+    }
+}
+
+impl Backend for Counted {
+    fn get(&self, key: &str) -> Result<Option<Versioned>, BackendError> {
+        let answer = self.store.backend().get(key);
+        self.note(key, false, 1);
+        answer
+    }
+
+    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
+        let answer = self.store.backend().create(key, value);
+        self.note(key, true, 0);
+        answer
+    }
+
+    fn update(
+        &self,
+        key: &str,
+        value: &[u8],
+        expected: Revision,
+    ) -> Result<Revision, BackendError> {
+        let answer = self.store.backend().update(key, value, expected);
+        self.note(key, true, 0);
+        answer
+    }
+
+    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
+        let answer = self.store.backend().delete(key, expected);
+        self.note(key, true, 0);
+        answer
+    }
+
+    fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
+        let answer = self.store.backend().list(prefix, limit);
+        self.note(prefix, false, answer.as_ref().map_or(0, Vec::len));
+        answer
+    }
+
+    fn revision(&self) -> Result<Revision, BackendError> {
+        let answer = self.store.backend().revision();
+        self.note("", false, 0);
+        answer
+    }
+
+    fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, BackendError> {
+        self.store.backend().watch(prefix, after)
+    }
+}
