@@ -26,7 +26,7 @@ impl Ipam<'_> {
         let outcome = assignment.run(&wants);
         if let Err(error) = &outcome {
             assignment.undo();
-            if !error.is_transient() {
+            if assignment.declared.is_none() && !error.is_transient() {
                 self.refuse_second(request)?;
             }
         }
@@ -56,7 +56,8 @@ impl Ipam<'_> {
     }
 
     /// An assignment that comes second fails when it declares its handle, if not before. Whatever it fails by,
-    /// this is the reason that counts.
+    /// this is the reason that counts. One that has declared its handle is not second, and what is there
+    /// then is its own, which it could not take back.
     fn refuse_second(&self, request: &AssignRequest) -> Result<(), IpamError> {
         let attachment = &request.attachment;
         if !self.is_known(attachment)? {
