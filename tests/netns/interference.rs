@@ -67,16 +67,14 @@ fn check_notices_that_forwarding_was_switched_off() {
 fn the_routes_that_a_router_advertises_to_the_host_outlive_its_first_pod() {
     let Some(node) = Node::new() else { return };
     let router = Router::new(&node);
-    router.advertise();
-    wait_until("the host takes the advertised route", || has_advertised_route(&node));
+    router.advertise_until("the host takes the advertised route", &node);
     let pod = node.sandbox("a");
 
     pod.add(&node.network());
 
     assert!(has_advertised_route(&node), "the host lost its default route");
     node.run(&["ip", "-6", "route", "flush", "proto", "ra"]);
-    router.advertise();
-    wait_until("the host goes on taking advertised routes", || has_advertised_route(&node));
+    router.advertise_until("the host goes on taking advertised routes", &node);
     assert_ping(&pod, node_address(false));
 }
 
@@ -325,8 +323,12 @@ impl<'node> Router<'node> {
         Self { sandbox }
     }
 
-    fn advertise(&self) {
-        self.sandbox.send_frame("eth0", &advertisement([2, 0, 0, 0, 0, 1]));
+    /// Again and again, as a router does: the host may not be listening yet.
+    fn advertise_until(&self, what: &str, node: &Node) {
+        wait_until(what, || {
+            self.sandbox.send_frame("eth0", &advertisement([2, 0, 0, 0, 0, 1]));
+            has_advertised_route(node)
+        });
     }
 }
 
