@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs margay from the folder that this script is in: the plugins, the boot unit, and last the
-# network configuration, by whose appearance a runtime begins to use margay.
+# Installs margay from the folder that this script is in: the plugins, the boot unit, the agent,
+# which nobody starts before an administrator enables it, and last the network configuration, by whose
+# appearance a runtime begins to use margay.
 #
 # Every file comes into its place by one rename. So a runtime that executes the plugin meanwhile gets
 # the old one or the new one, and wherever this is interrupted, what was there works. Running it
@@ -18,7 +19,7 @@ usage: install.sh [OPTION...]
 Installs margay, or upgrades it; pods may run meanwhile.
 
 $SHARED_OPTIONS
-  --replace-conf   replace a network configuration that was edited; the edited one becomes .old
+  --replace-conf   replace configurations that were edited; the edited ones become .old
 END
 }
 
@@ -38,9 +39,13 @@ main() {
     put "$here/paths.sh" "$own_dir/paths.sh" 644
     put "$here/uninstall.sh" "$own_dir/uninstall.sh" 755
     put "$here/conf/margay-boot.service" "$unit" 644
-    unit_files enable
-    reload_units
-    put_conflist "$here/conf/10-margay.conflist"
+    unit_files enable margay-boot.service
+    put "$here/bin/margay-agent" "$agent" 755
+    put_conf "$here/conf/agent.json" "$agent_conf"
+    put_agent_unit
+    running_units daemon-reload
+    running_units try-restart margay-agent.service
+    put_conf "$here/conf/10-margay.conflist" "$conflist"
     warn_of_an_earlier_network
 }
 
@@ -79,27 +84,36 @@ flush() {
     sync "$1" 2>/dev/null || sync
 }
 
-# The administrator's edits win, as with Debian's conffiles.
-put_conflist() {
-    if [ ! -e "$conflist" ] && [ -e "$conflist.saved" ]; then
-        mv -f "$conflist.saved" "$conflist"
-        say "installed $conflist as it was before margay was uninstalled"
+# The unit has the path of the agent in it.
+put_agent_unit() {
+    adapted=$own_dir/.margay-agent.service
+    sed "s|^ExecStart=/usr/local/|ExecStart=$prefix/|" "$here/conf/margay-agent.service" >"$adapted"
+    put "$adapted" "$agent_unit" 644
+    rm "$adapted"
+}
+
+# put_conf FILE PLACE: the administrator's edits win, as with Debian's conffiles.
+put_conf() {
+    before=$(shipped_before "$2")
+    if [ ! -e "$2" ] && [ -e "$2.saved" ]; then
+        mv -f "$2.saved" "$2"
+        say "installed $2 as it was before margay was uninstalled"
     fi
-    if [ ! -e "$conflist" ] || same "$shipped_before" "$conflist" || same "$1" "$conflist"; then
-        put "$1" "$conflist" 644
-        rm -f "$conflist.new"
+    if [ ! -e "$2" ] || same "$before" "$2" || same "$1" "$2"; then
+        put "$1" "$2" 644
+        rm -f "$2.new"
     elif [ "$replace_conf" = yes ]; then
-        cp -p "$conflist" "$conflist.old"
-        put "$1" "$conflist" 644
-        rm -f "$conflist.new"
-        say "kept the edited one as $conflist.old"
-    elif ! same "$1" "$shipped_before"; then
-        put "$1" "$conflist.new" 644
-        say "kept $conflist, which was edited; this version's is $conflist.new"
+        cp -p "$2" "$2.old"
+        put "$1" "$2" 644
+        rm -f "$2.new"
+        say "kept the edited one as $2.old"
+    elif ! same "$1" "$before"; then
+        put "$1" "$2.new" 644
+        say "kept $2, which was edited; this version's is $2.new"
     else
-        say "kept $conflist, which was edited"
+        say "kept $2, which was edited"
     fi
-    put "$1" "$shipped_before" 644
+    put "$1" "$before" 644
 }
 
 # A runtime takes the first file by name.

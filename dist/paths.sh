@@ -37,25 +37,32 @@ locate() {
     ipam_plugin=$root$bin_dir/margay-ipam
     conflist=$root$conf_dir/10-margay.conflist
     own_dir=$root$prefix/lib/margay
-    # The conflist as it was shipped: one that still looks like it has not been edited.
-    shipped_before=$own_dir/10-margay.conflist
     unit=$root$prefix/lib/systemd/system/margay-boot.service
+    agent=$root$prefix/sbin/margay-agent
+    agent_unit=$root$prefix/lib/systemd/system/margay-agent.service
+    agent_conf=$root/etc/margay/agent.json
     pins=$root/sys/fs/bpf/margay
     state_dir=$root/var/lib/margay
     run_dir=$root/run/margay
     log_dir=$root/var/log/margay
 }
 
+# A configuration as it was shipped: one that still looks like it has not been edited.
+shipped_before() {
+    echo "$own_dir/${1##*/}"
+}
+
 # systemctl on the system in question; content where there is no systemd.
 unit_files() {
     command -v systemctl >/dev/null || return 0
-    systemctl --quiet ${root:+"--root=$root"} "$@" margay-boot.service ||
-        say "systemctl $* margay-boot.service failed; that is for you to do"
+    systemctl --quiet ${root:+"--root=$root"} "$@" ||
+        say "systemctl $* failed; that is for you to do"
 }
 
-reload_units() {
+# systemctl on what runs, if that is the system in question.
+running_units() {
     if [ -z "$root" ] && [ -d /run/systemd/system ]; then
-        systemctl daemon-reload
+        systemctl "$@" || say "systemctl $* failed; that is for you to do"
     fi
 }
 

@@ -13,7 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 usage() {
     cat <<END
 usage: uninstall.sh [OPTION...]
-Uninstalls margay. Addresses, endpoints, logs and an edited network configuration stay.
+Uninstalls margay. Addresses, endpoints, logs and edited configurations stay.
 
 $SHARED_OPTIONS
   --force          go on though pods are left: they keep their network, but nothing can remove them
@@ -38,19 +38,24 @@ main() {
     if [ "$pods" != 0 ] && [ "$force" = no ]; then
         die "$pods pod interface(s) of margay on this node: remove the pods first, or use --force"
     fi
-    remove_conflist
+    remove_conf "$conflist"
     # One that came before the conflist went.
     pods=$(count_pods)
+    remove_agent
     remove "$ipam_plugin" "$plugin"
-    remove_unit
+    remove_unit "$unit"
     if [ "$pods" = 0 ] || [ "$purge" = yes ]; then
         remove_dataplane
     else
         say "kept $pins and the firewall's table, which pods use"
     fi
     if [ "$purge" = yes ]; then
-        remove "$conflist.saved" "$conflist.new" "$conflist.old" "$state_dir" "$log_dir"
+        for conf in "$conflist" "$agent_conf"; do
+            remove "$conf.saved" "$conf.new" "$conf.old"
+        done
+        remove "$state_dir" "$log_dir"
     fi
+    rmdir "${agent_conf%/*}" 2>/dev/null || true
     remove "$own_dir"
 }
 
@@ -61,19 +66,26 @@ count_pods() {
         sed -n 's/^ *\(mgy[0-9a-f]\{12\}\):.*/\1/p' | sort -u | grep -c . || true
 }
 
-remove_conflist() {
-    if [ -e "$conflist" ] && ! same "$shipped_before" "$conflist" && [ "$purge" = no ]; then
-        mv -f "$conflist" "$conflist.saved"
-        say "moved $conflist, which was edited, to $conflist.saved"
+remove_conf() {
+    if [ -e "$1" ] && ! same "$(shipped_before "$1")" "$1" && [ "$purge" = no ]; then
+        mv -f "$1" "$1.saved"
+        say "moved $1, which was edited, to $1.saved"
     fi
-    remove "$conflist"
+    remove "$1"
+}
+
+# Before what it looks after, which it would make again.
+remove_agent() {
+    if [ -e "$agent_unit" ]; then running_units stop margay-agent.service; fi
+    remove_unit "$agent_unit"
+    remove "$agent"
+    remove_conf "$agent_conf"
 }
 
 remove_unit() {
-    if [ ! -e "$unit" ]; then return; fi
-    unit_files disable
-    remove "$unit"
-    reload_units
+    if [ -e "$1" ]; then unit_files disable "${1##*/}"; fi
+    remove "$1"
+    running_units daemon-reload
 }
 
 # Maps, programs, the table that masquerades, locks. Pods' filters hold programs and maps alive

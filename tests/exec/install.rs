@@ -20,6 +20,10 @@ const IPAM_PLUGIN: &str = "opt/cni/bin/margay-ipam";
 const CONFLIST: &str = "etc/cni/net.d/10-margay.conflist";
 const SHIPPED_CONFLIST: &str = "conf/10-margay.conflist";
 const UNIT: &str = "usr/local/lib/systemd/system/margay-boot.service";
+const AGENT: &str = "usr/local/sbin/margay-agent";
+const AGENT_UNIT: &str = "usr/local/lib/systemd/system/margay-agent.service";
+const AGENT_CONF: &str = "etc/margay/agent.json";
+const SHIPPED_AGENT_CONF: &str = "conf/agent.json";
 const OWN: &str = "usr/local/lib/margay";
 const STATE: &str = "var/lib/margay/margay.db";
 const PINS: &str = "sys/fs/bpf/margay";
@@ -44,6 +48,9 @@ fn what_is_installed_serves_pods_until_it_is_uninstalled() {
 
     system.uninstall(&[]);
     for gone in [PLUGIN, IPAM_PLUGIN, CONFLIST, UNIT, OWN, PINS, "run/margay"] {
+        assert!(!system.has(gone), "{gone}");
+    }
+    for gone in [AGENT, AGENT_UNIT, AGENT_CONF, "etc/margay"] {
         assert!(!system.has(gone), "{gone}");
     }
     assert!(system.has(STATE));
@@ -127,11 +134,17 @@ fn an_install_that_is_killed_anywhere_leaves_a_system_that_works_and_can_be_repe
         system.run(&pod, "DEL", &network).success();
         system.install(&[]);
         assert_eq!(system.installed(), complete, "killed after {renames} renames");
-        for (installed, shipped) in [(PLUGIN, "bin/margay"), (CONFLIST, SHIPPED_CONFLIST)] {
+        for (installed, shipped) in [
+            (PLUGIN, "bin/margay"),
+            (CONFLIST, SHIPPED_CONFLIST),
+            (AGENT, "bin/margay-agent"),
+            (AGENT_UNIT, "conf/margay-agent.service"),
+            (AGENT_CONF, SHIPPED_AGENT_CONF),
+        ] {
             assert_eq!(system.read(installed), fs::read(system.shipped(shipped)).unwrap());
         }
         if !killed {
-            assert!(renames >= 4, "only {renames} renames");
+            assert!(renames >= 8, "only {renames} renames");
             break;
         }
     }
@@ -143,7 +156,8 @@ fn a_first_install_that_is_killed_has_no_conflist_before_all_else_is_there() {
     let system = System::new(&node);
     for renames in 0.. {
         let killed = !system.install_killed_after(renames);
-        let is_complete = [PLUGIN, IPAM_PLUGIN, UNIT].into_iter().all(|file| system.has(file));
+        let others = [PLUGIN, IPAM_PLUGIN, UNIT, AGENT, AGENT_UNIT, AGENT_CONF];
+        let is_complete = others.into_iter().all(|file| system.has(file));
         assert!(is_complete || !system.has(CONFLIST), "killed after {renames} renames");
         if !killed {
             break;
@@ -184,6 +198,68 @@ fn an_edited_conflist_is_kept_until_one_asks_for_another() {
     assert_eq!(system.read(CONFLIST), shipped);
     assert_eq!(system.read(&format!("{CONFLIST}.old")), edited);
     assert!(!system.has(&new));
+}
+
+#[test]
+fn an_edited_configuration_of_the_agent_is_kept_until_purged() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    let before = system.files();
+    system.install(&[]);
+    let edited = b"{\"datastore_type\": \"etcdv3\"}";
+    fs::write(system.path(AGENT_CONF), edited).unwrap();
+
+    system.ship_version(1);
+    system.install(&[]);
+    assert_eq!(system.read(AGENT_CONF), edited);
+    let shipped = fs::read(system.shipped(SHIPPED_AGENT_CONF)).unwrap();
+    assert_eq!(system.read(&format!("{AGENT_CONF}.new")), shipped);
+
+    system.uninstall(&[]);
+    assert_eq!(system.read(&format!("{AGENT_CONF}.saved")), edited);
+    system.install(&[]);
+    assert_eq!(system.read(AGENT_CONF), edited);
+
+    system.uninstall(&["--purge"]);
+    assert_eq!(system.files(), before);
+}
+
+#[test]
+fn the_agent_starts_only_where_it_was_enabled_and_not_once_it_is_uninstalled() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    let enabled = "etc/systemd/system/multi-user.target.wants/margay-agent.service";
+    system.install(&[]);
+    assert!(!system.has(enabled));
+
+    let root = system.root.to_str().unwrap();
+    let enable = ["--quiet", "--root", root, "enable", "margay-agent.service"];
+    match Command::new("systemctl").args(enable).output() {
+        Ok(output) => succeed(output),
+        // A machine without systemd.
+        Err(error) => return assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
+    };
+    system.install(&[]);
+    assert!(system.has(enabled));
+
+    system.uninstall(&[]);
+    assert!(!system.has(enabled) && !system.has(AGENT_UNIT));
+}
+
+#[test]
+fn the_unit_of_the_agent_starts_the_one_of_its_prefix() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    let before = system.files();
+
+    system.install(&["--prefix", "/opt/margay"]);
+
+    assert!(system.has("opt/margay/sbin/margay-agent"));
+    let unit = system.read("opt/margay/lib/systemd/system/margay-agent.service");
+    let unit = String::from_utf8(unit).unwrap();
+    assert!(unit.contains("\nExecStart=/opt/margay/sbin/margay-agent --config /etc/"), "{unit}");
+    system.uninstall(&["--prefix", "/opt/margay", "--purge"]);
+    assert_eq!(system.files(), before);
 }
 
 #[test]
@@ -314,8 +390,8 @@ impl<'node> System<'node> {
         system
     }
 
-    /// As `cargo xtask dist` puts it together, but for the plugin, which is the one under test, and
-    /// the network, which has its directories below the root.
+    /// As `cargo xtask dist` puts it together, but for the plugin, which is the one under test, the
+    /// agent, which nothing starts here, and the network, which has its directories below the root.
     fn make_tarball(&self) {
         for folder in ["bin", "conf"] {
             fs::create_dir_all(self.shipped(folder)).unwrap();
@@ -324,8 +400,9 @@ impl<'node> System<'node> {
             let from = Path::new(WORKSPACE).join("dist").join(script);
             fs::copy(from, self.shipped(script)).unwrap();
         }
-        let unit = "conf/margay-boot.service";
-        fs::copy(Path::new(WORKSPACE).join(unit), self.shipped(unit)).unwrap();
+        for file in ["conf/margay-boot.service", "conf/margay-agent.service", SHIPPED_AGENT_CONF] {
+            fs::copy(Path::new(WORKSPACE).join(file), self.shipped(file)).unwrap();
+        }
         self.ship_version(0);
     }
 
@@ -345,9 +422,12 @@ impl<'node> System<'node> {
         network["ipam"]["pools"][0]["nat_outgoing"] = json!(true);
         let list = json!({"cniVersion": "1.1.0", "name": "podnet", "plugins": [network]});
         fs::write(self.shipped(SHIPPED_CONFLIST), list.to_string()).unwrap();
-        let unit = self.shipped("conf/margay-boot.service");
-        let text = fs::read_to_string(&unit).unwrap();
-        fs::write(unit, format!("{text}# {version}\n")).unwrap();
+        fs::write(self.shipped("bin/margay-agent"), version.to_be_bytes()).unwrap();
+        for file in ["conf/margay-boot.service", "conf/margay-agent.service", SHIPPED_AGENT_CONF] {
+            let file = self.shipped(file);
+            let text = fs::read_to_string(&file).unwrap();
+            fs::write(file, format!("{text}# {version}\n")).unwrap();
+        }
     }
 
     fn install(&self, options: &[&str]) -> String {

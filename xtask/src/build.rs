@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the kernel half, then the executable that embeds it.
+//! `cargo xtask build`: the kernel half, then the executables that embed it.
 
 use anyhow::Result;
 
@@ -6,10 +6,17 @@ use crate::build_ebpf;
 use crate::setup::{self, Use};
 use crate::workspace::{self, run as run_command};
 
-/// Build the kernel half and the release executable.
+/// What users get, each of the package of its name: the plugin, which by another name is margay-ipam,
+/// and the agent. Each is built by itself: together, the plugin would have what of tokio only the agent
+/// asks for, such as the driver of signals that a runtime of it starts with.
+pub(crate) const EXECUTABLES: [&str; 2] = [PLUGIN, AGENT];
+pub(crate) const PLUGIN: &str = "margay";
+pub(crate) const AGENT: &str = "margay-agent";
+
+/// Build the kernel half and the release executables.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Build a debug executable
+    /// Build debug executables
     #[arg(long)]
     debug: bool,
 }
@@ -18,17 +25,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[Use::Build])?;
     build_ebpf::run(&build_ebpf::Arguments::default())?;
 
-    let mut command = workspace::cargo_command("build");
-    // By another name it is margay-ipam.
-    command.args(["--package", "margay", "--bin", "margay"]);
-    if !arguments.debug {
-        command.arg("--release");
-    }
-    run_command(&mut command)?;
-
     let profile = if arguments.debug { "debug" } else { "release" };
-    let executable = workspace::target_folder().join(profile).join("margay");
-    println!("built {} ({} bytes)", executable.display(), executable.metadata()?.len());
+    for name in EXECUTABLES {
+        let mut command = workspace::cargo_command("build");
+        command.args(["--package", name, "--bin", name]);
+        if !arguments.debug {
+            command.arg("--release");
+        }
+        run_command(&mut command)?;
+        let executable = workspace::target_folder().join(profile).join(name);
+        println!("built {} ({} bytes)", executable.display(), executable.metadata()?.len());
+    }
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! `cargo xtask dist`: the release tarball, which needs nothing of the host it is unpacked on.
 //!
-//! Invariant: the executable in it is static and asks no name service, and the same files give the
+//! Invariant: the executables in it are static and ask no name service, and the same files give the
 //! same tarball. It must not know where a host has things: `install.sh` does, and is in the tarball.
 
 use std::ffi::OsStr;
@@ -13,6 +13,7 @@ use object::elf::{DT_NEEDED, PT_INTERP};
 use object::read::elf::{Dyn as _, ElfFile64, FileHeader as _, ProgramHeader as _};
 use sha2::{Digest, Sha256};
 
+use crate::build::{AGENT, PLUGIN};
 use crate::setup::{self, Use};
 use crate::workspace::{self, cargo_command, output_of, run as run_command};
 use crate::{build_ebpf, licences};
@@ -51,7 +52,7 @@ pub(crate) fn run(_: &Arguments) -> Result<()> {
 pub(crate) fn stage() -> Result<PathBuf> {
     setup::ensure(&[Use::Build])?;
     build_ebpf::run(&build_ebpf::Arguments::default())?;
-    let executable = executable()?;
+    let executables = [executable()?, agent()?];
 
     let name = format!("margay-{}-linux-{}", env!("CARGO_PKG_VERSION"), env::consts::ARCH);
     let folder = workspace::target_folder().join("dist").join(name);
@@ -59,26 +60,36 @@ pub(crate) fn stage() -> Result<PathBuf> {
         fs::remove_dir_all(&folder)?;
     }
     fs::create_dir_all(folder.join("bin"))?;
-    fs::copy(&executable, folder.join("bin/margay"))?;
+    for executable in &executables {
+        let name = executable.file_name().context("an executable has a name")?;
+        fs::copy(executable, folder.join("bin").join(name))?;
+        println!("dist: {}, {} bytes, static", executable.display(), executable.metadata()?.len());
+    }
     for file in FILES {
         copy(&workspace::root().join(file), &folder.join(file))?;
     }
     copy(&workspace::root().join(INSTALLER), &folder)?;
     licences::collect(&folder.join("licences"), &Target::choose()?.triple)?;
     write_checksums(&folder)?;
-    println!("dist: {}, {} bytes, static", executable.display(), executable.metadata()?.len());
     Ok(folder)
 }
 
-/// Builds the executable that is in the tarball. The kernel half is there.
+/// Builds the plugins' executable that is in the tarball. The kernel half is there.
 pub(crate) fn executable() -> Result<PathBuf> {
-    let executable = Target::choose()?.build()?;
+    let executable = Target::choose()?.build(PLUGIN)?;
     ensure_static(&executable)?;
-    ensure_it_runs(&executable)?;
+    ensure_answer(Command::new(&executable).env("CNI_COMMAND", "VERSION"), "supportedVersions")?;
     Ok(executable)
 }
 
-/// What the executable is compiled for.
+fn agent() -> Result<PathBuf> {
+    let executable = Target::choose()?.build(AGENT)?;
+    ensure_static(&executable)?;
+    ensure_answer(Command::new(&executable).arg("--version"), env!("CARGO_PKG_VERSION"))?;
+    Ok(executable)
+}
+
+/// What the executables are compiled for.
 struct Target {
     triple: String,
 }
@@ -97,14 +108,14 @@ impl Target {
         Ok(Self { triple: if has_musl { musl } else { host.to_owned() } })
     }
 
-    fn build(&self) -> Result<PathBuf> {
+    fn build(&self, name: &str) -> Result<PathBuf> {
         let mut command = cargo_command("build");
-        command.args(["--release", "--locked", "--package", "margay", "--bin", "margay"]);
+        command.args(["--release", "--locked", "--package", name, "--bin", name]);
         // Named even where it is the host's: flags are then not for build scripts and macros.
         command.args(["--target", &self.triple]);
         command.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
         run_command(&mut command)?;
-        Ok(workspace::target_folder().join(&self.triple).join("release/margay"))
+        Ok(workspace::target_folder().join(&self.triple).join("release").join(name))
     }
 }
 
@@ -129,9 +140,9 @@ fn ensure_static(executable: &Path) -> Result<()> {
     Ok(())
 }
 
-fn ensure_it_runs(executable: &Path) -> Result<()> {
-    let answer = output_of(Command::new(executable).env("CNI_COMMAND", "VERSION"))?;
-    ensure!(answer.contains("supportedVersions"), "{} answers {answer}", executable.display());
+fn ensure_answer(command: &mut Command, expected: &str) -> Result<()> {
+    let answer = output_of(command)?;
+    ensure!(answer.contains(expected), "{} answers {answer}", workspace::shown(command));
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The licences of what is linked into the executable, whose texts have to go with it.
+//! The licences of what is linked into the executables, whose texts have to go with it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,10 @@ pub(crate) fn collect(folder: &Path, target: &str) -> Result<()> {
 /// Each crate that is not of this workspace: name and version, as its folder is called, and licence.
 fn crates(target: &str) -> Result<Vec<(String, String)>> {
     let mut tree = cargo_command("tree");
-    tree.args(["--locked", "--package", "margay", "--package", build_ebpf::PACKAGE]);
+    tree.arg("--locked");
+    for package in ["margay", "margay-agent", build_ebpf::PACKAGE] {
+        tree.args(["--package", package]);
+    }
     tree.args([
         "--edges", "normal", "--prefix", "none", "--format", "{p}\t{l}", "--target", target,
     ]);
