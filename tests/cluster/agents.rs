@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use margay_datastore::Topic;
 use margay_tests::cluster::{Cluster, Layout, Member, MemberPod, wait_until};
 
 use crate::stream::{Counters, Stream};
@@ -14,6 +15,10 @@ fn agents_that_are_killed_and_come_back_cost_no_packet() {
         let pods = one_pod_each(&cluster, vxlan_mode);
         let [one, other] = &pods[..] else { panic!("two pods") };
         cluster.wait_until_all_reach_each_other(&[one, other]);
+        wait_until("each node has a route for each block", || {
+            let blocks = cluster.store().survey(Topic::Blocks).unwrap().1.len();
+            cluster.nodes().iter().all(|node| node.remote_routes().len() == blocks)
+        });
         let routes: Vec<_> =
             cluster.nodes().iter().map(|node| sorted(node.remote_routes())).collect();
 
