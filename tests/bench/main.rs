@@ -154,17 +154,20 @@ fn measure(row: &Row, effort: Effort) -> Result<Sheet> {
 
 /// Makes `docs/benchmarks.md` and its charts from the newest measurement of every row.
 fn publish(out: &Path) -> Result<()> {
+    let file_of = |row: &Row| out.join(format!("{}.json", row.name));
+    let (measured, missing): (Vec<_>, Vec<_>) = ROWS.iter().partition(|row| file_of(row).exists());
+    for row in missing {
+        eprintln!("{} is not on the page: measure it with `cargo xtask bench {0}`", row.name);
+    }
     let read = |row: &Row| -> Result<Sheet> {
-        let file = out.join(format!("{}.json", row.name));
-        let text = fs::read_to_string(&file).with_context(|| {
-            format!("{}: measure it with `cargo xtask bench {}`", file.display(), row.name)
-        })?;
+        let file = file_of(row);
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
         let sheet: Sheet = serde_json::from_str(&text)
             .with_context(|| format!("{} is of another version of bench", file.display()))?;
         ensure!(!sheet.quick, "{} is of a quick run", file.display());
         Ok(sheet)
     };
-    let sheets = ROWS.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let sheets = measured.into_iter().map(read).collect::<Result<Vec<_>>>()?;
     let docs = Path::new(WORKSPACE).join("docs");
     page::write(&sheets, &docs.join("benchmarks.md"), &docs.join("benchmarks"))?;
     println!("wrote docs/benchmarks.md");

@@ -26,7 +26,7 @@ pub(super) const ROW: Row = Row {
 const AT_A_TIME: [usize; 3] = [1, 4, 16];
 
 fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
-    let (pods, rounds) = if effort.quick { (16, 2) } else { (64, 8) };
+    let (pods, rounds) = if effort.quick { (16, 2) } else { (64, 5) };
     let rates = in_turns(PLUGINS, |peer, node, turn| {
         let network = peer.network(node, Families::V4);
         let pods: Vec<_> = (0..pods).map(|index| node.sandbox(&format!("pod-{index}"))).collect();
