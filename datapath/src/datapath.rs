@@ -2,21 +2,21 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::programs::ProgramError;
-use margay_abi::{Counter, Settings, Traffic};
+use margay_abi::{Counter, Overlay, Settings, Traffic, map_name};
 use rtnetlink::Handle;
 
 use crate::attach::{self, AttachError, AttachMode, AttachedPrograms};
 use crate::bpffs::{self, BpffsError, ensure_bpffs};
 use crate::events::{EventLog, EventLogError};
 use crate::load::{self, LoadError, LoadOptions};
-use crate::maps::{Flows, MapError, Maps, Pods};
+use crate::maps::{Flows, MapError, Maps, Pods, Remotes};
 use crate::object::Build;
 use crate::pins::{self, Pins};
-use crate::program::{PinnedProgram, Program, ProgramId, ProgramSize};
+use crate::program::{Group, PinnedProgram, Program, ProgramId, ProgramSize};
 
 /// Opening or loading the dataplane failed.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +118,7 @@ impl Datapath {
         if let Some(found) = Self::open_build(root, build)? {
             return Ok(found);
         }
-        load::load_and_pin(build, &Pins::new(root, build.id), options)?;
+        load::load_and_pin(build, Group::Pods, &Pins::new(root, build.id), options)?;
         let loaded = Self::open_build(root, build)?
             .ok_or_else(|| DatapathError::Vanished { root: root.display().to_string() })?;
         Ok(Self { origin: Origin::Loaded, ..loaded })
@@ -151,12 +151,13 @@ impl Datapath {
         AttachedPrograms { from_pod: Some(self.from_pod.id()), to_pod: Some(self.to_pod.id()) }
     }
 
-    /// How large a program of this build is, if the kernel tells.
+    /// How large a program of a pod is, if the kernel tells.
     #[must_use]
     pub fn program_size(&self, program: Program) -> Option<ProgramSize> {
         match program {
             Program::FromPod => self.from_pod.size(),
             Program::ToPod => self.to_pod.size(),
+            _ => None,
         }
     }
 
@@ -170,6 +171,17 @@ impl Datapath {
     #[must_use]
     pub fn flows(&self) -> &Flows {
         &self.maps.flows
+    }
+
+    /// Which way other nodes' pods are reached.
+    #[must_use]
+    pub fn remotes(&self) -> &Remotes {
+        &self.maps.remotes
+    }
+
+    /// The VXLAN device that the programs know.
+    pub fn overlay(&self) -> Result<Overlay, MapError> {
+        self.maps.overlay.get()
     }
 
     /// Every counter and its traffic since the maps were made, summed over CPUs.
@@ -205,8 +217,18 @@ impl Datapath {
         mode: AttachMode,
     ) -> Result<(), AttachError> {
         match mode {
-            AttachMode::Clsact => attach::clsact::attach(self, netlink, ifindex).await,
-            AttachMode::Tcx => attach::tcx::attach(self, ifindex),
+            AttachMode::Clsact => {
+                let programs = [
+                    (Program::FromPod, self.from_pod.as_fd()),
+                    (Program::ToPod, self.to_pod.as_fd()),
+                ];
+                attach::clsact::attach(programs, netlink, ifindex).await
+            }
+            AttachMode::Tcx => {
+                let programs =
+                    [(Program::FromPod, self.from_pod.id()), (Program::ToPod, self.to_pod.id())];
+                attach::tcx::attach(programs, &self.pins, ifindex)
+            }
         }
     }
 
@@ -220,8 +242,8 @@ impl Datapath {
         mode: AttachMode,
     ) -> Result<(), AttachError> {
         match mode {
-            AttachMode::Clsact => attach::clsact::detach(netlink, ifindex).await,
-            AttachMode::Tcx => attach::tcx::detach(&self.pins, ifindex),
+            AttachMode::Clsact => attach::clsact::detach(Program::OF_POD, netlink, ifindex).await,
+            AttachMode::Tcx => attach::tcx::detach(Program::OF_POD, &self.pins, ifindex),
         }
     }
 
@@ -232,10 +254,13 @@ impl Datapath {
         ifindex: u32,
         mode: AttachMode,
     ) -> Result<AttachedPrograms, AttachError> {
-        match mode {
-            AttachMode::Clsact => attach::clsact::inspect(netlink, ifindex).await,
-            AttachMode::Tcx => attach::tcx::inspect(&self.pins, ifindex),
-        }
+        let [from_pod, to_pod] = match mode {
+            AttachMode::Clsact => {
+                attach::clsact::inspect(Program::OF_POD, netlink, ifindex).await?
+            }
+            AttachMode::Tcx => attach::tcx::inspect(Program::OF_POD, &self.pins, ifindex)?,
+        };
+        Ok(AttachedPrograms { from_pod, to_pod })
     }
 
     /// Every program that is attached to the interface in margay's places, of whatever build and
@@ -267,14 +292,6 @@ impl Datapath {
         &self.pins
     }
 
-    pub(crate) fn program(&self, program: Program) -> (ProgramId, BorrowedFd<'_>) {
-        let pinned = match program {
-            Program::FromPod => &self.from_pod,
-            Program::ToPod => &self.to_pod,
-        };
-        (pinned.id(), pinned.as_fd())
-    }
-
     /// False after somebody unpinned maps and another build made new ones: the programs still count
     /// and look up in the old ones.
     fn programs_use_the_pinned_maps(&self) -> Result<bool, DatapathError> {
@@ -284,7 +301,7 @@ impl Datapath {
         {
             used.extend(pinned.map_ids().map_err(|source| program_error(program, source))?);
         }
-        Ok(self.maps.ids.iter().all(|id| used.contains(id)))
+        Ok(self.maps.are_used(&used, map_name::OVERLAY))
     }
 }
 
@@ -298,7 +315,10 @@ impl fmt::Debug for Datapath {
     }
 }
 
-fn open_program(pins: &Pins, program: Program) -> Result<Option<PinnedProgram>, DatapathError> {
+pub(crate) fn open_program(
+    pins: &Pins,
+    program: Program,
+) -> Result<Option<PinnedProgram>, DatapathError> {
     match PinnedProgram::open(&pins.program(program)) {
         Ok(pinned) => Ok(Some(pinned)),
         Err(ProgramError::SyscallError(error))
@@ -310,6 +330,6 @@ fn open_program(pins: &Pins, program: Program) -> Result<Option<PinnedProgram>, 
     }
 }
 
-fn program_error(program: Program, source: ProgramError) -> DatapathError {
+pub(crate) fn program_error(program: Program, source: ProgramError) -> DatapathError {
     DatapathError::Program { program, source: Box::new(source) }
 }

@@ -17,7 +17,7 @@ use margay_abi::{ABI_VERSION, map_name};
 use crate::load::{self, LoadError, LoadOptions};
 use crate::maps::{MapError, RawTable};
 use crate::pins;
-use crate::program::PinnedProgram;
+use crate::program::{Group, PinnedProgram};
 use crate::{Datapath, DatapathError, Program, ProgramId};
 
 /// The programs that one build has pinned.
@@ -73,7 +73,7 @@ impl Datapath {
     /// Makes this build the one that all pods are to have, whichever was published last: for who
     /// starts it on purpose, also in place of a later one.
     pub fn make_current(&self) -> Result<(), LoadError> {
-        let folder = self.pins().programs();
+        let folder = self.pins().programs(Group::Pods);
         let now = FileTimes::new().set_modified(SystemTime::now());
         load::before("touch", &folder)?;
         let touched = File::open(&folder).and_then(|folder| folder.set_times(now));
@@ -109,7 +109,7 @@ impl Datapath {
     /// version's, so that the next [`attach`](Datapath::attach) replaces their programs in place.
     pub fn adopt_links(root: &Path, interface: &str) -> Result<(), LoadError> {
         for version in earlier_versions(root) {
-            for program in Program::ALL {
+            for program in Program::OF_POD {
                 let to = pins::link(root, interface, program);
                 let Some(name) = to.file_name() else { continue };
                 let from = root.join(version.to_string()).join("links").join(name);

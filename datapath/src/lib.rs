@@ -3,7 +3,7 @@
 //!
 //! The way of a node's first ADD is [`Datapath::open_or_load`]; every later one is
 //! [`Datapath::open`], which costs a few pins' worth of system calls and triggers none of aya's
-//! feature probes.
+//! feature probes. A node among others has [`NodeDatapath`] beside it, on the same maps.
 //!
 //! Invariants: pins of another ABI version are never touched but by `earlier.rs`, and maps of this
 //! one outlive every build, so that an upgrade keeps pods and flows. Whatever this crate makes can be found again
@@ -20,6 +20,7 @@ mod earlier;
 mod events;
 mod load;
 mod maps;
+mod node;
 mod object;
 mod pins;
 mod probe;
@@ -34,7 +35,9 @@ pub use datapath::{Datapath, DatapathError, Origin};
 pub use earlier::{EarlierEntry, PinnedBuild, Removed};
 pub use events::{Event, EventLog, EventLogError};
 pub use load::{LoadError, LoadOptions};
-pub use maps::{Flows, MapError, Pods};
+pub use maps::{Flows, MapError, Pods, Remotes};
+pub use margay_abi::{Overlay, Remote, remote_mode};
+pub use node::{NodeDatapath, NodeInterface};
 pub use probe::{ProbeError, probe};
 pub use program::{Program, ProgramId, ProgramSize};
 pub use test_run::{TestContext, TestRun, TestRunError};

@@ -22,11 +22,12 @@ use margay_failpoints as failpoints;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::bound::Bound;
+use crate::bpf;
 use crate::maps::{self, MapError};
 use crate::object::Build;
 use crate::pins::Pins;
 use crate::probe::{self, ProbeError};
-use crate::{Program, bpf};
+use crate::program::{Group, Program};
 
 /// Loading or pinning the kernel half failed.
 #[derive(Debug, thiserror::Error)]
@@ -129,29 +130,30 @@ pub(crate) fn lock(lock_dir: &Path) -> Result<File, LoadError> {
     lock().map_err(|source| LoadError::Lock { path: path.clone(), source })
 }
 
-/// Loads `build` and pins its maps and programs.
+/// Loads a group of `build`'s programs and pins them and the maps.
 pub(crate) fn load_and_pin(
     build: Build,
+    group: Group,
     pins: &Pins,
     options: &LoadOptions,
 ) -> Result<(), LoadError> {
     let started = Instant::now();
     probe::check_kernel()?;
     lift_lock_limit();
-    remove_programs(&pins.unfinished_programs())?;
-    remove_programs(&pins.programs())?;
+    remove_programs(&pins.unfinished_programs(group))?;
+    remove_programs(&pins.programs(group))?;
     create_folder(&pins.maps())?;
-    create_folder(&pins.unfinished_programs())?;
+    create_folder(&pins.unfinished_programs(group))?;
 
     maps::check_pinned(pins, options)?;
     let bound = bind(build, pins, options)?;
     let verifier_started = Instant::now();
-    let programs = load(&bound, build)?;
+    let programs = load(&bound, build, group)?;
     let verifier_us = verifier_started.elapsed().as_micros();
-    for (program, fd) in Program::ALL.into_iter().zip(programs) {
-        pin(program, &fd, pins.unfinished_programs().join(program.name()))?;
+    for (program, fd) in group.programs().iter().zip(programs) {
+        pin(*program, &fd, pins.unfinished_programs(group).join(program.name()))?;
     }
-    publish(pins)?;
+    publish(pins, group)?;
 
     let total_us = started.elapsed().as_micros();
     tracing::info!(build = build.id, verifier_us, total_us, "loaded the BPF programs");
@@ -171,11 +173,11 @@ fn bind(build: Build, pins: &Pins, options: &LoadOptions) -> Result<Bound, LoadE
         .map_err(|source| LoadError::Object { build: build.id, source: Box::new(source) })
 }
 
-/// Has the kernel verify all programs at once, each on a thread of its own: a node's first pod waits
+/// Has the kernel verify all programs of a group at once, each on a thread of its own: a node's first pod waits
 /// for the longest, and not for their sum.
-fn load(bound: &Bound, build: Build) -> Result<Vec<OwnedFd>, LoadError> {
+fn load(bound: &Bound, build: Build, group: Group) -> Result<Vec<OwnedFd>, LoadError> {
     let failed = |program| move |source| LoadError::Program { program, source: Box::new(source) };
-    for program in Program::ALL {
+    for &program in group.programs() {
         if !bound.has(program) {
             return Err(LoadError::NoProgram { build: build.id, program });
         }
@@ -186,15 +188,16 @@ fn load(bound: &Bound, build: Build) -> Result<Vec<OwnedFd>, LoadError> {
     thread::scope(|scope| {
         let start =
             |program| thread::Builder::new().spawn_scoped(scope, move || bound.load(program));
-        let loads = Program::ALL.map(|program| (program, start(program)));
-        let outcomes = loads.map(|(program, load)| {
+        let loads: Vec<_> =
+            group.programs().iter().map(|&program| (program, start(program))).collect();
+        let outcomes = loads.into_iter().map(|(program, load)| {
             let outcome = match load {
                 Ok(load) => load.join().unwrap_or_else(|panic| resume_unwind(panic)),
                 Err(io_error) => Err(SyscallError { call: "clone", io_error }.into()),
             };
             outcome.map_err(failed(program))
         });
-        outcomes.into_iter().collect()
+        outcomes.collect()
     })
 }
 
@@ -204,13 +207,11 @@ fn pin(program: Program, fd: &OwnedFd, path: PathBuf) -> Result<(), LoadError> {
 }
 
 /// The one step that makes this build's programs visible.
-fn publish(pins: &Pins) -> Result<(), LoadError> {
-    before("rename", &pins.unfinished_programs())?;
-    fs::rename(pins.unfinished_programs(), pins.programs()).map_err(|source| LoadError::Folder {
-        operation: "rename",
-        path: pins.unfinished_programs(),
-        source,
-    })
+fn publish(pins: &Pins, group: Group) -> Result<(), LoadError> {
+    let unfinished = pins.unfinished_programs(group);
+    before("rename", &unfinished)?;
+    fs::rename(&unfinished, pins.programs(group))
+        .map_err(|source| folder_error("rename", &unfinished, source))
 }
 
 /// Removes a folder of pinned programs, if there. What is attached stays attached.

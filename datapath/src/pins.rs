@@ -1,6 +1,7 @@
 //! Where everything is pinned below a root on a BPF file system.
 //!
-//! `<root>/<ABI version>/maps/<name>`, `…/progs/<build id>/<name>` and `…/links/<interface>-<name>`.
+//! `<root>/<ABI version>/maps/<name>`, `…/progs/<build id>/<name>`, `…/node-progs/<build id>/<name>` and
+//! `…/links/<interface>-<name>`.
 //! Invariant: no path depends on anything that a process remembers, so whoever knows root, build
 //! and interface name finds the pin. File names hold no dot: bpffs refuses them.
 
@@ -10,6 +11,7 @@ use std::{fs, io};
 use margay_abi::ABI_VERSION;
 
 use crate::Program;
+use crate::program::Group;
 
 /// Ends the name of a folder of programs that are not all there yet.
 const UNFINISHED: &str = "-unfinished";
@@ -39,23 +41,23 @@ impl Pins {
         &self.build
     }
 
-    /// The folder of every build's programs.
-    pub(crate) fn builds(&self) -> PathBuf {
-        self.abi.join("progs")
+    /// The folder of every build's programs of a group.
+    pub(crate) fn builds(&self, group: Group) -> PathBuf {
+        self.abi.join(builds(group))
     }
 
-    /// This build's programs. Exists with all of them in it, or not at all.
-    pub(crate) fn programs(&self) -> PathBuf {
-        self.builds().join(&self.build)
+    /// This build's programs of a group. Exists with all of them in it, or not at all.
+    pub(crate) fn programs(&self, group: Group) -> PathBuf {
+        self.builds(group).join(&self.build)
     }
 
-    /// Where this build's programs are pinned until they are complete.
-    pub(crate) fn unfinished_programs(&self) -> PathBuf {
-        self.builds().join(format!("{}{UNFINISHED}", self.build))
+    /// Where this build's programs of a group are pinned until they are complete.
+    pub(crate) fn unfinished_programs(&self, group: Group) -> PathBuf {
+        self.builds(group).join(format!("{}{UNFINISHED}", self.build))
     }
 
     pub(crate) fn program(&self, program: Program) -> PathBuf {
-        self.programs().join(program.name())
+        self.programs(program.group()).join(program.name())
     }
 
     pub(crate) fn links(&self) -> PathBuf {
@@ -67,9 +69,17 @@ impl Pins {
     }
 }
 
-/// The builds that have published their programs below `root`, in no order.
+/// The folder of every build's programs of a group.
+fn builds(group: Group) -> &'static str {
+    match group {
+        Group::Pods => "progs",
+        Group::Nodes => "node-progs",
+    }
+}
+
+/// The builds that have published their programs for pods below `root`, in no order.
 pub(crate) fn published_builds(root: &Path) -> io::Result<Vec<String>> {
-    builds_in(&abi_dir(root).join("progs"))
+    builds_in(&abi_dir(root).join(builds(Group::Pods)))
 }
 
 /// The same in the folder of programs of any version.
@@ -109,5 +119,6 @@ fn link_name(interface: &str, program: Program) -> String {
 /// The interface whose TCX link is pinned by this name.
 pub(crate) fn interface_of_link(name: &str) -> Option<String> {
     let interface = |program: Program| name.strip_suffix(program.name())?.strip_suffix('-');
-    Program::ALL.into_iter().find_map(interface).map(|name| name.replace(':', "."))
+    let programs = Program::OF_POD.into_iter().chain(Program::OF_NODE);
+    programs.into_iter().find_map(interface).map(|name| name.replace(':', "."))
 }

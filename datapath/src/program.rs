@@ -10,18 +10,65 @@ use std::path::Path;
 use aya::programs::{ProgramError, ProgramFd, ProgramInfo};
 use margay_abi::program_name;
 
-/// A program of the kernel half, named from the host's view of the veth.
+/// A program of the kernel half, named from the host's view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Program {
     /// TC ingress of the host veth: what the pod sends.
     FromPod,
     /// TC egress of the host veth: what the host's stack sends to the pod.
     ToPod,
+    /// Takes over from `from_pod` what that does not deliver.
+    PodToNode,
+    /// TC ingress of the VXLAN device: what other nodes send through the overlay.
+    FromOverlay,
+    /// TC egress of the VXLAN device: what goes to other nodes through the overlay.
+    ToOverlay,
+    /// TC ingress of the underlay's interface: what comes from outside.
+    FromUplink,
+    /// TC egress of the underlay's interface: what goes outside.
+    ToUplink,
+}
+
+/// Programs that are loaded and pinned together, because the same process needs them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Group {
+    /// What a pod needs: loaded by a node's first ADD.
+    Pods,
+    /// What a node needs that has others beside it: loaded by its agent.
+    Nodes,
+}
+
+impl Group {
+    pub(crate) const fn programs(self) -> &'static [Program] {
+        match self {
+            Self::Pods => &Program::OF_POD,
+            Self::Nodes => &Program::OF_NODE,
+        }
+    }
 }
 
 impl Program {
-    /// Every program.
-    pub const ALL: [Self; 2] = [Self::FromPod, Self::ToPod];
+    /// The programs of a pod's host veth, TC ingress first.
+    pub const OF_POD: [Self; 2] = [Self::FromPod, Self::ToPod];
+    /// The programs of a node among others.
+    pub const OF_NODE: [Self; 5] =
+        [Self::PodToNode, Self::FromOverlay, Self::ToOverlay, Self::FromUplink, Self::ToUplink];
+
+    pub(crate) const fn group(self) -> Group {
+        match self {
+            Self::FromPod | Self::ToPod => Group::Pods,
+            Self::PodToNode
+            | Self::FromOverlay
+            | Self::ToOverlay
+            | Self::FromUplink
+            | Self::ToUplink => Group::Nodes,
+        }
+    }
+
+    /// Whether it is a program for TC ingress, not for TC egress.
+    pub(crate) const fn is_at_ingress(self) -> bool {
+        matches!(self, Self::FromPod | Self::FromOverlay | Self::FromUplink)
+    }
 
     /// Its name in the object, in the pin path and in bpftool.
     #[must_use]
@@ -29,6 +76,11 @@ impl Program {
         match self {
             Self::FromPod => program_name::FROM_POD,
             Self::ToPod => program_name::TO_POD,
+            Self::PodToNode => program_name::POD_TO_NODE,
+            Self::FromOverlay => program_name::FROM_OVERLAY,
+            Self::ToOverlay => program_name::TO_OVERLAY,
+            Self::FromUplink => program_name::FROM_UPLINK,
+            Self::ToUplink => program_name::TO_UPLINK,
         }
     }
 }
@@ -65,6 +117,10 @@ impl PinnedProgram {
     pub(crate) fn open(path: &Path) -> Result<Self, ProgramError> {
         let info = ProgramInfo::from_pin(path)?;
         Ok(Self { fd: info.fd()?, info })
+    }
+
+    pub(crate) fn fd(&self) -> &ProgramFd {
+        &self.fd
     }
 
     pub(crate) fn id(&self) -> ProgramId {

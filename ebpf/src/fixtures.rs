@@ -1,9 +1,12 @@
 //! What the unit tests put in the kernel's place: a packet in a buffer, and maps on the heap.
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+};
 
 use bytemuck::{Pod, bytes_of, pod_read_unaligned};
-use margay_abi::{FlowKeyV4, FlowKeyV6, PodInfo, flow_verdict};
+use margay_abi::{FlowKeyV4, FlowKeyV6, Overlay, PodInfo, Remote, flow_verdict, remote_mode};
 
 use crate::{
     ip::{Ipv4, Ipv6},
@@ -19,6 +22,14 @@ pub(crate) const A: End =
     End { ifindex: 5, mac: [2, 0, 0, 0, 0, 5], v4: [10, 244, 0, 5], v6: v6(5) };
 pub(crate) const B: End =
     End { ifindex: 6, mac: [2, 0, 0, 0, 0, 6], v4: [10, 244, 0, 6], v6: v6(6) };
+/// A pod of another node, in whose prefixes it is.
+pub(crate) const FAR: End = End { ifindex: 0, mac: [0; 6], v4: [10, 244, 9, 7], v6: v6_of(9, 7) };
+pub(crate) const NODE: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 0, 9];
+pub(crate) const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 9, 0];
+/// Less than a pod's.
+pub(crate) const NODE_MTU: u32 = 1450;
+pub(crate) const OVERLAY: Overlay =
+    Overlay { ifindex: 9, vni: 4096, port: 4789_u16.to_be_bytes(), mac: [2, 0, 0, 0, 0, 9] };
 /// An address that is nobody's on this node.
 pub(crate) const ELSEWHERE_V4: [u8; 4] = [192, 0, 2, 1];
 pub(crate) const ELSEWHERE_V6: [u8; 16] = v6(0x99);
@@ -33,7 +44,11 @@ pub(crate) struct End {
 }
 
 const fn v6(last: u8) -> [u8; 16] {
-    [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
+    v6_of(0, last)
+}
+
+const fn v6_of(node: u8, last: u8) -> [u8; 16] {
+    [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, node, last]
 }
 
 /// A packet of pod [`A`].
@@ -45,6 +60,13 @@ pub(crate) struct TestPacket {
     pub(crate) gso_size: u32,
     pub(crate) has_vlan_tag: bool,
     pub(crate) flow_hash: u32,
+    pub(crate) is_for_another_host: bool,
+    /// The tunnel that it came through, or is given: the other end, and the VNI.
+    pub(crate) tunnel: Option<([u8; 16], u32)>,
+    /// The interface that the host's routes send it to.
+    pub(crate) next_hop: Option<u32>,
+    /// The interface that it is redirected to.
+    pub(crate) redirected: Cell<Option<u32>>,
 }
 
 impl TestPacket {
@@ -57,6 +79,10 @@ impl TestPacket {
             gso_size: 0,
             has_vlan_tag: false,
             flow_hash: 0,
+            is_for_another_host: false,
+            tunnel: None,
+            next_hop: None,
+            redirected: Cell::new(None),
         }
     }
 }
@@ -108,6 +134,28 @@ impl Packet for TestPacket {
 
     fn adjust_transport_checksum(&mut self, _: usize, _: [u8; 2], _: [u8; 2]) {}
 
+    fn is_for_this_host(&self) -> bool {
+        !self.is_for_another_host
+    }
+
+    fn is_from_tunnel(&self, node: &[u8; 16]) -> bool {
+        self.tunnel.is_some_and(|(remote, _)| remote == *node)
+    }
+
+    fn set_tunnel(&mut self, node: &[u8; 16], vni: u32) -> Option<()> {
+        self.tunnel = Some((*node, vni));
+        Some(())
+    }
+
+    fn redirect_by_route<T: Pod>(&self, _src: &T, _dst: &T, _longest: u32) -> Option<()> {
+        self.redirected.set(Some(self.next_hop?));
+        Some(())
+    }
+
+    fn redirect(&self, ifindex: u32) {
+        self.redirected.set(Some(ifindex));
+    }
+
     fn redirect_peer(&self, _ifindex: u32) -> i32 {
         TC_ACT_REDIRECT
     }
@@ -119,12 +167,15 @@ impl Packet for TestPacket {
 
 /// Tables that know the pods [`A`] and [`B`].
 pub(crate) struct TestTables {
-    pods_v4: HashMap<[u8; 4], PodInfo>,
-    pods_v6: HashMap<[u8; 16], PodInfo>,
+    pub(crate) pods_v4: HashMap<[u8; 4], PodInfo>,
+    pub(crate) pods_v6: HashMap<[u8; 16], PodInfo>,
     pub(crate) flows_v4: RefCell<HashMap<FlowKeyV4, u8>>,
     pub(crate) flows_v6: RefCell<HashMap<FlowKeyV6, u8>>,
     /// What is known of every other flow.
     pub(crate) other_flows: Option<u8>,
+    /// Which way [`FAR`] is reached.
+    pub(crate) remote: Option<Remote>,
+    pub(crate) overlay: Option<Overlay>,
 }
 
 impl TestTables {
@@ -135,6 +186,13 @@ impl TestTables {
     /// With a table in which every flow is direct that has no other verdict.
     pub(crate) fn all_direct() -> Self {
         Self { other_flows: Some(flow_verdict::DIRECT), ..Self::new() }
+    }
+
+    /// On a node that reaches [`FAR`] in one of the ways of [`remote_mode`].
+    pub(crate) fn with_remote(mode: u8) -> Self {
+        let remote = Remote { node: NODE, mtu: NODE_MTU, mac: NODE_MAC, mode, reserved: 0 };
+        let overlay = (mode == remote_mode::VXLAN).then_some(OVERLAY);
+        Self { remote: Some(remote), overlay, ..Self::new() }
     }
 
     /// With these [`margay_abi::pod_flags`] for both pods.
@@ -152,6 +210,8 @@ impl TestTables {
             flows_v4: RefCell::default(),
             flows_v6: RefCell::default(),
             other_flows: None,
+            remote: None,
+            overlay: None,
         }
     }
 }
@@ -168,6 +228,14 @@ impl Tables<Ipv4> for TestTables {
     fn set_flow(&self, key: &FlowKeyV4, verdict: u8) {
         self.flows_v4.borrow_mut().insert(*key, verdict);
     }
+
+    fn remote(&self, address: &[u8; 4]) -> Option<&Remote> {
+        self.remote.as_ref().filter(|_| address[..3] == FAR.v4[..3])
+    }
+
+    fn overlay(&self) -> Option<&Overlay> {
+        self.overlay.as_ref()
+    }
 }
 
 impl Tables<Ipv6> for TestTables {
@@ -181,5 +249,13 @@ impl Tables<Ipv6> for TestTables {
 
     fn set_flow(&self, key: &FlowKeyV6, verdict: u8) {
         self.flows_v6.borrow_mut().insert(*key, verdict);
+    }
+
+    fn remote(&self, address: &[u8; 16]) -> Option<&Remote> {
+        self.remote.as_ref().filter(|_| address[..15] == FAR.v6[..15])
+    }
+
+    fn overlay(&self) -> Option<&Overlay> {
+        self.overlay.as_ref()
     }
 }

@@ -11,12 +11,13 @@ use crate::{
     arp, drop_log,
     ethernet::{self, Ethernet, ethertype},
     flow_hash,
-    ip::{self, Header, Ipv4, Ipv6, Payload, is_link_local, is_multicast, protocol},
+    ip::{self, Directed, Header, Ipv4, Ipv6, Payload, is_link_local, is_multicast, protocol},
     maps::{self, KernelMaps, Tables},
     ndp,
     packet::{Packet, Skb},
+    pod_to_node,
     transport::{self, Role, Transport},
-    verdict::{DropReason, StackReason, Verdict, conclude},
+    verdict::{DropReason, FROM_HERE, StackReason, Verdict, conclude},
 };
 
 #[classifier]
@@ -29,7 +30,10 @@ pub(crate) fn from_pod(context: TcContext) -> i32 {
     {
         drop_log::report(&packet, reason);
     }
-    let (action, counter) = conclude(&packet, outcome);
+    if let Ok(verdict) = outcome {
+        pod_to_node::take_over(&context, verdict);
+    }
+    let (action, counter) = conclude(&packet, outcome, FROM_HERE);
     maps::count(counter, bytes);
     action
 }
@@ -81,7 +85,7 @@ fn from_ipv6(packet: &mut impl Packet, tables: &impl Tables<Ipv6>) -> Result<Ver
 struct Received<H> {
     ip: H,
     ethernet: Ethernet,
-    payload_len: usize,
+    payload: Payload,
 }
 
 impl<H: Header> Received<H> {
@@ -89,7 +93,7 @@ impl<H: Header> Received<H> {
     fn read(packet: &impl Packet) -> Result<Self, DropReason> {
         let ethernet = packet.read(0).ok_or(DropReason::Malformed)?;
         let (ip, payload) = ip::read(packet)?;
-        Ok(Self { ip, ethernet, payload_len: payload.len })
+        Ok(Self { ip, ethernet, payload })
     }
 }
 
@@ -131,12 +135,12 @@ const PAYLOAD_V6: usize = ethernet::HEADER_LEN + size_of::<Ipv6>();
 #[inline(always)]
 fn icmpv6_type(
     packet: &impl Packet,
-    Received { ip, payload_len, .. }: &Received<Ipv6>,
+    Received { ip, payload, .. }: &Received<Ipv6>,
 ) -> Result<Option<u8>, DropReason> {
     if ip.next_header != protocol::ICMPV6 {
         return Ok(None);
     }
-    if *payload_len == 0 {
+    if payload.len == 0 {
         return Err(DropReason::Malformed);
     }
     packet.read(PAYLOAD_V6).map(Some).ok_or(DropReason::Malformed)
@@ -167,7 +171,7 @@ pub(crate) fn verified_sender<'a>(
 #[inline(never)]
 fn forward<H: Header>(
     packet: &mut impl Packet,
-    Received { ethernet, ip, payload_len }: &Received<H>,
+    Received { ethernet, ip, payload }: &Received<H>,
     sender: &PodInfo,
     tables: &impl Tables<H>,
 ) -> Result<Verdict, DropReason> {
@@ -177,39 +181,92 @@ fn forward<H: Header>(
     if ethernet.dst != sender.host_mac || !ip.is_plain() || packet.has_vlan_tag() {
         return Ok(Verdict::Stack(StackReason::Unsupported));
     }
-    let receiver = match tables.pod(&ip.dst()) {
-        Some(pod) if pod.ifindex != packet.ifindex() => pod,
-        _ => return Ok(Verdict::Stack(StackReason::NotLocal)),
-    };
+    match tables.pod(&ip.dst()) {
+        Some(pod) if pod.ifindex != packet.ifindex() => {
+            deliver(packet, ip, payload.len, sender.flags, pod, tables)
+        }
+        _ => Ok(Verdict::Elsewhere { flags: sender.flags }),
+    }
+}
+
+/// The way of a packet with a plain header to a pod of this node. `sender_flags` are those of its
+/// sender, if that is one as well.
+#[inline(always)]
+pub(crate) fn deliver<H: Header>(
+    packet: &mut impl Packet,
+    ip: &H,
+    payload_len: usize,
+    sender_flags: u32,
+    receiver: &PodInfo,
+    tables: &impl Tables<H>,
+) -> Result<Verdict, DropReason> {
+    // One of the two is enough, whichever way it is shaped: conntrack, which the stack takes the
+    // packet through, must see both directions of a flow or none.
+    let is_shaped = (sender_flags | receiver.flags) & pod_flags::SHAPED != 0;
+    if let Err(refusal) = admit(packet, ip, payload_len, is_shaped, receiver.mtu, tables) {
+        return refusal;
+    }
+    match rewrite(packet, ip, [receiver.pod_mac, receiver.host_mac]) {
+        Some(()) => Ok(Verdict::Deliver { ifindex: receiver.ifindex, family: H::FAMILY }),
+        None => Err(DropReason::Malformed),
+    }
+}
+
+/// What may go past the stack.
+pub(crate) struct Admitted<K> {
+    pub(crate) flow: Directed<K>,
+    /// The longest packet that it becomes on a link, from its IP header on.
+    pub(crate) longest: u32,
+}
+
+/// Whether a packet with a plain header may go past the stack, by a way of this MTU; if not, what
+/// becomes of it.
+#[inline(always)]
+pub(crate) fn admit<H: Header>(
+    packet: &mut impl Packet,
+    ip: &H,
+    payload_len: usize,
+    is_shaped: bool,
+    mtu: u32,
+    tables: &impl Tables<H>,
+) -> Result<Admitted<H::Key>, Result<Verdict, DropReason>> {
+    let stack = |reason| Err(Ok(Verdict::Stack(reason)));
     let payload = Payload {
         protocol: ip.protocol(),
         // Of a plain header: a constant.
         offset: ethernet::HEADER_LEN + size_of::<H>(),
-        len: *payload_len,
+        len: payload_len,
     };
-    let transport = transport::read(packet, ip, payload)?;
+    let transport = transport::read(packet, ip, payload).map_err(Err)?;
     if transport.role == Role::None {
-        return Ok(Verdict::Stack(StackReason::Unsupported));
+        return stack(StackReason::Unsupported);
     }
-    // One of the two is enough, whichever way it is shaped: conntrack, which the stack takes the
-    // packet through, must see both directions of a flow or none.
-    if (sender.flags | receiver.flags) & pod_flags::SHAPED != 0 {
-        return Ok(Verdict::Stack(StackReason::Flow));
+    if is_shaped {
+        return stack(StackReason::Flow);
     }
-    let headers_len = size_of::<H>() + transport.header_len;
-    if ip.hop_limit() <= 1 || longest_packet(packet, headers_len) > receiver.mtu {
-        return Ok(Verdict::Stack(StackReason::IcmpError));
+    let longest = longest_packet(packet, size_of::<H>() + transport.header_len);
+    if ip.hop_limit() <= 1 || longest > mtu {
+        return stack(StackReason::IcmpError);
     }
     if transport.role == Role::End && tables.flow(&transport.flow.key).is_none() {
         introduce_to_conntrack(packet, payload, &transport.flow.key, tables);
     }
     if !is_direct(packet, &transport, tables) {
-        return Ok(Verdict::Stack(StackReason::Flow));
+        return stack(StackReason::Flow);
     }
-    match rewrite(packet, ip, receiver) {
-        Some(()) => Ok(Verdict::Deliver { ifindex: receiver.ifindex, family: H::FAMILY }),
-        None => Err(DropReason::Malformed),
-    }
+    Ok(Admitted { flow: transport.flow, longest })
+}
+
+/// Makes the packet what a router would have made of it: with the MAC addresses of its next link,
+/// destination first, and a hop less to go.
+#[inline(always)]
+pub(crate) fn rewrite<H: Header>(
+    packet: &mut impl Packet,
+    ip: &H,
+    macs: [[u8; 6]; 2],
+) -> Option<()> {
+    packet.write(0, macs)?;
+    ip.decrement_hop_limit(packet)
 }
 
 /// The longest packet that it becomes on a link, from its IP header on.
@@ -267,11 +324,4 @@ fn introduce_to_conntrack<H: Header>(
     if transport::lose_fin(packet, payload.offset).is_some() {
         tables.set_flow(key, flow_verdict::VIA_STACK);
     }
-}
-
-/// Makes the packet what a router would have made of it on the way to `receiver`.
-#[inline(always)]
-fn rewrite<H: Header>(packet: &mut impl Packet, ip: &H, receiver: &PodInfo) -> Option<()> {
-    packet.write(0, [receiver.pod_mac, receiver.host_mac])?;
-    ip.decrement_hop_limit(packet)
 }

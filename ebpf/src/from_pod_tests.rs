@@ -8,19 +8,19 @@ use crate::{
     frames::{self, Ipv4, Ipv6, ethernet, tcp_flags},
     from_pod::handle,
     ip::Directed,
-    verdict::{Answered, Delivered, DropReason, StackReason, Verdict},
+    verdict::{Answered, DropReason, Family, StackReason, Verdict},
 };
 
 type Outcome = Result<Verdict, DropReason>;
 
-const DELIVERED_V4: Outcome = Ok(Verdict::Deliver { ifindex: B.ifindex, family: Delivered::Ipv4 });
-const DELIVERED_V6: Outcome = Ok(Verdict::Deliver { ifindex: B.ifindex, family: Delivered::Ipv6 });
+const DELIVERED_V4: Outcome = Ok(Verdict::Deliver { ifindex: B.ifindex, family: Family::Ipv4 });
+const DELIVERED_V6: Outcome = Ok(Verdict::Deliver { ifindex: B.ifindex, family: Family::Ipv6 });
 const UNSUPPORTED: Outcome = Ok(Verdict::Stack(StackReason::Unsupported));
 const FLOW: Outcome = Ok(Verdict::Stack(StackReason::Flow));
 const ICMP_ERROR: Outcome = Ok(Verdict::Stack(StackReason::IcmpError));
 const CONTROL: Outcome = Ok(Verdict::Stack(StackReason::Control));
 const MULTICAST: Outcome = Ok(Verdict::Stack(StackReason::Multicast));
-const NOT_LOCAL: Outcome = Ok(Verdict::Stack(StackReason::NotLocal));
+const NOT_LOCAL: Outcome = Ok(Verdict::Elsewhere { flags: 0 });
 const SPOOFED: Outcome = Err(DropReason::SpoofedSource);
 const MALFORMED: Outcome = Err(DropReason::Malformed);
 
@@ -80,7 +80,8 @@ fn what_the_stack_has_for_another_reason_carries_no_hash() {
         frame_v4(&Ipv4::new(A.v4, ELSEWHERE_V4, 17).packet(&frames::udp(1, 2, b""))),
     ] {
         let mut packet = TestPacket::new(frame);
-        assert!(matches!(handle(&mut packet, &tables), Ok(Verdict::Stack(_))));
+        let verdict = handle(&mut packet, &tables);
+        assert!(matches!(verdict, Ok(Verdict::Stack(_) | Verdict::Elsewhere { .. })));
         assert_eq!(packet.flow_hash, 0);
     }
 }
@@ -182,7 +183,7 @@ fn connection_is_the_same_flow_from_either_end() {
     assert_eq!(run(&tables, v4(6, &frames::tcp(1000, 80, tcp_flags::SYN))), DELIVERED_V4);
 
     let delivered = handle(&mut back(answer), &tables);
-    let to_a = Verdict::Deliver { ifindex: A.ifindex, family: Delivered::Ipv4 };
+    let to_a = Verdict::Deliver { ifindex: A.ifindex, family: Family::Ipv4 };
     assert_eq!(delivered, Ok(to_a));
 }
 

@@ -9,7 +9,7 @@ use margay_abi::{FlowKeyV4, FlowKeyV6};
 use crate::{
     checksum, ethernet,
     packet::Packet,
-    verdict::{Delivered, DropReason},
+    verdict::{DropReason, Family},
 };
 
 /// IP protocol numbers (the "next header" of IPv6).
@@ -23,6 +23,12 @@ pub(crate) mod protocol {
     pub(crate) const ICMPV6: u8 = 58;
     pub(crate) const DESTINATION: u8 = 60;
     pub(crate) const SCTP: u8 = 132;
+
+    /// Whether it is an IPv6 header with another one behind it, of those that need no agreement.
+    #[inline(always)]
+    pub(crate) const fn is_extension(protocol: u8) -> bool {
+        matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION)
+    }
 }
 
 /// What an ICMP message means to the flow table.
@@ -54,11 +60,11 @@ pub(crate) struct Directed<K> {
 
 /// The fixed part of an IP header.
 pub(crate) trait Header: Pod {
-    type Address: Copy + PartialEq;
+    type Address: Pod + PartialEq;
     /// Key of this family's flow table.
     type Key: Pod;
 
-    const FAMILY: Delivered;
+    const FAMILY: Family;
     /// Number of this family's ICMP.
     const ICMP: u8;
 
@@ -124,7 +130,7 @@ impl Header for Ipv4 {
     type Address = [u8; 4];
     type Key = FlowKeyV4;
 
-    const FAMILY: Delivered = Delivered::Ipv4;
+    const FAMILY: Family = Family::Ipv4;
     const ICMP: u8 = protocol::ICMP;
 
     #[inline(always)]
@@ -214,7 +220,7 @@ impl Header for Ipv6 {
     type Address = [u8; 16];
     type Key = FlowKeyV6;
 
-    const FAMILY: Delivered = Delivered::Ipv6;
+    const FAMILY: Family = Family::Ipv6;
     const ICMP: u8 = protocol::ICMPV6;
 
     #[inline(always)]

@@ -1,6 +1,7 @@
-//! The kernel half of margay's dataplane: the TC programs [`from_pod`] and [`to_pod`].
+//! The kernel half of margay's dataplane: the TC programs [`from_pod`] and [`to_pod`] of each pod, and
+//! [`pod_to_node`], [`from_node`] and [`to_node`] of a node among others.
 //!
-//! Both only accelerate. A packet they do not understand completely goes to the host's stack, which
+//! All only accelerate. A packet they do not understand completely goes to the host's stack, which
 //! has a route to every pod; only what a pod must not send at all is dropped.
 //!
 //! The object is built for the BPF target. On the host the same modules build with the standard
@@ -10,13 +11,17 @@
 mod arp;
 mod checksum;
 mod drop_log;
+mod encapsulated;
 mod ethernet;
 mod flow_hash;
+mod from_node;
 mod from_pod;
 mod ip;
 mod maps;
 mod ndp;
 mod packet;
+mod pod_to_node;
+mod to_node;
 mod to_pod;
 mod transport;
 mod verdict;
@@ -30,6 +35,8 @@ mod fixtures;
 mod frames;
 #[cfg(test)]
 mod from_pod_tests;
+#[cfg(test)]
+mod node_tests;
 #[cfg(test)]
 mod to_pod_tests;
 

@@ -4,12 +4,13 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
     macros::btf_map,
+    programs::TcContext,
 };
 use margay_abi::{
-    Counter, DEFAULT_MAX_FLOWS, DEFAULT_MAX_PODS, Flow, FlowKeyV4, FlowKeyV6, PodInfo, Settings,
-    Traffic,
+    Counter, DEFAULT_MAX_FLOWS, DEFAULT_MAX_PODS, Flow, FlowKeyV4, FlowKeyV6, MAX_REMOTES, Overlay,
+    PodInfo, Remote, Settings, Traffic,
 };
 
 use crate::ip::{Ipv4, Ipv6};
@@ -35,6 +36,27 @@ static STATS: PerCpuArray<Traffic, { Counter::COUNT as usize }> = PerCpuArray::n
 #[btf_map(name = "settings")]
 static SETTINGS: Array<Settings, 1> = Array::new();
 
+type Remotes<A> = LpmTrie<A, Remote, { MAX_REMOTES as usize }>;
+
+#[btf_map(name = "remote_v4")]
+static REMOTE_V4: Remotes<[u8; 4]> = Remotes::new();
+
+#[btf_map(name = "remote_v6")]
+static REMOTE_V6: Remotes<[u8; 16]> = Remotes::new();
+
+#[btf_map(name = "overlay")]
+static OVERLAY: Array<Overlay, 1> = Array::new();
+
+#[btf_map(name = "node_program")]
+static NODE_PROGRAM: ProgramArray<1> = ProgramArray::new();
+
+/// Leaves the packet to the program `pod_to_node`. Returns if the node has none.
+#[inline(always)]
+pub(crate) fn continue_in_pod_to_node(context: &TcContext) {
+    // SAFETY: nothing on this run's stack has to be dropped, and both programs are classifiers.
+    unsafe { NODE_PROGRAM.tail_call(context, 0) };
+}
+
 /// The pods and flows of one address family.
 pub(crate) trait Tables<H: crate::ip::Header> {
     /// Where `address` is, if it is a pod on this node.
@@ -45,6 +67,16 @@ pub(crate) trait Tables<H: crate::ip::Header> {
     /// Remembers `verdict` for a flow, both ways. A full or failing table forgets: the stack then
     /// takes the flow, which is slower and right.
     fn set_flow(&self, key: &H::Key, verdict: u8);
+    /// Which way `address` is reached, if it is in a prefix of pods on another node.
+    fn remote(&self, address: &H::Address) -> Option<&Remote>;
+    /// This node's VXLAN device, if it has one.
+    fn overlay(&self) -> Option<&Overlay>;
+}
+
+/// For either family alike.
+#[inline(always)]
+fn overlay() -> Option<&'static Overlay> {
+    OVERLAY.get(0).filter(|overlay| overlay.ifindex != 0)
 }
 
 /// The maps of this object.
@@ -68,6 +100,16 @@ impl Tables<Ipv4> for KernelMaps {
     fn set_flow(&self, key: &FlowKeyV4, verdict: u8) {
         FLOWS_V4.insert(key, Flow { verdict, reserved: [0; 3] }, 0).ok();
     }
+
+    #[inline(always)]
+    fn remote(&self, address: &[u8; 4]) -> Option<&Remote> {
+        REMOTE_V4.get(&Key::new(32, *address))
+    }
+
+    #[inline(always)]
+    fn overlay(&self) -> Option<&Overlay> {
+        overlay()
+    }
 }
 
 impl Tables<Ipv6> for KernelMaps {
@@ -87,6 +129,16 @@ impl Tables<Ipv6> for KernelMaps {
     #[inline(always)]
     fn set_flow(&self, key: &FlowKeyV6, verdict: u8) {
         FLOWS_V6.insert(key, Flow { verdict, reserved: [0; 3] }, 0).ok();
+    }
+
+    #[inline(always)]
+    fn remote(&self, address: &[u8; 16]) -> Option<&Remote> {
+        REMOTE_V6.get(&Key::new(128, *address))
+    }
+
+    #[inline(always)]
+    fn overlay(&self) -> Option<&Overlay> {
+        overlay()
     }
 }
 

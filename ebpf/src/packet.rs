@@ -5,14 +5,20 @@
 //! is pulled in before it is read. It knows offsets and sizes, not protocols.
 
 use aya_ebpf::{
-    bindings::__sk_buff,
+    bindings::{
+        __sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh,
+        bpf_redir_neigh__bindgen_ty_1 as NextHop,
+    },
     helpers::{
-        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_peer, bpf_set_hash,
+        bpf_csum_update, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_redirect_peer, bpf_set_hash, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key,
         bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
-use bytemuck::{Pod, bytes_of};
+use bytemuck::{Pod, Zeroable, bytes_of, cast};
+use margay_abi::{PodToNode, mapped_ipv4};
 
 use crate::words;
 
@@ -50,10 +56,40 @@ pub(crate) trait Packet {
     /// `offset`, unless that is still to be filled in.
     fn adjust_transport_checksum(&mut self, offset: usize, before: [u8; 2], after: [u8; 2]);
 
+    /// Whether its Ethernet address is that of the interface that it came in by.
+    fn is_for_this_host(&self) -> bool;
+    /// Whether it came through a tunnel whose other end is `node`, an address as in
+    /// [`margay_abi::Remote`].
+    fn is_from_tunnel(&self, node: &[u8; 16]) -> bool;
+    /// Gives it a tunnel to `node`, which a device that it is redirected to sends it through.
+    fn set_tunnel(&mut self, node: &[u8; 16], vni: u32) -> Option<()>;
+    /// Has the TC action "redirect" send it out by an interface.
+    fn redirect(&self, ifindex: u32);
+    /// Has the TC action "redirect" send it where the host's routes do, by its addresses of four or
+    /// sixteen bytes and its longest piece; the kernel puts the next hop's MAC address in. `None` if it
+    /// is not for anybody to forward as it is.
+    fn redirect_by_route<A: Pod>(&self, src: &A, dst: &A, longest: u32) -> Option<()>;
+
     /// The TC action that delivers it into the namespace behind the host veth `ifindex`.
     fn redirect_peer(&self, ifindex: u32) -> i32;
     /// The TC action that sends it out by the interface it came from.
     fn redirect_back(&self) -> i32;
+}
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// `struct bpf_tunnel_key` as every kernel since 4.9 takes it; later fields are left out.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct TunnelKey {
+    id: u32,
+    /// IPv4 as a number in the first four bytes, IPv6 as sixteen bytes.
+    remote: [u32; 4],
+    tos: u8,
+    ttl: u8,
+    ext: u16,
+    label: u32,
 }
 
 /// The packet that the kernel runs the program on.
@@ -65,6 +101,24 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn new(context: &TcContext) -> Self {
         Self { raw: context.skb.skb }
+    }
+
+    /// What another program has left beside the packet for this one.
+    #[inline(always)]
+    pub(crate) fn notes(&self) -> PodToNode {
+        // SAFETY: `raw` is the context of this run, and its fields are plain integers.
+        let [reason, sender_flags, ..] = unsafe { (*self.raw).cb };
+        PodToNode { reason, sender_flags }
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_notes(&mut self, notes: PodToNode) {
+        let PodToNode { reason, sender_flags } = notes;
+        // SAFETY: as in `notes`; programs at this hook may write these fields.
+        unsafe {
+            (*self.raw).cb[0] = reason;
+            (*self.raw).cb[1] = sender_flags;
+        }
     }
 
     /// Address of `size` bytes at `offset` if they are in the linear part.
@@ -234,6 +288,70 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn is_for_this_host(&self) -> bool {
+        const PACKET_HOST: u32 = 0;
+        // SAFETY: as in `len`.
+        unsafe { (*self.raw).pkt_type == PACKET_HOST }
+    }
+
+    #[inline(always)]
+    fn is_from_tunnel(&self, node: &[u8; 16]) -> bool {
+        let mut key = TunnelKey::zeroed();
+        let (remote, flags) = tunnel_remote(node);
+        let to = (&raw mut key).cast();
+        // SAFETY: `raw` is the context of this run, and the helper writes the bytes of `key`, or none,
+        // if there is no tunnel, or one of the other family.
+        let result =
+            unsafe { bpf_skb_get_tunnel_key(self.raw, to, size_of::<TunnelKey>() as u32, flags) };
+        result == 0 && key.remote == remote
+    }
+
+    #[inline(always)]
+    fn set_tunnel(&mut self, node: &[u8; 16], vni: u32) -> Option<()> {
+        let (remote, flags) = tunnel_remote(node);
+        let mut key = TunnelKey { id: vni, remote, ..TunnelKey::zeroed() };
+        // What kernels send over IPv4, and what they only receive over IPv6 where it is agreed upon.
+        let flags = if flags == 0 { u64::from(BPF_F_ZERO_CSUM_TX) } else { flags };
+        let from = (&raw mut key).cast();
+        // SAFETY: `raw` is the context of this run, and the helper reads the bytes of `key`.
+        let result =
+            unsafe { bpf_skb_set_tunnel_key(self.raw, from, size_of::<TunnelKey>() as u32, flags) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(never)]
+    fn redirect_by_route<A: Pod>(&self, src: &A, dst: &A, longest: u32) -> Option<()> {
+        // SAFETY: all fields are integers, of which zero is one.
+        let mut query: FibLookup = unsafe { core::mem::zeroed() };
+        query.family = if size_of::<A>() == 4 { AF_INET } else { AF_INET6 };
+        query.ifindex = self.ifindex();
+        query.__bindgen_anon_1.tot_len = longest.min(u32::from(u16::MAX)) as u16;
+        query.__bindgen_anon_3.ipv6_src = address_words(src);
+        query.__bindgen_anon_4.ipv6_dst = address_words(dst);
+        let len = size_of::<FibLookup>() as i32;
+        // SAFETY: `raw` is the context of this run, and `query` is what the helper takes for it.
+        let result = unsafe { bpf_fib_lookup(self.raw.cast(), &raw mut query, len, 0) } as u32;
+        // Without the neighbour's MAC address as well: that is asked for on the way.
+        if result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH {
+            return None;
+        }
+        let mut hop = bpf_redir_neigh {
+            nh_family: query.family.into(),
+            // SAFETY: the union's fields are integers that share their beginning.
+            __bindgen_anon_1: NextHop { ipv6_nh: unsafe { query.__bindgen_anon_4.ipv6_dst } },
+        };
+        // SAFETY: the helper reads `hop`; the kernel checks the interface when it redirects.
+        unsafe { bpf_redirect_neigh(query.ifindex, &raw mut hop, size_of_val(&hop) as i32, 0) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn redirect(&self, ifindex: u32) {
+        // SAFETY: takes two integers; the kernel checks the interface when it redirects.
+        unsafe { bpf_redirect(ifindex, 0) };
+    }
+
+    #[inline(always)]
     fn redirect_peer(&self, ifindex: u32) -> i32 {
         // SAFETY: takes two integers; the kernel checks the interface when it redirects.
         unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
@@ -244,4 +362,23 @@ impl Packet for Skb {
         // SAFETY: as in `redirect_peer`.
         unsafe { bpf_redirect(self.ifindex(), 0) as i32 }
     }
+}
+
+/// The other end of a tunnel as the kernel writes it, and what tells it the family.
+#[inline(always)]
+fn tunnel_remote(node: &[u8; 16]) -> ([u32; 4], u64) {
+    match mapped_ipv4(node) {
+        Some(address) => ([u32::from_be_bytes(address), 0, 0, 0], 0),
+        None => (cast(*node), u64::from(BPF_F_TUNINFO_IPV6)),
+    }
+}
+
+/// An address of four or sixteen bytes as the kernel's unions have it.
+#[inline(always)]
+fn address_words<A: Pod>(address: &A) -> [u32; 4] {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(bytes_of(address).chunks_exact(4)) {
+        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    words
 }

@@ -20,46 +20,63 @@ use crate::{
 #[classifier]
 pub(crate) fn to_pod(context: TcContext) -> i32 {
     let packet = Skb::new(&context);
-    learn(&packet, &KernelMaps);
+    learn(&packet, &KernelMaps, Hook::ToPod);
     if !is_answer(&packet) {
         maps::count(Counter::ToPod as u32, packet.len());
     }
     TC_ACT_UNSPEC
 }
 
-/// Remembers what the stack's handling says of the packet's flow, if its sender is a pod. `None` if
+/// Where the stack's packets are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// On their way into a pod of this node.
+    ToPod,
+    /// On their way out of this node, beside those that `from_pod` sends.
+    ToNode,
+}
+
+/// Remembers what the stack's handling says of the packet's flow, if it is between pods. `None` if
 /// there is nothing to learn.
 #[inline(always)]
 pub(crate) fn learn(
     packet: &impl Packet,
     tables: &(impl Tables<Ipv4> + Tables<Ipv6>),
+    hook: Hook,
 ) -> Option<()> {
     if packet.has_vlan_tag() {
         return None;
     }
     let ethernet: Ethernet = packet.read(0)?;
     match ethernet.ethertype {
-        ethertype::IPV4 => learn_ipv4(packet, tables),
-        ethertype::IPV6 => learn_ipv6(packet, tables),
+        ethertype::IPV4 => learn_ipv4(packet, tables, hook),
+        ethertype::IPV6 => learn_ipv6(packet, tables, hook),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn learn_ipv4(packet: &impl Packet, tables: &impl Tables<Ipv4>) -> Option<()> {
+fn learn_ipv4(packet: &impl Packet, tables: &impl Tables<Ipv4>, hook: Hook) -> Option<()> {
     let (ip, payload) = ip::read::<Ipv4>(packet).ok()?;
-    tables.pod(&ip.src)?;
+    is_of_a_pod(&ip, tables, hook).then_some(())?;
     if ip.is_later_fragment() {
         return None;
     }
-    learn_flow(packet, &ip, payload, tables)
+    learn_flow(packet, &ip, payload, tables, hook)
 }
 
 #[inline(always)]
-fn learn_ipv6(packet: &impl Packet, tables: &impl Tables<Ipv6>) -> Option<()> {
+fn learn_ipv6(packet: &impl Packet, tables: &impl Tables<Ipv6>, hook: Hook) -> Option<()> {
     let (ip, payload) = ip::read::<Ipv6>(packet).ok()?;
-    tables.pod(&ip.src)?;
-    learn_flow(packet, &ip, behind_extensions(packet, payload)?, tables)
+    is_of_a_pod(&ip, tables, hook).then_some(())?;
+    learn_flow(packet, &ip, behind_extensions(packet, payload)?, tables, hook)
+}
+
+/// Whether the sender is a pod whose packets come by this hook.
+#[inline(always)]
+fn is_of_a_pod<H: Header>(ip: &H, tables: &impl Tables<H>, hook: Hook) -> bool {
+    let src = ip.src();
+    tables.pod(&src).is_some() || (hook == Hook::ToPod && tables.remote(&src).is_some())
 }
 
 /// What a fragment header has before the part of the payload that it carries (RFC 8200, 4.5).
@@ -78,7 +95,7 @@ const MAX_EXTENSIONS: usize = 4;
 
 /// The payload behind the extension headers. `None` for all fragments but the first.
 #[inline(always)]
-fn behind_extensions(packet: &impl Packet, mut payload: Payload) -> Option<Payload> {
+pub(crate) fn behind_extensions(packet: &impl Packet, mut payload: Payload) -> Option<Payload> {
     for _ in 0..MAX_EXTENSIONS {
         let (next_header, len) = match payload.protocol {
             protocol::FRAGMENT => {
@@ -107,15 +124,22 @@ fn behind_extensions(packet: &impl Packet, mut payload: Payload) -> Option<Paylo
 ///
 /// A function of its own for its stack frame: keys are large, and 512 bytes is the limit.
 #[inline(never)]
-fn learn_flow<H: Header>(
+pub(crate) fn learn_flow<H: Header>(
     packet: &impl Packet,
     ip: &H,
     payload: Payload,
     tables: &impl Tables<H>,
+    hook: Hook,
 ) -> Option<()> {
     let transport = transport::read(packet, ip, payload).ok()?;
     if matches!(transport.role, Role::Error | Role::None) {
         return None;
+    }
+    if hook == Hook::ToNode {
+        if packet.flow_hash() == flow_hash::of_sent(&transport.flow) {
+            return None;
+        }
+        tables.remote(&ip.dst())?;
     }
     // Decided here, on the paths that can have a proof: to the verifier, which follows every path, a
     // hash of none would make each step of the hash, and each byte of the key, a difference between

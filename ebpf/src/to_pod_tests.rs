@@ -9,7 +9,7 @@ use crate::{
     frames::{self, Ipv4, Ipv6, ethernet, tcp_flags},
     from_pod::handle,
     ip::Directed,
-    to_pod::{is_answer, learn},
+    to_pod::{Hook, is_answer, learn},
 };
 
 #[test]
@@ -40,9 +40,9 @@ fn flow_whose_packet_the_stack_left_alone_is_direct_both_ways() {
         let mut packet = to_b_v4(protocol, payload);
         handle(&mut packet, &tables).expect("passes");
 
-        learn(&packet, &tables);
+        learn(&packet, &tables, Hook::ToPod);
         assert_eq!(verdicts_v4(&tables), [DIRECT]);
-        learn(&packet, &tables);
+        learn(&packet, &tables, Hook::ToPod);
         assert_eq!(verdicts_v4(&tables), [DIRECT], "one that comes right behind it");
     }
     for (protocol, payload) in [(17, &udp), (58, &frames::echo(129, 1))] {
@@ -51,7 +51,7 @@ fn flow_whose_packet_the_stack_left_alone_is_direct_both_ways() {
         let mut packet = TestPacket::new(ethernet(HOST_MAC, A.mac, 0x86dd, &frame));
         handle(&mut packet, &tables).expect("passes");
 
-        learn(&packet, &tables);
+        learn(&packet, &tables, Hook::ToPod);
         assert_eq!(verdicts_v6(&tables), [DIRECT]);
     }
 }
@@ -63,7 +63,7 @@ fn what_nat_gives_the_tuple_of_another_packet_is_the_stacks() {
     let mut changed = to_b_v4(17, &frames::udp(1000, 53, b""));
     handle(&mut changed, &tables).expect("passes");
     changed.bytes = frame_v4(&Ipv4::new(A.v4, B.v4, 17).packet(&frames::udp(1001, 53, b"")));
-    learn(&changed, &tables);
+    learn(&changed, &tables, Hook::ToPod);
     assert_eq!(verdicts_v4(&tables), [VIA_STACK]);
 
     // And what it sends to the Service comes out with the tuple that the other went in with.
@@ -76,10 +76,10 @@ fn flow_of_the_stack_stays_there_whatever_the_packet_shows() {
     let tables = TestTables::new();
     let mut packet = to_b_v4(17, &frames::udp(1000, 53, b""));
     handle(&mut packet, &tables).expect("passes");
-    learn(&packet, &tables);
+    learn(&packet, &tables, Hook::ToPod);
     tables.flows_v4.borrow_mut().values_mut().for_each(|verdict| *verdict = VIA_STACK);
 
-    learn(&packet, &tables);
+    learn(&packet, &tables, Hook::ToPod);
 
     assert_eq!(verdicts_v4(&tables), [VIA_STACK]);
 }
@@ -99,7 +99,7 @@ fn connections_are_not_begun_here_whatever_the_packet_shows() {
         };
         packet.flow_hash = flow_hash::of(&Directed { key, is_reversed: false });
 
-        learn(&packet, &tables);
+        learn(&packet, &tables, Hook::ToPod);
 
         assert_eq!(verdicts_v4(&tables), [VIA_STACK]);
     }
@@ -209,7 +209,7 @@ fn truncated_packets_teach_nothing() {
     let whole = frame_v4(&Ipv4::new(A.v4, B.v4, 17).packet(&frames::udp(1, 2, b"data")));
     for len in 0..whole.len() {
         let tables = TestTables::new();
-        learn(&TestPacket::new(whole[..len].to_vec()), &tables);
+        learn(&TestPacket::new(whole[..len].to_vec()), &tables, Hook::ToPod);
         assert_eq!(verdicts_v4(&tables), [], "{len} bytes");
     }
 }
@@ -233,11 +233,11 @@ fn to_b_v4(protocol: u8, payload: &[u8]) -> TestPacket {
 }
 
 fn learn_v4(tables: &TestTables, packet: &[u8]) {
-    learn(&TestPacket::new(frame_v4(packet)), tables);
+    learn(&TestPacket::new(frame_v4(packet)), tables, Hook::ToPod);
 }
 
 fn learn_v6(tables: &TestTables, packet: &[u8]) {
-    learn(&TestPacket::new(ethernet(A.mac, HOST_MAC, 0x86dd, packet)), tables);
+    learn(&TestPacket::new(ethernet(A.mac, HOST_MAC, 0x86dd, packet)), tables, Hook::ToPod);
 }
 
 fn frame_v4(packet: &[u8]) -> Vec<u8> {

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 
 use margay_abi::{
-    Counter, Flow, FlowKeyV4, FlowKeyV6, HOST_VETH_MAC, PodInfo, Traffic, flow_verdict,
+    Counter, Flow, FlowKeyV4, FlowKeyV6, HOST_VETH_MAC, Overlay, PodInfo, Remote, Traffic,
+    flow_verdict,
 };
-use margay_datapath::{Datapath, LoadOptions, Program, TestContext};
+use margay_datapath::{Datapath, LoadOptions, NodeDatapath, Program, TestContext};
 use margay_tests::node::{Node, UPLINK};
 use margay_tests::packet::{Ipv4, Ipv6, Mac, ethernet};
 
@@ -17,6 +18,14 @@ pub(crate) const TC_ACT_REDIRECT: i32 = 7;
 pub(crate) const HOST_MAC: Mac = HOST_VETH_MAC;
 pub(crate) const A: End = End { mac: [2, 0, 0, 0, 0, 5], v4: [10, 244, 0, 5], v6: v6(5) };
 pub(crate) const B: End = End { mac: [2, 0, 0, 0, 0, 6], v4: [10, 244, 0, 6], v6: v6(6) };
+/// A pod of another node, in prefixes of that.
+pub(crate) const FAR: End = End { mac: [0; 6], v4: [10, 244, 9, 7], v6: v6_of(9, 7) };
+pub(crate) const NODE_MAC: Mac = [2, 0, 0, 0, 9, 0];
+pub(crate) const OVERLAY_MAC: Mac = [2, 0, 0, 0, 0, 9];
+pub(crate) const VXLAN_PORT: u16 = 4789;
+/// Less than a pod's.
+pub(crate) const NODE_MTU: u32 = 1350;
+const FAR_PREFIXES: [&str; 2] = ["10.244.9.0/24", "fd00::900/120"];
 pub(crate) const B_IFINDEX: u32 = 4242;
 pub(crate) const ELSEWHERE_V4: [u8; 4] = [192, 0, 2, 1];
 pub(crate) const ELSEWHERE_V6: [u8; 16] = v6(0x99);
@@ -32,14 +41,21 @@ pub(crate) struct End {
 }
 
 const fn v6(last: u8) -> [u8; 16] {
-    [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
+    v6_of(0, last)
+}
+
+const fn v6_of(node: u8, last: u8) -> [u8; 16] {
+    [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, node, last]
 }
 
 /// The programs, and pods [`A`] on an interface that exists and [`B`] on one that need not.
 pub(crate) struct Bench {
     pub(crate) datapath: Datapath,
     pub(crate) ifindex: u32,
-    _node: Node,
+    /// Of the interface.
+    pub(crate) mac: Mac,
+    nodes: Option<NodeDatapath>,
+    node: Node,
 }
 
 /// What became of a packet.
@@ -63,10 +79,60 @@ impl Bench {
         let datapath = Datapath::open_or_load(&node.bpffs_root(), &options).expect("load");
         let links = node.netlink(async |netlink| netlink.links().await.expect("links"));
         let uplink = links.iter().find(|link| link.name == UPLINK).expect("uplink");
-        let bench = Self { datapath, ifindex: uplink.index, _node: node };
+        let mac = uplink.mac;
+        let bench = Self { datapath, ifindex: uplink.index, mac, nodes: None, node };
         bench.put_pod(&A, bench.ifindex, flags);
         bench.put_pod(&B, B_IFINDEX, 0);
         Some(bench)
+    }
+
+    /// On a node that reaches [`FAR`]'s in a `remote_mode`, whose interface is also its uplink.
+    pub(crate) fn among_nodes(mode: u8) -> Option<Self> {
+        let mut bench = Self::new()?;
+        let node = &bench.node;
+        let options = LoadOptions::new(node.path("run"));
+        let nodes = NodeDatapath::open_or_load(&node.bpffs_root(), &options).expect("load");
+        let address = std::net::Ipv4Addr::new(192, 168, 77, 2).to_ipv6_mapped().octets();
+        let remote = Remote { node: address, mtu: NODE_MTU, mac: NODE_MAC, mode, reserved: 0 };
+        for prefix in FAR_PREFIXES {
+            nodes.remotes().set(prefix.parse().expect("prefix"), &remote).expect("set");
+        }
+        let port = VXLAN_PORT.to_be_bytes();
+        let overlay = Overlay { ifindex: 4343, vni: 1, port, mac: OVERLAY_MAC };
+        nodes.set_overlay(&overlay).expect("overlay");
+        nodes.take_over_from_pods().expect("take over");
+        for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{forwarding}"), "1").expect("forwarding");
+        }
+        bench.nodes = Some(nodes);
+        Some(bench)
+    }
+
+    /// A node's part of the dataplane.
+    pub(crate) fn nodes(&self) -> &NodeDatapath {
+        self.nodes.as_ref().expect("a node among others")
+    }
+
+    pub(crate) fn forget_remotes(&self) {
+        for prefix in FAR_PREFIXES {
+            self.nodes().remotes().remove(prefix.parse().expect("prefix")).expect("remove");
+        }
+    }
+
+    /// Hands a packet to a program of the interface.
+    pub(crate) fn arrive(&self, program: Program, frame: &[u8]) -> Outcome {
+        self.run(program, frame, self.ifindex)
+    }
+
+    /// What the other node sends plainly for pod A.
+    pub(crate) fn far_sends_v4(&self, protocol: u8, payload: &[u8]) -> Vec<u8> {
+        let packet = Ipv4::new(FAR.v4, A.v4, protocol).packet(payload);
+        ethernet(self.mac, NODE_MAC, 0x0800, &packet)
+    }
+
+    pub(crate) fn far_sends_v6(&self, next_header: u8, payload: &[u8]) -> Vec<u8> {
+        let packet = Ipv6::new(FAR.v6, A.v6, next_header).packet(payload);
+        ethernet(self.mac, NODE_MAC, 0x86dd, &packet)
     }
 
     /// Writes the entries of a pod anew.

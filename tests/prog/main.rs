@@ -7,6 +7,7 @@ mod flows;
 mod forwarding;
 mod learning;
 mod loading;
+mod nodes;
 mod sources;
 mod stack;
 mod truncation;

@@ -251,7 +251,7 @@ async fn check_dataplane(
     let attached = datapath.inspect(session.site.netlink.handle(), host.ifindex, mode).await;
     let attached = attached
         .map_err(|source| DataplaneError::Attach { interface: host.name.clone(), source })?;
-    for program in Program::ALL {
+    for program in Program::OF_POD {
         let found = attached.get(program);
         let is_ours = builds.iter().any(|build| build.program_ids().get(program) == found);
         let name = program.name();

@@ -201,7 +201,7 @@ impl Programs {
     }
 
     fn judge(&self, found: AttachedPrograms, wanted: AttachedPrograms) -> Filters {
-        let ids = Program::ALL.map(|program| found.get(program));
+        let ids = Program::OF_POD.map(|program| found.get(program));
         if ids.contains(&None) {
             return Filters::Missing;
         }

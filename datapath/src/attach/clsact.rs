@@ -5,7 +5,7 @@
 //! leave a qdisc that others use.
 
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use futures_util::StreamExt as _;
 use margay_failpoints::{self as failpoints, Kind};
@@ -20,8 +20,8 @@ use netlink_packet_route::tc::{
 };
 use rtnetlink::Handle;
 
-use super::{AttachError, AttachedPrograms};
-use crate::{Datapath, Program, ProgramId};
+use super::AttachError;
+use crate::{Program, ProgramId};
 
 /// Filters run in the order of their priority until one gives a final verdict, as margay's always
 /// do. What others attach to see every packet (Cilium's and Calico's own programs take 1 and 2,
@@ -39,37 +39,40 @@ const QDISC: &str = "clsact";
 /// The kernel sends a qdisc to whoever asks for it only with `NLM_F_ECHO` (`qdisc_get_notify`).
 const READ: u16 = NLM_F_ACK | NLM_F_ECHO;
 
-/// Three requests, whatever is attached already.
+/// Three requests for two programs, whatever is attached already.
 pub(crate) async fn attach(
-    datapath: &Datapath,
+    programs: [(Program, BorrowedFd<'_>); 2],
     netlink: &Handle,
     ifindex: u32,
 ) -> Result<(), AttachError> {
     let netlink = Netlink { handle: netlink, ifindex };
     ensure_qdisc(&netlink).await?;
-    for program in Program::ALL {
-        put_filter(&netlink, datapath, program).await?;
+    for (program, fd) in programs {
+        put_filter(&netlink, program, fd).await?;
     }
     Ok(())
 }
 
 pub(crate) async fn inspect(
+    programs: [Program; 2],
     netlink: &Handle,
     ifindex: u32,
-) -> Result<AttachedPrograms, AttachError> {
+) -> Result<[Option<ProgramId>; 2], AttachError> {
     let netlink = Netlink { handle: netlink, ifindex };
-    Ok(AttachedPrograms {
-        from_pod: filter_program(&netlink, Program::FromPod).await?,
-        to_pod: filter_program(&netlink, Program::ToPod).await?,
-    })
+    let [first, second] = programs;
+    Ok([filter_program(&netlink, first).await?, filter_program(&netlink, second).await?])
 }
 
-pub(crate) async fn detach(netlink: &Handle, ifindex: u32) -> Result<(), AttachError> {
+pub(crate) async fn detach(
+    programs: [Program; 2],
+    netlink: &Handle,
+    ifindex: u32,
+) -> Result<(), AttachError> {
     let netlink = Netlink { handle: netlink, ifindex };
-    for program in Program::ALL {
+    for program in programs {
         delete_filter(&netlink, program).await?;
     }
-    for program in Program::ALL {
+    for program in programs {
         if has_filters(netlink.handle, ifindex, program).await? {
             return Ok(());
         }
@@ -106,10 +109,9 @@ async fn check_qdisc(netlink: &Netlink<'_>) -> Result<(), AttachError> {
 /// has this priority and handle in one step (`cls_bpf_change`, `list_replace_rcu`).
 async fn put_filter(
     netlink: &Netlink<'_>,
-    datapath: &Datapath,
     program: Program,
+    fd: BorrowedFd<'_>,
 ) -> Result<(), AttachError> {
-    let (_, fd) = datapath.program(program);
     let mut message = netlink.filter(program);
     message.attributes.push(TcAttribute::Options(vec![
         TcOption::Bpf(TcFilterBpfOption::ProgFd(fd.as_raw_fd().cast_unsigned())),
@@ -232,10 +234,7 @@ impl Netlink<'_> {
 
 /// TC's name for the place a program has.
 fn hook(program: Program) -> TcHandle {
-    let minor = match program {
-        Program::FromPod => TcHandle::MIN_INGRESS,
-        Program::ToPod => TcHandle::MIN_EGRESS,
-    };
+    let minor = if program.is_at_ingress() { TcHandle::MIN_INGRESS } else { TcHandle::MIN_EGRESS };
     TcHandle { major: TcHandle::CLSACT.major, minor }
 }
 

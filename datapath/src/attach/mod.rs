@@ -1,4 +1,4 @@
-//! Puts the programs on the host side of a veth.
+//! Puts two programs on an interface, one for each direction.
 //!
 //! Two ways with the same meaning: clsact filters (default) and TCX links. Invariant: attaching
 //! twice changes nothing, attaching over another build replaces in place, and what others have
@@ -87,8 +87,8 @@ pub enum AttachError {
 /// others where TCX has them.
 pub(crate) async fn in_use(netlink: &Handle, ifindex: u32) -> Result<Vec<ProgramId>, AttachError> {
     let mut programs = tcx::attached(ifindex)?;
-    let attached = clsact::inspect(netlink, ifindex).await?;
-    programs.extend(Program::ALL.into_iter().filter_map(|program| attached.get(program)));
+    let attached = clsact::inspect(Program::OF_POD, netlink, ifindex).await?;
+    programs.extend(attached.into_iter().flatten());
     Ok(programs)
 }
 
@@ -103,7 +103,7 @@ pub enum AttachMode {
     Tcx,
 }
 
-/// A program for each hook.
+/// A program for each hook of a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AttachedPrograms {
     /// At TC ingress of the host veth.
@@ -119,6 +119,7 @@ impl AttachedPrograms {
         match program {
             Program::FromPod => self.from_pod,
             Program::ToPod => self.to_pod,
+            _ => None,
         }
     }
 }

@@ -16,21 +16,23 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use margay_failpoints as failpoints;
 use rustix::net::{AddressFamily, SocketType};
 
-use super::{AttachError, AttachedPrograms};
+use super::AttachError;
 use crate::pins::{self, Pins};
-use crate::{Datapath, Program, ProgramId};
+use crate::{Program, ProgramId};
 
-pub(crate) fn attach(datapath: &Datapath, ifindex: u32) -> Result<(), AttachError> {
+pub(crate) fn attach(
+    programs: [(Program, ProgramId); 2],
+    pins: &Pins,
+    ifindex: u32,
+) -> Result<(), AttachError> {
     let interface = interface_name(ifindex)?;
-    let pins = datapath.pins();
     fs::create_dir_all(pins.links()).map_err(|source| AttachError::Pin {
         operation: "create",
         path: pins.links(),
         source,
     })?;
-    for program in Program::ALL {
+    for (program, id) in programs {
         let site = Site { pins, interface: &interface, program };
-        let (id, _) = datapath.program(program);
         if site.pinned_program()? != Some(id) {
             site.put_link()?;
         }
@@ -38,13 +40,15 @@ pub(crate) fn attach(datapath: &Datapath, ifindex: u32) -> Result<(), AttachErro
     Ok(())
 }
 
-pub(crate) fn inspect(pins: &Pins, ifindex: u32) -> Result<AttachedPrograms, AttachError> {
+pub(crate) fn inspect(
+    programs: [Program; 2],
+    pins: &Pins,
+    ifindex: u32,
+) -> Result<[Option<ProgramId>; 2], AttachError> {
     let interface = interface_name(ifindex)?;
     let program_at = |program| Site { pins, interface: &interface, program }.pinned_program();
-    Ok(AttachedPrograms {
-        from_pod: program_at(Program::FromPod)?,
-        to_pod: program_at(Program::ToPod)?,
-    })
+    let [first, second] = programs;
+    Ok([program_at(first)?, program_at(second)?])
 }
 
 /// Every program that is attached by TCX, anybody's; none where the kernel has no TCX or the
@@ -55,21 +59,21 @@ pub(crate) fn attached(ifindex: u32) -> Result<Vec<ProgramId>, AttachError> {
         other => other?,
     };
     let at = |program| SchedClassifier::query_tcx(&interface, tc_hook(program));
-    let found = Program::ALL.into_iter().filter_map(|program| at(program).ok());
+    let found = Program::OF_POD.into_iter().filter_map(|program| at(program).ok());
     Ok(found.flat_map(|(_, programs)| programs).map(|info| ProgramId(info.id())).collect())
 }
 
 /// Whether links of this interface are pinned, alive or not, in this ABI version's place.
 pub(crate) fn are_pinned(root: &Path, interface: &str) -> bool {
-    Program::ALL.iter().any(|program| pins::link(root, interface, *program).exists())
+    Program::OF_POD.iter().any(|program| pins::link(root, interface, *program).exists())
 }
 
-pub(crate) fn detach(pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
+pub(crate) fn detach(programs: [Program; 2], pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
     let interface = match interface_name(ifindex) {
         Err(AttachError::NoInterface { .. }) => return Ok(()),
         other => other?,
     };
-    for program in Program::ALL {
+    for program in programs {
         remove_pin(&pins.link(&interface, program))?;
     }
     Ok(())
@@ -77,7 +81,7 @@ pub(crate) fn detach(pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
 
 pub(crate) fn remove_links(root: &Path, interface: &str) -> Result<bool, AttachError> {
     let mut removed = false;
-    for program in Program::ALL {
+    for program in Program::OF_POD {
         removed |= remove_pin(&pins::link(root, interface, program))?;
     }
     Ok(removed)
@@ -181,10 +185,7 @@ impl Site<'_> {
 }
 
 fn tc_hook(program: Program) -> TcAttachType {
-    match program {
-        Program::FromPod => TcAttachType::Ingress,
-        Program::ToPod => TcAttachType::Egress,
-    }
+    if program.is_at_ingress() { TcAttachType::Ingress } else { TcAttachType::Egress }
 }
 
 /// `false` if there is none. With the last pin the kernel detaches.

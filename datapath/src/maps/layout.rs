@@ -1,7 +1,11 @@
 //! What every map looks like to the kernel, from the ABI's types.
 
 use aya::maps::MapInfo;
-use margay_abi::{Counter, Flow, FlowKeyV4, FlowKeyV6, PodInfo, Settings, Traffic, map_name};
+use aya::maps::lpm_trie::Key;
+use margay_abi::{
+    Counter, Flow, FlowKeyV4, FlowKeyV6, MAX_REMOTES, Overlay, PodInfo, Remote, Settings, Traffic,
+    map_name,
+};
 
 use super::MapError;
 use crate::load::LoadOptions;
@@ -9,8 +13,10 @@ use crate::load::LoadOptions;
 /// Map types, `enum bpf_map_type` in `include/uapi/linux/bpf.h`.
 const HASH: u32 = 1;
 const ARRAY: u32 = 2;
+const PROG_ARRAY: u32 = 3;
 const PERCPU_ARRAY: u32 = 6;
 const LRU_HASH: u32 = 9;
+const LPM_TRIE: u32 = 11;
 
 /// One map of the ABI.
 pub(crate) struct Layout {
@@ -36,6 +42,10 @@ pub(crate) const LAYOUTS: [Layout; map_name::ALL.len()] = [
     layout::<FlowKeyV6, Flow>(map_name::FLOWS_V6, LRU_HASH, Entries::MaxFlows),
     layout::<u32, Traffic>(map_name::STATS, PERCPU_ARRAY, Entries::Fixed(Counter::COUNT)),
     layout::<u32, Settings>(map_name::SETTINGS, ARRAY, Entries::Fixed(1)),
+    layout::<Key<[u8; 4]>, Remote>(map_name::REMOTE_V4, LPM_TRIE, Entries::Fixed(MAX_REMOTES)),
+    layout::<Key<[u8; 16]>, Remote>(map_name::REMOTE_V6, LPM_TRIE, Entries::Fixed(MAX_REMOTES)),
+    layout::<u32, Overlay>(map_name::OVERLAY, ARRAY, Entries::Fixed(1)),
+    layout::<u32, u32>(map_name::NODE_PROGRAM, PROG_ARRAY, Entries::Fixed(1)),
 ];
 
 const fn layout<K, V>(name: &'static str, map_type: u32, entries: Entries) -> Layout {

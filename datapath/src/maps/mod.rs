@@ -9,18 +9,22 @@ mod layout;
 mod plain;
 mod pods;
 mod raw;
+mod remotes;
 mod stats;
 mod table;
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
-use aya::maps::{Array, MapData};
-use margay_abi::{Settings, map_name};
+use aya::maps::{Array, MapData, ProgramArray};
+use aya::programs::ProgramFd;
+use margay_abi::{Overlay, Settings, map_name};
 
 pub use flows::Flows;
 pub(crate) use layout::{LAYOUTS, Layout};
 pub use pods::Pods;
 pub(crate) use raw::RawTable;
+pub use remotes::Remotes;
 pub(crate) use stats::Stats;
 
 use crate::load::LoadOptions;
@@ -80,8 +84,11 @@ pub(crate) struct Maps {
     pub(crate) flows: Flows,
     pub(crate) stats: Stats,
     pub(crate) settings: Slot<Settings>,
+    pub(crate) remotes: Remotes,
+    pub(crate) overlay: Slot<Overlay>,
+    pub(crate) node_program: Mutex<ProgramArray<MapData>>,
     /// Kernel numbers of the maps, in the order of [`LAYOUTS`].
-    pub(crate) ids: Vec<u32>,
+    ids: Vec<u32>,
 }
 
 impl Maps {
@@ -97,23 +104,53 @@ impl Maps {
             return Ok(None);
         };
         let (Some(stats), Some(settings)) =
-            (opener.map(map_name::STATS)?, opener.map(map_name::SETTINGS)?)
+            (opener.map(map_name::STATS)?, opener.slot(map_name::SETTINGS)?)
         else {
             return Ok(None);
         };
+        let (Some(remotes), Some(overlay)) =
+            (Remotes::open(&mut opener)?, opener.slot(map_name::OVERLAY)?)
+        else {
+            return Ok(None);
+        };
+        let Some(node_program) = opener.map(map_name::NODE_PROGRAM)? else { return Ok(None) };
         Ok(Some(Self {
             pods: Pods::new(pods_v4, pods_v6),
             flows: Flows::new(flows_v4, flows_v6),
             stats: Stats::new(open_error(map_name::STATS, stats.try_into())?),
-            settings: Slot::new(
-                map_name::SETTINGS,
-                open_error::<Array<MapData, Plain<Settings>>>(
-                    map_name::SETTINGS,
-                    settings.try_into(),
-                )?,
-            ),
+            settings,
+            remotes,
+            overlay,
+            node_program: Mutex::new(open_error(map_name::NODE_PROGRAM, node_program.try_into())?),
             ids: opener.ids,
         }))
+    }
+}
+
+impl Maps {
+    /// Whether these, the numbers of the maps that programs use, are all of those pinned but one that
+    /// they have nothing to do with.
+    pub(crate) fn are_used(&self, used: &[u32], but: &str) -> bool {
+        let ids = LAYOUTS.iter().zip(&self.ids);
+        ids.filter(|(layout, _)| layout.name != but).all(|(_, id)| used.contains(id))
+    }
+
+    /// Has `from_pod` go on in a program, or by itself again.
+    pub(crate) fn set_node_program(&self, program: Option<&ProgramFd>) -> Result<(), MapError> {
+        // As in `table`: the state behind the lock is the kernel's.
+        let mut slot = self.node_program.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = match program {
+            Some(program) => slot.set(0, program, 0),
+            None => slot.clear_index(&0),
+        };
+        match outcome {
+            Err(error) if program.is_none() && errno(&error) == Some(libc::ENOENT) => Ok(()),
+            outcome => outcome.map_err(|source| MapError::Access {
+                operation: "write",
+                map: map_name::NODE_PROGRAM,
+                source: Box::new(source),
+            }),
+        }
     }
 }
 
@@ -129,6 +166,12 @@ impl Opener<'_> {
     ) -> Result<Option<Table<K, V>>, MapError> {
         let Some(map) = self.map(name)? else { return Ok(None) };
         Ok(Some(Table::new(name, open_error(name, map.try_into())?)))
+    }
+
+    fn slot<V: bytemuck::Pod>(&mut self, name: &'static str) -> Result<Option<Slot<V>>, MapError> {
+        let Some(map) = self.map(name)? else { return Ok(None) };
+        let array: Array<MapData, Plain<V>> = open_error(name, map.try_into())?;
+        Ok(Some(Slot::new(name, array)))
     }
 
     fn map(&mut self, name: &'static str) -> Result<Option<aya::maps::Map>, MapError> {

@@ -5,5 +5,6 @@ mod attach;
 mod load;
 mod maps;
 mod node;
+mod nodes;
 mod tcx;
 mod timing;

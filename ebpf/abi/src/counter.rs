@@ -42,11 +42,24 @@ pub enum Counter {
     /// `from_pod`, dropped: a router advertisement or an IPv6 redirect, which would reconfigure the
     /// host, or a link-local packet whose extension headers may hide one.
     DropRouterMessage = 14,
+    /// `from_pod`: sent straight to the node that has the receiver, IPv4.
+    ToNodeV4 = 15,
+    /// `from_pod`: sent straight to the node that has the receiver, IPv6.
+    ToNodeV6 = 16,
+    /// `from_overlay` and `from_uplink`: delivered straight into a local pod, IPv4.
+    FromNodeV4 = 17,
+    /// `from_overlay` and `from_uplink`: delivered straight into a local pod, IPv6.
+    FromNodeV6 = 18,
+    /// `from_overlay`, to the stack: from a pod of another node, but not by that node's address.
+    StackOtherNode = 19,
+    /// `from_pod`, dropped: a packet for the overlay's port, or one that may hide such a packet
+    /// behind extension headers. Only nodes send there.
+    DropEncapsulated = 20,
 }
 
 impl Counter {
     /// Every counter, in the order of its index.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 21] = [
         Self::DirectV4,
         Self::DirectV6,
         Self::ArpAnswered,
@@ -62,6 +75,12 @@ impl Counter {
         Self::DropArpIgnored,
         Self::DropMalformed,
         Self::DropRouterMessage,
+        Self::ToNodeV4,
+        Self::ToNodeV6,
+        Self::FromNodeV4,
+        Self::FromNodeV6,
+        Self::StackOtherNode,
+        Self::DropEncapsulated,
     ];
 
     /// Number of rows of `stats`.
@@ -86,6 +105,12 @@ impl Counter {
             Self::DropArpIgnored => "drop_arp_ignored",
             Self::DropMalformed => "drop_malformed",
             Self::DropRouterMessage => "drop_router_message",
+            Self::ToNodeV4 => "to_node_v4",
+            Self::ToNodeV6 => "to_node_v6",
+            Self::FromNodeV4 => "from_node_v4",
+            Self::FromNodeV6 => "from_node_v6",
+            Self::StackOtherNode => "stack_other_node",
+            Self::DropEncapsulated => "drop_encapsulated",
         }
     }
 }

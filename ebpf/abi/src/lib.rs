@@ -10,10 +10,12 @@
 #![no_std]
 
 mod counter;
+mod node;
 
 use bytemuck::{Pod, Zeroable};
 
 pub use counter::Counter;
+pub use node::{Overlay, PodToNode, Remote, mapped_ipv4, remote_mode};
 
 /// Version of everything in this crate. Part of the pin path.
 pub const ABI_VERSION: u32 = 2;
@@ -33,25 +35,57 @@ pub mod map_name {
     pub const STATS: &str = "stats";
     /// [`Settings`](crate::Settings), array of one.
     pub const SETTINGS: &str = "settings";
+    /// [`Remote`](crate::Remote) by IPv4 prefix, LPM trie: a prefix length in 32 bits and `[u8; 4]`.
+    pub const REMOTE_V4: &str = "remote_v4";
+    /// [`Remote`](crate::Remote) by IPv6 prefix, LPM trie: a prefix length in 32 bits and `[u8; 16]`.
+    pub const REMOTE_V6: &str = "remote_v6";
+    /// [`Overlay`](crate::Overlay), array of one.
+    pub const OVERLAY: &str = "overlay";
+    /// The program that `from_pod` goes on in, if there is one, program array of one.
+    pub const NODE_PROGRAM: &str = "node_program";
     /// All of the above.
-    pub const ALL: [&str; 6] = [PODS_V4, PODS_V6, FLOWS_V4, FLOWS_V6, STATS, SETTINGS];
+    pub const ALL: [&str; 10] = [
+        PODS_V4,
+        PODS_V6,
+        FLOWS_V4,
+        FLOWS_V6,
+        STATS,
+        SETTINGS,
+        REMOTE_V4,
+        REMOTE_V6,
+        OVERLAY,
+        NODE_PROGRAM,
+    ];
 }
 
 /// Program names, the same in the ELF, in bpftool and in the BPF file system. Named from the host's
-/// view of the veth.
+/// view.
 pub mod program_name {
     /// TC ingress of the host veth: what the pod sends.
     pub const FROM_POD: &str = "from_pod";
     /// TC egress of the host veth: what the host's stack sends to the pod.
     pub const TO_POD: &str = "to_pod";
+    /// Takes over from `from_pod` what that does not deliver, on a node among others.
+    pub const POD_TO_NODE: &str = "pod_to_node";
+    /// TC ingress of the VXLAN device: what other nodes send through the overlay.
+    pub const FROM_OVERLAY: &str = "from_overlay";
+    /// TC egress of the VXLAN device: what goes to other nodes through the overlay.
+    pub const TO_OVERLAY: &str = "to_overlay";
+    /// TC ingress of the underlay's interface: what comes from outside.
+    pub const FROM_UPLINK: &str = "from_uplink";
+    /// TC egress of the underlay's interface: what goes outside.
+    pub const TO_UPLINK: &str = "to_uplink";
     /// All of the above.
-    pub const ALL: [&str; 2] = [FROM_POD, TO_POD];
+    pub const ALL: [&str; 7] =
+        [FROM_POD, TO_POD, POD_TO_NODE, FROM_OVERLAY, TO_OVERLAY, FROM_UPLINK, TO_UPLINK];
 }
 
 /// Entries of `pods_v4` and of `pods_v6` unless the loader is told otherwise. Not preallocated.
 pub const DEFAULT_MAX_PODS: u32 = 65_536;
 /// Entries of `flows_v4` and of `flows_v6` unless the loader is told otherwise.
 pub const DEFAULT_MAX_FLOWS: u32 = 131_072;
+/// Entries of `remote_v4` and of `remote_v6`: blocks of other nodes. Not preallocated.
+pub const MAX_REMOTES: u32 = 65_536;
 
 /// The gateway that an IPv4 pod sees. It exists on no interface; `from_pod` answers for it.
 pub const GATEWAY_V4: [u8; 4] = [169, 254, 1, 1];

@@ -11,7 +11,7 @@ pub mod netconf;
 pub mod prev_result;
 pub mod records;
 
-pub use margay_fuzz_kernel_half::{from_pod, to_pod};
+pub use margay_fuzz_kernel_half::{from_pod, node, to_pod};
 
 /// A fuzz target.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "cni_args", run: cni_args::check },
     Target { name: "from_pod", run: from_pod },
     Target { name: "netconf", run: netconf::check },
+    Target { name: "node", run: node },
     Target { name: "prev_result", run: prev_result::check },
     Target { name: "records", run: records::check },
     Target { name: "to_pod", run: to_pod },

@@ -40,6 +40,11 @@ fn records_keep_their_promises() {
 }
 
 #[test]
+fn node_keeps_its_promises() {
+    replay("node");
+}
+
+#[test]
 fn to_pod_keeps_its_promises() {
     replay("to_pod");
 }

@@ -14,6 +14,9 @@ use crate::packet::Packet;
 /// What a read pulls in at least, written down apart from the kernel half.
 const PULLED_BYTES: usize = 110;
 
+/// The interface that the host's routes lead to.
+pub(crate) const UPLINK: u32 = 3;
+
 /// A packet at a hook.
 #[derive(Clone)]
 pub(crate) struct Buffer {
@@ -23,6 +26,12 @@ pub(crate) struct Buffer {
     pub(crate) gso_size: u32,
     pub(crate) has_vlan_tag: bool,
     pub(crate) flow_hash: u32,
+    pub(crate) is_for_another_host: bool,
+    /// The other end of the tunnel that it came through, or is given.
+    pub(crate) tunnel: Option<[u8; 16]>,
+    pub(crate) has_no_route: bool,
+    /// The interface that it is redirected to.
+    pub(crate) redirected: Cell<Option<u32>>,
     /// Bytes of the linear part.
     linear: Cell<usize>,
     /// What a checksum over the whole packet was told of.
@@ -39,6 +48,10 @@ impl Buffer {
             gso_size: 0,
             has_vlan_tag: false,
             flow_hash: 0,
+            is_for_another_host: false,
+            tunnel: None,
+            has_no_route: false,
+            redirected: Cell::new(None),
             linear: Cell::new(0),
             adjustments: Vec::new(),
         }
@@ -123,6 +136,32 @@ impl Packet for Buffer {
         let folded = (sum & 0xffff) + (sum >> 16);
         let folded = (folded & 0xffff) + (folded >> 16);
         checksum.copy_from_slice(&(!(folded as u16)).to_be_bytes());
+    }
+
+    fn is_for_this_host(&self) -> bool {
+        !self.is_for_another_host
+    }
+
+    fn is_from_tunnel(&self, node: &[u8; 16]) -> bool {
+        self.tunnel == Some(*node)
+    }
+
+    fn set_tunnel(&mut self, node: &[u8; 16], _vni: u32) -> Option<()> {
+        self.tunnel = Some(*node);
+        Some(())
+    }
+
+    fn redirect(&self, ifindex: u32) {
+        self.redirected.set(Some(ifindex));
+    }
+
+    fn redirect_by_route<T: Pod>(&self, _src: &T, _dst: &T, longest: u32) -> Option<()> {
+        assert_ne!(longest, 0, "asks for the way of nothing");
+        if self.has_no_route {
+            return None;
+        }
+        self.redirected.set(Some(UPLINK));
+        Some(())
     }
 
     fn redirect_peer(&self, ifindex: u32) -> i32 {

@@ -17,7 +17,7 @@ use margay_abi::{GATEWAY_V4, GATEWAY_V6, HOST_VETH_MAC, flow_verdict};
 use crate::from_pod::handle;
 use crate::reading::{self, ETHERNET, bytes, ethertype, number};
 use crate::scene::{Maps, OTHER, OTHER_HOST_MAC, OTHER_MTU, OWN, Scene};
-use crate::verdict::{Answered, Delivered, DropReason, StackReason, Verdict, conclude};
+use crate::verdict::{Answered, DropReason, FROM_HERE, Family, StackReason, Verdict, conclude};
 
 /// Hands a packet to `from_pod` and holds the outcome against its promises.
 ///
@@ -53,6 +53,13 @@ pub fn check(input: &[u8]) {
             }
             check_link_scope(&sent, reason);
         }
+        Ok(Verdict::Elsewhere { flags }) => {
+            check_source(&sent);
+            assert_eq!(*left, sent, "others get it as it was sent");
+            assert_eq!(flags, scene.maps.own_flags());
+            assert_ne!(reading::destination_mac(&sent)[0] & 1, 1, "for everybody");
+        }
+        Ok(Verdict::Send(_)) => panic!("sends to another node by itself"),
         Err(_) => assert_eq!(*left, sent, "dropped as it was sent"),
     }
     if sent.len() >= ETHERNET {
@@ -94,7 +101,7 @@ fn check_source(sent: &[u8]) {
     }
 }
 
-fn check_delivered(sent: &[u8], scene: &Scene, family: Delivered) {
+fn check_delivered(sent: &[u8], scene: &Scene, family: Family) {
     let got = &scene.packet.bytes;
     assert!(!scene.packet.has_vlan_tag, "a tag would be lost");
     assert_eq!(reading::destination_mac(sent), HOST_VETH_MAC, "was not sent to the router");
@@ -102,18 +109,18 @@ fn check_delivered(sent: &[u8], scene: &Scene, family: Delivered) {
     assert_eq!(reading::source_mac(got), OTHER_HOST_MAC);
     assert_eq!(got[12..ETHERNET], sent[12..ETHERNET]);
     let (ip_header_len, hop_limit) = match family {
-        Delivered::Ipv4 => (20, ETHERNET + 8),
-        Delivered::Ipv6 => (40, ETHERNET + 7),
+        Family::Ipv4 => (20, ETHERNET + 8),
+        Family::Ipv6 => (40, ETHERNET + 7),
     };
     assert!(sent[hop_limit] > 1, "delivered at the end of its life");
     assert_eq!(got[hop_limit], sent[hop_limit] - 1);
     match family {
-        Delivered::Ipv4 => check_delivered_ipv4(sent, got),
-        Delivered::Ipv6 => check_delivered_ipv6(sent, got),
+        Family::Ipv4 => check_delivered_ipv4(sent, got),
+        Family::Ipv6 => check_delivered_ipv6(sent, got),
     }
     match family {
-        Delivered::Ipv4 => assert_eq!(scene.packet.adjustments, [] as [[u8; 2]; 0]),
-        Delivered::Ipv6 => assert_eq!(scene.packet.adjustments, [[0xff, 0xfe]]),
+        Family::Ipv4 => assert_eq!(scene.packet.adjustments, [] as [[u8; 2]; 0]),
+        Family::Ipv6 => assert_eq!(scene.packet.adjustments, [[0xff, 0xfe]]),
     }
     let longest = match scene.packet.gso_size {
         0 => sent.len() - ETHERNET,
@@ -292,10 +299,10 @@ fn is_syn(flags: u8) -> bool {
 }
 
 fn check_action(scene: &Scene, outcome: Result<Verdict, DropReason>) {
-    let (action, _) = conclude(&scene.packet, outcome);
+    let (action, _) = conclude(&scene.packet, outcome, FROM_HERE);
     let wanted = match outcome {
-        Ok(Verdict::Deliver { .. } | Verdict::Answer(_)) => TC_ACT_REDIRECT,
-        Ok(Verdict::Stack(_)) => TC_ACT_UNSPEC,
+        Ok(Verdict::Deliver { .. } | Verdict::Answer(_) | Verdict::Send(_)) => TC_ACT_REDIRECT,
+        Ok(Verdict::Stack(_) | Verdict::Elsewhere { .. }) => TC_ACT_UNSPEC,
         Err(_) => TC_ACT_SHOT,
     };
     assert_eq!(action, wanted);

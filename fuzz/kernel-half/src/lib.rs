@@ -2,8 +2,8 @@
 //!
 //! The kernel half is a program for the BPF target and no library, so its modules are included
 //! here by their paths, as they are. What is added stands apart from them and shares no code: a
-//! packet in a buffer, maps in memory, and [`from_pod()`] and [`to_pod()`], which hand a frame to the
-//! decisions and panic where one breaks its promise.
+//! packet in a buffer, maps in memory, and [`from_pod()`], [`to_pod()`] and [`node()`], which hand a frame
+//! to the decisions and panic where one breaks its promise.
 
 #[path = "../../../ebpf/src/arp.rs"]
 mod arp;
@@ -11,10 +11,14 @@ mod arp;
 mod checksum;
 #[path = "../../../ebpf/src/drop_log.rs"]
 mod drop_log;
+#[path = "../../../ebpf/src/encapsulated.rs"]
+mod encapsulated;
 #[path = "../../../ebpf/src/ethernet.rs"]
 mod ethernet;
 #[path = "../../../ebpf/src/flow_hash.rs"]
 mod flow_hash;
+#[path = "../../../ebpf/src/from_node.rs"]
+mod from_node;
 #[path = "../../../ebpf/src/from_pod.rs"]
 mod from_pod;
 #[path = "../../../ebpf/src/ip.rs"]
@@ -25,6 +29,10 @@ mod maps;
 mod ndp;
 #[path = "../../../ebpf/src/packet.rs"]
 mod packet;
+#[path = "../../../ebpf/src/pod_to_node.rs"]
+mod pod_to_node;
+#[path = "../../../ebpf/src/to_node.rs"]
+mod to_node;
 #[path = "../../../ebpf/src/to_pod.rs"]
 mod to_pod;
 #[path = "../../../ebpf/src/transport.rs"]
@@ -36,9 +44,11 @@ mod words;
 
 mod buffer;
 mod from_pod_promises;
+mod node_promises;
 mod reading;
 mod scene;
 mod to_pod_promises;
 
 pub use from_pod_promises::check as from_pod;
+pub use node_promises::check as node;
 pub use to_pod_promises::check as to_pod;

@@ -4,7 +4,9 @@
 
 use std::cell::RefCell;
 
-use margay_abi::{FlowKeyV4, FlowKeyV6, HOST_VETH_MAC, PodInfo, flow_verdict, pod_flags};
+use margay_abi::{
+    FlowKeyV4, FlowKeyV6, HOST_VETH_MAC, Overlay, PodInfo, Remote, flow_verdict, pod_flags,
+};
 
 use crate::buffer::Buffer;
 use crate::ip::{Ipv4, Ipv6};
@@ -25,6 +27,10 @@ pub(crate) const OTHER: Pod = Pod {
     v4: [[10, 244, 0, 6], [10, 244, 1, 6]],
     v6: [v6(6), v6(0x16)],
 };
+
+/// The beginning of addresses of pods on another node.
+pub(crate) const FAR_V4: [u8; 3] = [10, 244, 9];
+pub(crate) const FAR_V6: [u8; 15] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
 
 /// MTU of the other pod.
 pub(crate) const OTHER_MTU: u32 = 1400;
@@ -94,6 +100,9 @@ pub(crate) struct Maps {
     pub(crate) known: Option<u8>,
     pub(crate) written_v4: RefCell<Vec<(FlowKeyV4, u8)>>,
     pub(crate) written_v6: RefCell<Vec<(FlowKeyV6, u8)>>,
+    /// Which way [`FAR_V4`] and [`FAR_V6`] are reached.
+    pub(crate) remote: Option<Remote>,
+    pub(crate) overlay: Option<Overlay>,
 }
 
 impl Maps {
@@ -112,7 +121,19 @@ impl Maps {
             pod_mac: OTHER.mac,
             host_mac: OTHER_HOST_MAC,
         };
-        Self { own, other, known, written_v4: RefCell::default(), written_v6: RefCell::default() }
+        Self {
+            own,
+            other,
+            known,
+            written_v4: RefCell::default(),
+            written_v6: RefCell::default(),
+            remote: None,
+            overlay: None,
+        }
+    }
+
+    pub(crate) fn own_flags(&self) -> u32 {
+        self.own.flags
     }
 
     pub(crate) fn answers_any(&self) -> bool {
@@ -140,6 +161,14 @@ impl Tables<Ipv4> for Maps {
     fn set_flow(&self, key: &FlowKeyV4, verdict: u8) {
         self.written_v4.borrow_mut().push((*key, verdict));
     }
+
+    fn remote(&self, address: &[u8; 4]) -> Option<&Remote> {
+        self.remote.as_ref().filter(|_| address[..3] == FAR_V4)
+    }
+
+    fn overlay(&self) -> Option<&Overlay> {
+        self.overlay.as_ref()
+    }
 }
 
 impl Tables<Ipv6> for Maps {
@@ -153,6 +182,14 @@ impl Tables<Ipv6> for Maps {
 
     fn set_flow(&self, key: &FlowKeyV6, verdict: u8) {
         self.written_v6.borrow_mut().push((*key, verdict));
+    }
+
+    fn remote(&self, address: &[u8; 16]) -> Option<&Remote> {
+        self.remote.as_ref().filter(|_| address[..15] == FAR_V6)
+    }
+
+    fn overlay(&self) -> Option<&Overlay> {
+        self.overlay.as_ref()
     }
 }
 

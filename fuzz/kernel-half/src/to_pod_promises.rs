@@ -9,7 +9,7 @@ use margay_abi::flow_verdict::{DIRECT, VIA_STACK};
 use crate::from_pod::handle;
 use crate::reading::{self, ETHERNET, bytes, ethertype};
 use crate::scene::{OTHER, OWN, Scene};
-use crate::to_pod::{is_answer, learn};
+use crate::to_pod::{Hook, is_answer, learn};
 
 /// Hands a packet to `to_pod` and holds what it learns against its promises.
 ///
@@ -21,13 +21,17 @@ pub fn check(input: &[u8]) {
         scene.packet.flow_hash = hash_from_pod(&scene);
     }
     let Scene { packet, maps, .. } = &scene;
-    let learnt = learn(packet, maps).is_some();
+    let learnt = learn(packet, maps, Hook::ToPod).is_some();
     let answer = is_answer(packet);
 
     let linear = Scene { packet: packet.clone().linear(), ..scene.clone() };
     linear.maps.written_v4.borrow_mut().clear();
     linear.maps.written_v6.borrow_mut().clear();
-    assert_eq!(learn(&linear.packet, &linear.maps).is_some(), learnt, "depends on the linear part");
+    assert_eq!(
+        learn(&linear.packet, &linear.maps, Hook::ToPod).is_some(),
+        learnt,
+        "depends on the linear part"
+    );
     assert_eq!(is_answer(&linear.packet), answer, "depends on the linear part");
     assert_eq!(*linear.maps.written_v4.borrow(), *maps.written_v4.borrow());
     assert_eq!(*linear.maps.written_v6.borrow(), *maps.written_v6.borrow());

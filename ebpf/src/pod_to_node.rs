@@ -1,0 +1,164 @@
+//! `pod_to_node`, which takes over from `from_pod` on a node among others: what a pod sends that is not
+//! delivered on this node.
+//!
+//! `from_pod` calls it where it would leave a packet to the stack, and goes on by itself where there is
+//! no such program. So a node without others neither loads nor runs any of this. It trusts `from_pod`,
+//! which may be of another build, with the source address, and parses the rest anew. Invariant: nothing
+//! is sent past the stack that the stack may have under NAT, and nothing that is for the overlay's port
+//! passes.
+
+use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+use bytemuck::Pod;
+use margay_abi::{Counter, PodToNode, Remote, pod_flags, remote_mode, settings_flags};
+
+use crate::{
+    drop_log, encapsulated,
+    ethernet::{Ethernet, ethertype},
+    flow_hash,
+    from_pod::{Admitted, admit, rewrite},
+    ip::{self, Directed, Header, Ipv4, Ipv6},
+    maps::{self, KernelMaps, Tables},
+    packet::{Packet, Skb},
+    verdict::{DropReason, FROM_HERE, StackReason, Verdict, conclude},
+};
+
+/// Leaves to the program `pod_to_node` what `from_pod` has found to be the stack's. Returns if there is
+/// no such program.
+#[inline(always)]
+pub(crate) fn take_over(context: &TcContext, verdict: Verdict) {
+    let (reason, sender_flags) = match verdict {
+        Verdict::Stack(reason) => (reason, 0),
+        Verdict::Elsewhere { flags } => (StackReason::NotLocal, flags),
+        _ => return,
+    };
+    Skb::new(context).set_notes(PodToNode { reason: reason as u32, sender_flags });
+    maps::continue_in_pod_to_node(context);
+}
+
+#[classifier]
+pub(crate) fn pod_to_node(context: TcContext) -> i32 {
+    let mut packet = Skb::new(&context);
+    let bytes = packet.len();
+    let notes = packet.notes();
+    let outcome = handle(&mut packet, notes, &KernelMaps);
+    if let Err(reason) = outcome
+        && maps::is_set(settings_flags::LOG_DROPS)
+    {
+        drop_log::report(&packet, reason);
+    }
+    let (action, counter) = match outcome {
+        // As `from_pod` would have counted it.
+        Ok(Verdict::Elsewhere { .. }) => (TC_ACT_UNSPEC, notes.reason),
+        outcome => conclude(&packet, outcome, FROM_HERE),
+    };
+    maps::count(counter, bytes);
+    action
+}
+
+/// [`Verdict::Elsewhere`] is what `from_pod` had decided.
+#[inline(always)]
+pub(crate) fn handle(
+    packet: &mut impl Packet,
+    notes: PodToNode,
+    tables: &(impl Tables<Ipv4> + Tables<Ipv6>),
+) -> Result<Verdict, DropReason> {
+    let ethernet: Ethernet = packet.read(0).ok_or(DropReason::Malformed)?;
+    match ethernet.ethertype {
+        ethertype::IPV4 => from_ipv4(packet, notes, tables),
+        ethertype::IPV6 => from_ipv6(packet, notes, tables),
+        _ => Ok(UNCHANGED),
+    }
+}
+
+const UNCHANGED: Verdict = Verdict::Elsewhere { flags: 0 };
+
+#[inline(never)]
+fn from_ipv4(
+    packet: &mut impl Packet,
+    notes: PodToNode,
+    tables: &impl Tables<Ipv4>,
+) -> Result<Verdict, DropReason> {
+    let (ip, payload) = ip::read::<Ipv4>(packet)?;
+    if encapsulated::is_ipv4(packet, &ip, payload, tables) {
+        return Err(DropReason::Encapsulated);
+    }
+    forward(packet, &ip, payload.len, notes, tables)
+}
+
+#[inline(never)]
+fn from_ipv6(
+    packet: &mut impl Packet,
+    notes: PodToNode,
+    tables: &impl Tables<Ipv6>,
+) -> Result<Verdict, DropReason> {
+    let (ip, payload) = ip::read::<Ipv6>(packet)?;
+    if encapsulated::is_ipv6(packet, payload, tables) {
+        return Err(DropReason::Encapsulated);
+    }
+    forward(packet, &ip, payload.len, notes, tables)
+}
+
+/// The way of a packet to a pod of another node.
+#[inline(always)]
+fn forward<H: Header>(
+    packet: &mut impl Packet,
+    ip: &H,
+    payload_len: usize,
+    notes: PodToNode,
+    tables: &impl Tables<H>,
+) -> Result<Verdict, DropReason> {
+    // `from_pod` says this of nothing but plain headers, to the host veth's MAC, without a VLAN tag.
+    if notes.reason != Counter::StackNotLocal as u32 {
+        return Ok(UNCHANGED);
+    }
+    let Some(remote) = tables.remote(&ip.dst()) else { return Ok(UNCHANGED) };
+    let is_shaped = notes.sender_flags & pod_flags::SHAPED != 0;
+    let admitted = match admit(packet, ip, payload_len, is_shaped, remote.mtu, tables) {
+        Ok(admitted) => admitted,
+        Err(outcome) => return outcome,
+    };
+    match remote.mode {
+        remote_mode::VXLAN => through_overlay(packet, ip, &admitted, remote, tables),
+        remote_mode::PLAIN => by_route(packet, ip, &admitted),
+        _ => Ok(UNCHANGED),
+    }
+}
+
+#[inline(always)]
+fn through_overlay<H: Header>(
+    packet: &mut impl Packet,
+    ip: &H,
+    admitted: &Admitted<H::Key>,
+    remote: &Remote,
+    tables: &impl Tables<H>,
+) -> Result<Verdict, DropReason> {
+    let Some(overlay) = tables.overlay() else { return Ok(UNCHANGED) };
+    if packet.set_tunnel(&remote.node, overlay.vni).is_none() {
+        return Ok(UNCHANGED);
+    }
+    rewrite(packet, ip, [remote.mac, overlay.mac]).ok_or(DropReason::Malformed)?;
+    mark_as_sent(packet, &admitted.flow);
+    packet.redirect(overlay.ifindex);
+    Ok(Verdict::Send(H::FAMILY))
+}
+
+/// The next hop is the host's routes to say, and its MAC address the kernel's to know and to ask for.
+#[inline(always)]
+fn by_route<H: Header>(
+    packet: &mut impl Packet,
+    ip: &H,
+    admitted: &Admitted<H::Key>,
+) -> Result<Verdict, DropReason> {
+    if packet.redirect_by_route(&ip.src(), &ip.dst(), admitted.longest).is_none() {
+        return Ok(UNCHANGED);
+    }
+    ip.decrement_hop_limit(packet).ok_or(DropReason::Malformed)?;
+    mark_as_sent(packet, &admitted.flow);
+    Ok(Verdict::Send(H::FAMILY))
+}
+
+/// A function of its own for its stack frame: 512 bytes is the limit.
+#[inline(never)]
+fn mark_as_sent<K: Pod>(packet: &mut impl Packet, flow: &Directed<K>) {
+    packet.set_flow_hash(flow_hash::of_sent(flow));
+}
