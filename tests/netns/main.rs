@@ -12,6 +12,8 @@ mod kube_proxy_load;
 mod lifecycle;
 mod link_local;
 mod nat;
+mod nodes;
+mod nodes_services;
 mod outside;
 mod services;
 mod spoofing;

@@ -12,6 +12,7 @@ pub mod conformance;
 pub mod echo;
 pub mod kube_proxy;
 pub mod namespace;
+pub mod neighbours;
 pub mod node;
 pub mod numbers;
 pub mod packet;
@@ -25,5 +26,6 @@ pub mod traffic;
 
 pub use cni::{CniOutput, Invocation};
 pub use conflist::Conflist;
+pub use neighbours::Neighbours;
 pub use node::Node;
 pub use pod::Pod;

@@ -54,6 +54,11 @@ impl Node {
             return None;
         }
         namespace::isolate_thread();
+        Some(Self::here())
+    }
+
+    /// Makes a node of the calling thread's network namespace, which is empty.
+    pub(crate) fn here() -> Self {
         let directory = tempfile::Builder::new().prefix("margay-test-").tempdir().expect("tempdir");
         for name in ["bpf", "netns", "state", "run"] {
             fs::create_dir(directory.path().join(name)).expect("make a directory");
@@ -63,7 +68,7 @@ impl Node {
         let world = NamedNetns::create(directory.path().join("netns/world"));
         let node = Self { world, directory };
         node.make_uplink();
-        Some(node)
+        node
     }
 
     /// The directory of the node, which goes with it.

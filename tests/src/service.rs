@@ -57,6 +57,28 @@ impl Node {
             backend.ip(),
         ));
     }
+
+    /// Begins to count what the host forwards.
+    pub fn count_forwarded_packets(&self) {
+        for line in [
+            // So that there is one to delete.
+            "add table inet forwarded",
+            "delete table inet forwarded",
+            "add table inet forwarded",
+            "add counter inet forwarded seen",
+            "add chain inet forwarded forward { type filter hook forward priority filter ; }",
+            "add rule inet forwarded forward ct state new,established,invalid counter name seen",
+        ] {
+            self.run(&["nft", line]);
+        }
+    }
+
+    /// Packets that the host has forwarded since [`count_forwarded_packets`](Self::count_forwarded_packets).
+    #[must_use]
+    pub fn forwarded_packets(&self) -> u64 {
+        self.counted_packets("forwarded", "seen")
+    }
+
     /// Keeps the host from forwarding what its conntrack calls invalid.
     pub fn drop_invalid(&self) {
         for line in [
@@ -75,7 +97,11 @@ impl Node {
     /// When there is no such rule.
     #[must_use]
     pub fn invalid_packets(&self) -> u64 {
-        let listing = self.run(&["nft", "--json", "list", "counter", "inet", "sanity", "invalid"]);
+        self.counted_packets("sanity", "invalid")
+    }
+
+    fn counted_packets(&self, table: &str, counter: &str) -> u64 {
+        let listing = self.run(&["nft", "--json", "list", "counter", "inet", table, counter]);
         let listing: Value = serde_json::from_str(&listing).expect("JSON");
         let objects = listing["nftables"].as_array().expect("objects").iter();
         objects.filter_map(|object| object["counter"]["packets"].as_u64()).next().expect("counter")

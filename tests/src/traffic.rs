@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
@@ -119,8 +120,14 @@ pub fn connect_from(local: SocketAddr, target: SocketAddr) -> io::Result<TcpStre
         sockopt::set_socket_reuseaddr(&socket, true)?;
         net::bind(&socket, &local)?;
     }
-    net::connect(&socket, &target)?;
-    Ok(TcpStream::from(socket))
+    loop {
+        match net::connect(&socket, &target) {
+            // The kernel wants the thread for something else; it goes on connecting meanwhile.
+            Err(Errno::INTR | Errno::ALREADY) => {}
+            Ok(()) | Err(Errno::ISCONN) => return Ok(TcpStream::from(socket)),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Listens for TCP connections.
