@@ -15,6 +15,7 @@ use tokio::task::JoinError;
 use tokio::time::{self, Instant, MissedTickBehavior};
 
 use crate::configuration::ConfigurationError;
+use crate::fast_path::{FastPath, FastPathError, Routes};
 use crate::following;
 use crate::kernel::{Kernel, KernelError, OverlaySettings};
 use crate::liveness::{self, Liveness};
@@ -59,6 +60,9 @@ pub enum AgentError {
     /// The kernel would not do something; the rest is done.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The programs know not all ways, which the kernel's routes lead all the same.
+    #[error("carry packets past the stack")]
+    FastPath(#[from] FastPathError),
     /// A thread of the agent ended in a panic.
     #[error("a thread ended")]
     Thread(#[from] JoinError),
@@ -133,6 +137,7 @@ struct Agent<'a> {
     registrar: Registrar,
     netlink: Netlink,
     kernel: Kernel,
+    fast_path: FastPath,
     topology: Topology,
     /// This node as it was registered last.
     registered: Option<Registered>,
@@ -151,6 +156,11 @@ impl<'a> Agent<'a> {
             registrar: Registrar::new(store.clone(), &conf.nodename),
             store,
             kernel: Kernel::new(netlink.clone(), settings),
+            fast_path: FastPath::new(
+                conf.paths.bpffs_root.clone(),
+                conf.paths.run_dir.join("load"),
+                settings,
+            ),
             netlink,
             topology: Topology::default(),
             registered: None,
@@ -196,6 +206,7 @@ impl<'a> Agent<'a> {
         let Some(Registered { underlay, node, .. }) = &self.registered else { return registration };
         if fresh {
             self.kernel.look_again();
+            self.fast_path.look_again();
         }
         let table = RemoteTable::of(&self.topology, &node.name, &underlay.addresses);
         for problem in &table.problems {
@@ -208,8 +219,18 @@ impl<'a> Agent<'a> {
             0 => tracing::debug!(routes, "pass: nothing to change"),
             _ => tracing::info!(changed, routes, "pass: routes to other nodes"),
         }
+        let ways = outcome.routes.as_ref().map(|routes| Routes {
+            routes,
+            overlay: outcome.overlay.zip(node.overlay.as_ref().map(|end| end.mac)),
+            underlay_mtu: underlay.mtu,
+        });
+        let fast_path = match ways {
+            Some(ways) => self.fast_path.apply(&self.netlink, &table, ways).await,
+            None => Ok(()),
+        };
         registration?;
         outcome.errors.into_iter().next().map_or(Ok(()), Err)?;
+        fast_path?;
         self.metrics.note_pass(Ok(()), changed, routes);
         Ok(())
     }

@@ -61,6 +61,10 @@ pub struct Outcome {
     pub overlay_ifindex: Option<u32>,
     /// What the kernel refused.
     pub errors: Vec<KernelError>,
+    /// The routes that were wanted; `None` if it did not come to that.
+    pub routes: Option<Vec<RemoteRoute>>,
+    /// The overlay device, if there is one.
+    pub overlay: Option<u32>,
 }
 
 /// The routes of this node as they are in the kernel.
@@ -117,7 +121,7 @@ impl Kernel {
         if let Some(ifindex) = overlay {
             outcome.note(self.delete_neighbours(table, ifindex).await);
         }
-        outcome
+        Outcome { routes: Some(wanted), overlay, ..outcome }
     }
 
     async fn look(&mut self) -> Result<(), NetlinkError> {
@@ -139,7 +143,7 @@ impl Kernel {
         for (&destination, way) in &table.ways {
             let (hop, source) = match way {
                 Way::Own => (Some(RemoteHop::Unreachable), None),
-                Way::Direct { node } => {
+                Way::Direct { node, .. } => {
                     if !hops.contains_key(node) {
                         hops.insert(*node, outcome.note(self.hop_to(*node).await));
                     }

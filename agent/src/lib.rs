@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod configuration;
+pub mod fast_path;
 pub mod following;
 pub mod kernel;
 pub mod liveness;

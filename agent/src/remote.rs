@@ -29,6 +29,8 @@ pub enum Way {
     Direct {
         /// The node's address; of IPv4 destinations it may be of IPv6.
         node: IpAddr,
+        /// Where the node sends VXLAN from, which packets from there may come in all the same.
+        tunnel: Option<IpAddr>,
     },
     /// In VXLAN.
     Overlay(Peer),
@@ -128,11 +130,13 @@ impl View<'_> {
         match pool.encapsulation {
             Encapsulation::Vxlan => self.overlay(node),
             Encapsulation::None => match direct {
-                Some(node) => Ok(Way::Direct { node }),
+                Some(direct) => Ok(Way::Direct { node: direct, tunnel: self.tunnel(node) }),
                 None => Err("has no address that routes could go by, and its pool no VXLAN"),
             },
             Encapsulation::VxlanCrossSubnet => match direct {
-                Some(node) if self.shares_subnet_with(node) => Ok(Way::Direct { node }),
+                Some(direct) if self.shares_subnet_with(direct) => {
+                    Ok(Way::Direct { node: direct, tunnel: self.tunnel(node) })
+                }
                 _ => self.overlay(node),
             },
         }
@@ -142,15 +146,19 @@ impl View<'_> {
         self.addresses.iter().any(|own| own.contains(address))
     }
 
-    /// IPv4 between the nodes if both have it: its headers are the shorter ones.
     fn overlay(&self, node: &Node) -> Result<Way, &'static str> {
         let end = node.overlay.as_ref().ok_or("is not on the overlay yet")?;
+        let address = self.tunnel(node).ok_or("has no address of a family that this node has")?;
+        Ok(Way::Overlay(Peer { node: address, mac: end.mac }))
+    }
+
+    /// IPv4 between the nodes if both have it: its headers are the shorter ones.
+    fn tunnel(&self, node: &Node) -> Option<IpAddr> {
         let address = [true, false].into_iter().find_map(|ipv4| {
             self.addresses.iter().find(|own| own.is_ipv4() == ipv4)?;
             node.addresses.iter().find(|address| address.is_ipv4() == ipv4)
         });
-        let address = address.ok_or("has no address of a family that this node has")?;
-        Ok(Way::Overlay(Peer { node: address.ip(), mac: end.mac }))
+        address.map(|address| address.ip())
     }
 }
 

@@ -4,6 +4,7 @@
 mod agents;
 mod blocks;
 mod failures;
+mod fast_path;
 mod packets;
 mod pools;
 mod reach;

@@ -225,6 +225,12 @@ impl Member {
         self.directory.join(name)
     }
 
+    /// Where its pins are.
+    #[must_use]
+    pub fn bpffs_root(&self) -> PathBuf {
+        self.path("bpf").join("margay")
+    }
+
     /// The network configuration that the tests start from, with pools of this mode.
     #[must_use]
     pub fn network(&self, vxlan_mode: &str) -> Value {
@@ -246,7 +252,7 @@ impl Member {
             "nodename": self.name,
             "state_dir": self.path("state"),
             "run_dir": self.path("run"),
-            "bpffs_root": self.path("bpf").join("margay"),
+            "bpffs_root": self.bpffs_root(),
             "log_level": "debug",
         });
         let keys = configuration.as_object_mut().expect("an object");

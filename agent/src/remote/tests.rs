@@ -62,8 +62,9 @@ fn way(table: &RemoteTable, destination: &str) -> Way {
     table.ways[&destination.parse().unwrap()]
 }
 
-fn direct(node: &str) -> Way {
-    Way::Direct { node: node.parse().unwrap() }
+/// With the address that its node sends VXLAN from.
+fn direct(node: &str, tunnel: &str) -> Way {
+    Way::Direct { node: node.parse().unwrap(), tunnel: tunnel.parse().ok() }
 }
 
 fn overlay(node: &str, mac: u8) -> Way {
@@ -74,9 +75,9 @@ fn overlay(node: &str, mac: u8) -> Way {
 fn never_is_by_the_nodes_own_addresses() {
     let table = seen(Encapsulation::None);
 
-    assert_eq!(way(&table, "10.1.0.64/26"), direct("192.168.1.2"));
-    assert_eq!(way(&table, "10.1.0.128/26"), direct("192.168.2.3"));
-    assert_eq!(way(&table, "fd00::80/122"), direct("fd99:2::3"));
+    assert_eq!(way(&table, "10.1.0.64/26"), direct("192.168.1.2", "192.168.1.2"));
+    assert_eq!(way(&table, "10.1.0.128/26"), direct("192.168.2.3", "192.168.2.3"));
+    assert_eq!(way(&table, "fd00::80/122"), direct("fd99:2::3", "192.168.2.3"));
     assert_eq!(table.peers().count(), 0);
 }
 
@@ -93,8 +94,8 @@ fn always_is_by_the_overlay_and_that_by_ipv4() {
 fn cross_subnet_is_by_the_overlay_where_the_subnet_is_another() {
     let table = seen(Encapsulation::VxlanCrossSubnet);
 
-    assert_eq!(way(&table, "10.1.0.64/26"), direct("192.168.1.2"));
-    assert_eq!(way(&table, "fd00::40/122"), direct("fd99:1::2"));
+    assert_eq!(way(&table, "10.1.0.64/26"), direct("192.168.1.2", "192.168.1.2"));
+    assert_eq!(way(&table, "fd00::40/122"), direct("fd99:1::2", "192.168.1.2"));
     assert_eq!(way(&table, "10.1.0.128/26"), overlay("192.168.2.3", 3));
     assert_eq!(way(&table, "fd00::80/122"), overlay("192.168.2.3", 3));
 }
@@ -112,8 +113,8 @@ fn a_borrowed_address_is_where_its_pod_is() {
 
     let table = RemoteTable::of(&topology, "a", &networks(&ADDRESSES));
 
-    assert_eq!(way(&table, "10.1.0.5/32"), direct("192.168.1.2"));
-    assert_eq!(way(&table, "10.1.0.70/32"), direct("192.168.1.3"));
+    assert_eq!(way(&table, "10.1.0.5/32"), direct("192.168.1.2", "192.168.1.2"));
+    assert_eq!(way(&table, "10.1.0.70/32"), direct("192.168.1.3", "192.168.1.3"));
     assert_eq!(table.ways.len(), 4, "what a pod of this node borrows is left to its ADD");
 }
 
@@ -143,7 +144,7 @@ fn ipv4_pods_are_reached_by_nodes_of_ipv6_alone() {
         RemoteTable::of(&topology, "a", &networks(&ADDRESSES[1..]))
     };
 
-    assert_eq!(way(&of(Encapsulation::None), "10.1.0.64/26"), direct("fd99:1::2"));
+    assert_eq!(way(&of(Encapsulation::None), "10.1.0.64/26"), direct("fd99:1::2", "fd99:1::2"));
     assert_eq!(way(&of(Encapsulation::Vxlan), "10.1.0.64/26"), overlay("fd99:1::2", 2));
 }
 
