@@ -36,7 +36,20 @@ where
     P: Copy + Debug + Send,
     T: Send,
 {
-    let story = &story;
+    in_turns_on(peers, |_| Node::new(), story)
+}
+
+/// The same on something else than a node, which `make` makes on the thread that is to be in it.
+pub(crate) fn in_turns_on<P, N, T>(
+    peers: &[P],
+    make: impl Fn(P) -> Option<N> + Sync,
+    story: impl Fn(P, &N, &Turn) -> Result<T> + Sync,
+) -> Result<Vec<(P, T)>>
+where
+    P: Copy + Debug + Send,
+    T: Send,
+{
+    let (make, story) = (&make, &story);
     thread::scope(|scope| {
         let mut players: Vec<_> = Vec::new();
         for &peer in peers {
@@ -44,7 +57,7 @@ where
             let turn = Turn { go, passed };
             let play = move || -> Result<T> {
                 _ = turn.go.recv();
-                let node = Node::new().context("a node needs root")?;
+                let node = make(peer).context("a node needs root")?;
                 let outcome = story(peer, &node, &turn);
                 drop(node);
                 // The turn, and with it the scheduler's channel, ends here, after the node.

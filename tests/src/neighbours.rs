@@ -35,17 +35,19 @@ pub enum Way {
     VxlanV6,
     /// As they are.
     Plain,
+    /// In VXLAN over IPv4 by a device with a table of its own, as flannel does it. Without a fast path.
+    Table,
 }
 
 impl Way {
-    /// All of them.
+    /// Those that margay knows.
     pub const ALL: [Self; 3] = [Self::Vxlan, Self::VxlanV6, Self::Plain];
 
     /// The longest packet that fits.
     #[must_use]
     pub fn mtu(self) -> u32 {
         match self {
-            Self::Vxlan => UNDERLAY_MTU - 50,
+            Self::Vxlan | Self::Table => UNDERLAY_MTU - 50,
             Self::VxlanV6 => UNDERLAY_MTU - 70,
             Self::Plain => UNDERLAY_MTU,
         }
@@ -268,13 +270,23 @@ impl Neighbours {
             return;
         }
         let mac = text(overlay_mac(near));
+        let kind = match self.way {
+            Way::Table => format!("id {VNI} nolearning"),
+            _ => "external".to_owned(),
+        };
         ip(&format!(
-            "link add {OVERLAY} mtu {} address {mac} type vxlan external dstport {VXLAN_PORT}",
+            "link add {OVERLAY} mtu {} address {mac} type vxlan {kind} dstport {VXLAN_PORT}",
             self.way.mtu(),
         ));
         ip(&format!("link set {OVERLAY} up"));
         let far_mac = text(overlay_mac(far));
-        let encap = match underlay_address(far, self.way == Way::Vxlan) {
+        let encap = match underlay_address(far, self.way != Way::VxlanV6) {
+            node if self.way == Way::Table => {
+                let node = node.to_string();
+                let entry = ["fdb", "add", &far_mac, "dev", OVERLAY, "dst", &node];
+                node::run(&[&["bridge"], &entry[..]].concat());
+                String::new()
+            }
             IpAddr::V4(node) => format!("encap ip id {VNI} dst {node}"),
             IpAddr::V6(node) => format!("encap ip6 id {VNI} dst {node} csum"),
         };

@@ -9,6 +9,7 @@ mod growth;
 mod ipam;
 mod load;
 mod memory;
+mod nodes;
 mod packets;
 mod programs;
 mod rules;
@@ -51,6 +52,7 @@ pub(crate) const ROWS: &[Row] = &[
     stream::ROW,
     datagrams::ROW,
     transactions::ROW,
+    nodes::ROW,
     rules::ROW,
     programs::ROW,
 ];
