@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod cni;
 pub mod conflist;
 pub mod conformance;
+pub mod ctl;
 pub mod echo;
 pub mod kube_proxy;
 pub mod namespace;

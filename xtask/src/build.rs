@@ -7,11 +7,12 @@ use crate::setup::{self, Use};
 use crate::workspace::{self, run as run_command};
 
 /// What users get, each of the package of its name: the plugin, which by another name is margay-ipam,
-/// and the agent. Each is built by itself: together, the plugin would have what of tokio only the agent
+/// the agent, and the operator's command line. Each is built by itself: together, the plugin would have what of tokio only the agent
 /// asks for, such as the driver of signals that a runtime of it starts with.
-pub(crate) const EXECUTABLES: [&str; 2] = [PLUGIN, AGENT];
+pub(crate) const EXECUTABLES: [&str; 3] = [PLUGIN, AGENT, CTL];
 pub(crate) const PLUGIN: &str = "margay";
 pub(crate) const AGENT: &str = "margay-agent";
+pub(crate) const CTL: &str = "margayctl";
 
 /// Build the kernel half and the release executables.
 #[derive(clap::Args)]

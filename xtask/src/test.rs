@@ -55,10 +55,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     report(&counts, succeeded)
 }
 
-/// Builds what the tests execute, plugins and agent: cargo builds binaries for the tests of their own package only.
+/// Builds what the tests execute: cargo builds binaries for the tests of their own package only.
 pub(crate) fn build_plugins() -> Result<()> {
-    let agent = ["--package", "margay-agent"];
-    build::debug_plugins(&[failpoints()?.as_slice(), &agent].concat())
+    let others = ["--package", build::AGENT, "--package", build::CTL];
+    build::debug_plugins(&[failpoints()?.as_slice(), &others].concat())
 }
 
 /// The feature by which tests make a step of the plugin fail, as arguments of cargo. Empty where

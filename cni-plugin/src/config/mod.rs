@@ -95,6 +95,16 @@ impl Paths {
     }
 }
 
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            state_dir: DEFAULT_STATE_DIR.into(),
+            run_dir: DEFAULT_RUN_DIR.into(),
+            bpffs_root: DEFAULT_BPFFS_ROOT.into(),
+        }
+    }
+}
+
 /// Which data path pods get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dataplane {

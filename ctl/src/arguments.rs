@@ -1,0 +1,87 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::endpoint;
+use crate::output::Format;
+
+/// Where runtimes look for network configurations.
+const CONF_DIR: &str = "/etc/cni/net.d";
+/// The agent's configuration, on a node among several.
+const AGENT_CONF: &str = "/etc/margay/agent.json";
+
+/// Shows what margay has on this node, says what is wrong, and what becomes of a packet.
+#[derive(Debug, Parser)]
+#[command(name = "margayctl", version, propagate_version = true, max_term_width = 100)]
+pub struct Arguments {
+    /// What is the same for every command.
+    #[command(flatten)]
+    pub(crate) shared: Shared,
+    /// Which command.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What is the same for every command.
+#[derive(Debug, Args)]
+pub(crate) struct Shared {
+    /// Network configuration: a file, or the folder that the runtime takes it from
+    #[arg(long, global = true, value_name = "PATH", default_value = CONF_DIR)]
+    pub(crate) config: PathBuf,
+    /// The agent's configuration, where the node has an agent
+    #[arg(long, global = true, value_name = "FILE", default_value = AGENT_CONF)]
+    pub(crate) agent_config: PathBuf,
+    /// Text for people, or a document for scripts
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    pub(crate) output: Format,
+}
+
+/// Showing something again and again.
+#[derive(Debug, Args)]
+pub(crate) struct Watched {
+    /// Show it again when it changes, until interrupted
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+    /// How often to look, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
+    pub(crate) interval: Duration,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Pods' interfaces on this node, or on all
+    #[command(subcommand)]
+    Endpoint(endpoint::Command),
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "must be a number of seconds".to_owned())?;
+    let duration = Duration::try_from_secs_f64(seconds).ok();
+    duration
+        .filter(|duration| *duration >= Duration::from_millis(100))
+        .ok_or_else(|| "must be 0.1 seconds or more".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_one_that_clap_can_keep() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn an_interval_is_a_tenth_of_a_second_at_least() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for bad in ["0", "-1", "NaN", "inf", "1e300", "two", ""] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+}

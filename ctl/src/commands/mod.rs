@@ -1,0 +1,18 @@
+//! The commands, one file each.
+
+pub(crate) mod endpoint;
+
+use std::process::ExitCode;
+
+use crate::arguments::{Arguments, Command};
+use crate::failure::Failure;
+use crate::node::Node;
+
+pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let node = Node::find(&arguments.shared);
+    let format = arguments.shared.output;
+    match &arguments.command {
+        Command::Endpoint(command) => endpoint::run(command, &node, format).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

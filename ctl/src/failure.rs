@@ -1,0 +1,127 @@
+//! Every way a command can fail, and what to try next.
+
+use std::path::PathBuf;
+
+use anstyle::AnsiColor;
+use margay::error::chain;
+use margay::ipam::IpamError;
+use margay::netlink::NetlinkError;
+use margay_datapath::{DatapathError, MapError};
+use margay_datastore::StoreError;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum Failure {
+    /// There is no configuration of margay's.
+    #[error("no network configuration of margay's in {}", path.display())]
+    NoConfiguration {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A configuration of margay's cannot be used.
+    #[error("{}", path.display())]
+    Configuration {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// There is no datastore yet.
+    #[error("there is no datastore at {} yet: no pod was ever made here", path.display())]
+    NoDatastore {
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// The datastore failed, or refuses, or the kernel does.
+    #[error(transparent)]
+    Margay(Box<margay::error::Error>),
+    /// No programs are pinned.
+    #[error("no programs of margay's are pinned below {}", root.display())]
+    NoDatapath {
+        /// Root of the pins.
+        root: PathBuf,
+    },
+    /// The pinned programs or maps cannot be used.
+    #[error("dataplane")]
+    Datapath(#[from] DatapathError),
+    /// A pinned map cannot be read or written.
+    #[error("dataplane")]
+    Map(#[from] MapError),
+    /// Nothing goes by the name that was given.
+    #[error("there is no {kind} {name:?}")]
+    Unknown {
+        /// What was looked for.
+        kind: &'static str,
+        /// What was asked for.
+        name: String,
+        /// The command that lists what there is.
+        list: &'static str,
+    },
+    /// The report cannot be written.
+    #[error("write the report")]
+    Output(#[source] std::io::Error),
+}
+
+impl From<margay::error::Error> for Failure {
+    fn from(error: margay::error::Error) -> Self {
+        Self::Margay(Box::new(error))
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        margay::error::Error::from(error).into()
+    }
+}
+
+impl From<IpamError> for Failure {
+    fn from(error: IpamError) -> Self {
+        margay::error::Error::from(error).into()
+    }
+}
+
+impl From<NetlinkError> for Failure {
+    fn from(error: NetlinkError) -> Self {
+        margay::error::Error::from(error).into()
+    }
+}
+
+impl Failure {
+    /// What the process ends with: 1, but for arguments that clap refuses, with 2.
+    pub(crate) fn exit_code(&self) -> u8 {
+        1
+    }
+
+    /// The command to try next, or what to do first.
+    pub(crate) fn hint(&self) -> Option<String> {
+        if !rustix::process::geteuid().is_root() && self.may_be_for_want_of_privilege() {
+            return Some("this needs root: try again with sudo".to_owned());
+        }
+        Some(match self {
+            Self::NoConfiguration { .. } => {
+                "name the file or its folder with --config; docs/install.md says how to install one"
+                    .to_owned()
+            }
+            Self::NoDatastore { .. } | Self::NoDatapath { .. } => {
+                "margayctl doctor says what this node still needs".to_owned()
+            }
+            Self::Unknown { list, .. } => format!("{list} lists what there is"),
+            Self::Datapath(_) | Self::Map(_) => "margayctl doctor looks deeper".to_owned(),
+            _ => return None,
+        })
+    }
+
+    fn may_be_for_want_of_privilege(&self) -> bool {
+        !matches!(self, Self::Output(_) | Self::Configuration { .. } | Self::Unknown { .. })
+    }
+
+    pub(crate) fn print(&self) {
+        let red = AnsiColor::Red.on_default().bold();
+        anstream::eprintln!("{red}margayctl:{red:#} {}", chain(self));
+        if let Some(hint) = self.hint() {
+            anstream::eprintln!("{hint}");
+        }
+    }
+}

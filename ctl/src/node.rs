@@ -1,0 +1,257 @@
+//! The node that the command runs on, as its configuration describes it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use margay::config::{AgentConf, Datastore, IpamNetConf, NetConf, Paths};
+use margay::ipam;
+use margay::log::LogConf;
+use margay_datapath::Datapath;
+use margay_datastore::{Ipam, Store};
+use serde_json::{Map, Value};
+
+use crate::arguments::Shared;
+use crate::failure::Failure;
+
+/// What the plugins are called in a configuration.
+const PLUGIN: &str = "margay";
+const IPAM_PLUGIN: &str = "margay-ipam";
+/// What the runtime takes for a configuration (libcni, `ConfFiles`).
+const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
+
+/// This node. Everything is opened when it is asked for, so that a command fails for what it needs
+/// alone.
+#[derive(Debug)]
+pub(crate) struct Node {
+    /// Networks of margay's, in the order in which the runtime finds them.
+    pub(crate) networks: Vec<Network>,
+    /// Files that may be a configuration and cannot be read or used, and why.
+    pub(crate) unusable: Vec<Failure>,
+    /// The agent's configuration, if there is one.
+    pub(crate) agent: Option<AgentConf>,
+    /// Where configurations were looked for.
+    pub(crate) config: PathBuf,
+}
+
+/// One network that margay has a part in.
+#[derive(Debug)]
+pub(crate) struct Network {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// Its name.
+    pub(crate) name: String,
+    /// Types of the plugins in the chain, in order.
+    pub(crate) chain: Vec<String>,
+    /// What margay is told.
+    pub(crate) part: Part,
+}
+
+/// Which of margay's plugins a network has.
+#[derive(Debug)]
+pub(crate) enum Part {
+    /// The network plugin.
+    Whole(Box<NetConf>),
+    /// The IPAM plugin, under somebody else's network plugin.
+    Addresses(Box<IpamNetConf>),
+}
+
+/// What of the configuration concerns the node and not a network.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Name of the node in the datastore.
+    pub(crate) nodename: String,
+    /// Where state lives.
+    pub(crate) paths: Paths,
+    /// Where records are.
+    pub(crate) datastore: Datastore,
+    /// Where logs go.
+    pub(crate) log: LogConf,
+}
+
+impl Node {
+    /// Reads the configurations; what cannot be used of them is kept for who asks.
+    #[must_use]
+    pub(crate) fn find(shared: &Shared) -> Self {
+        let mut node = Self {
+            networks: Vec::new(),
+            unusable: Vec::new(),
+            agent: None,
+            config: shared.config.clone(),
+        };
+        match candidates(&shared.config) {
+            Ok(files) => files.iter().for_each(|file| node.take_up(file)),
+            Err(failure) => node.unusable.push(failure),
+        }
+        match agent(&shared.agent_config) {
+            Ok(agent) => node.agent = agent,
+            Err(failure) => node.unusable.push(failure),
+        }
+        node
+    }
+
+    fn take_up(&mut self, file: &Path) {
+        match networks(file) {
+            Ok(networks) => self.networks.extend(networks),
+            Err(failure) => self.unusable.push(failure),
+        }
+    }
+
+    /// What concerns the node: of the first network that margay makes the interfaces of; else of the
+    /// agent; else of the first that it gives the addresses of.
+    pub(crate) fn settings(&self) -> Result<Settings, Failure> {
+        let whole = self.networks.iter().find_map(|network| match &network.part {
+            Part::Whole(conf) => Some(Settings {
+                nodename: conf.nodename.clone(),
+                paths: conf.paths.clone(),
+                datastore: conf.datastore.clone(),
+                log: conf.log.clone(),
+            }),
+            Part::Addresses(_) => None,
+        });
+        let agent = || {
+            self.agent.as_ref().map(|conf| Settings {
+                nodename: conf.nodename.clone(),
+                paths: conf.paths.clone(),
+                datastore: conf.datastore.clone(),
+                log: conf.log.clone(),
+            })
+        };
+        let addresses = || {
+            self.networks.iter().find_map(|network| match &network.part {
+                Part::Whole(_) => None,
+                Part::Addresses(conf) => Some(Settings {
+                    nodename: conf.nodename.clone(),
+                    paths: Paths { state_dir: conf.state_dir.clone(), ..Paths::default() },
+                    datastore: conf.datastore.clone(),
+                    log: conf.log.clone(),
+                }),
+            })
+        };
+        let found = whole.or_else(agent).or_else(addresses);
+        found.ok_or_else(|| Failure::NoConfiguration { path: self.config.clone() })
+    }
+
+    /// The datastore, if there is one.
+    pub(crate) fn store(&self) -> Result<Store, Failure> {
+        let settings = self.settings()?;
+        let database = settings.paths.database();
+        if matches!(settings.datastore, Datastore::Local) && is_absent(&database) {
+            return Err(Failure::NoDatastore { path: database });
+        }
+        Ok(ipam::open_store(&settings.datastore, &database)?)
+    }
+
+    /// Address management on this node.
+    pub(crate) fn allocator<'s>(&self, store: &'s Store) -> Result<Ipam<'s>, Failure> {
+        let boot_id = ipam::boot_id()?;
+        Ok(Ipam::new(store, &self.settings()?.nodename, &boot_id))
+    }
+
+    /// What every build has pinned, the current one first; never empty.
+    pub(crate) fn datapaths(&self) -> Result<Vec<Datapath>, Failure> {
+        let root = self.settings()?.paths.bpffs_root;
+        let builds = Datapath::open_builds(&root)?;
+        if builds.is_empty() { Err(Failure::NoDatapath { root }) } else { Ok(builds) }
+    }
+}
+
+fn is_absent(path: &Path) -> bool {
+    fs::metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+}
+
+/// The files that a runtime would look at, in its order.
+fn candidates(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let failed = |source: std::io::Error| Failure::Configuration {
+        path: path.to_owned(),
+        source: source.into(),
+    };
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => return Ok(vec![path.to_owned()]),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).map_err(failed)? {
+        files.push(entry.map_err(failed)?.path());
+    }
+    files.retain(|file| {
+        let extension = file.extension().and_then(|extension| extension.to_str());
+        extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) && !file.is_dir()
+    });
+    files.sort();
+    Ok(files)
+}
+
+/// What of a file is margay's.
+fn networks(file: &Path) -> Result<Vec<Network>, Failure> {
+    let document = read(file)?;
+    let name = document.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let plugins: Vec<Map<String, Value>> = match document.get("plugins") {
+        Some(Value::Array(plugins)) => {
+            let plugins = plugins.iter().filter_map(Value::as_object);
+            plugins.map(|plugin| in_list(plugin, &document)).collect()
+        }
+        _ => vec![document],
+    };
+    let kind = |plugin: &Map<String, Value>| {
+        plugin.get("type").and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let chain: Vec<String> = plugins.iter().map(kind).collect();
+    let mut networks = Vec::new();
+    for plugin in &plugins {
+        if let Some(part) = part(file, plugin)? {
+            let (file, name, chain) = (file.to_owned(), name.clone(), chain.clone());
+            networks.push(Network { file, name, chain, part });
+        }
+    }
+    Ok(networks)
+}
+
+/// A plugin's configuration as the runtime hands it over: with the list's name and version.
+fn in_list(plugin: &Map<String, Value>, list: &Map<String, Value>) -> Map<String, Value> {
+    let mut plugin = plugin.clone();
+    for key in ["name", "cniVersion"] {
+        if let Some(value) = list.get(key) {
+            plugin.insert(key.to_owned(), value.clone());
+        }
+    }
+    plugin
+}
+
+fn part(file: &Path, plugin: &Map<String, Value>) -> Result<Option<Part>, Failure> {
+    let failed = |source: margay::config::ConfigError| Failure::Configuration {
+        path: file.to_owned(),
+        source: source.into(),
+    };
+    if plugin.get("type").and_then(Value::as_str) == Some(PLUGIN) {
+        let conf = NetConf::from_map(plugin).map_err(failed)?;
+        return Ok(Some(Part::Whole(Box::new(conf))));
+    }
+    let ipam = plugin.get("ipam").and_then(|ipam| ipam.get("type")).and_then(Value::as_str);
+    if ipam == Some(IPAM_PLUGIN) {
+        let conf = IpamNetConf::from_map(plugin).map_err(failed)?;
+        return Ok(Some(Part::Addresses(Box::new(conf))));
+    }
+    Ok(None)
+}
+
+/// The agent's configuration; none where there is no file, which is most nodes.
+fn agent(file: &Path) -> Result<Option<AgentConf>, Failure> {
+    if is_absent(file) {
+        return Ok(None);
+    }
+    let conf = AgentConf::from_map(&read(file)?);
+    conf.map(Some)
+        .map_err(|source| Failure::Configuration { path: file.to_owned(), source: source.into() })
+}
+
+fn read(file: &Path) -> Result<Map<String, Value>, Failure> {
+    let path = || file.to_owned();
+    let failed =
+        |source: std::io::Error| Failure::Configuration { path: path(), source: source.into() };
+    let text = fs::read_to_string(file).map_err(failed)?;
+    serde_json::from_str(&text)
+        .map_err(|source| Failure::Configuration { path: path(), source: source.into() })
+}
