@@ -95,7 +95,8 @@ fn delete_endpoint(hold: &Hold, endpoint: AsRead) -> Result<(), Error> {
     Ok(())
 }
 
-/// Without the datastore the addresses are those that the map has for the link.
+/// Where the datastore cannot say the addresses, or does not know them any more since the node was removed
+/// from it, they are those that the map has for the link.
 async fn remove_map_entries(
     hold: &Hold,
     addresses: Option<BTreeSet<IpAddr>>,
@@ -103,9 +104,9 @@ async fn remove_map_entries(
 ) -> Result<(), Error> {
     let root = &hold.site.paths.bpffs_root;
     let addresses = match (addresses, link) {
-        (Some(addresses), _) => addresses,
-        (None, Some(link)) => dataplane::addresses_of(root, link.index)?,
-        (None, None) => return Ok(()),
+        (Some(addresses), _) if !addresses.is_empty() => addresses,
+        (_, Some(link)) => dataplane::addresses_of(root, link.index)?,
+        (_, None) => return Ok(()),
     };
     let failed = |address| move |source| DataplaneError::Map { address, source };
     for &address in &addresses {
