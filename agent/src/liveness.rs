@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use margay_datastore::{Heartbeat, Revision, Store, StoreError};
+use margay_datastore::{HEARTBEAT_INTERVAL, Heartbeat, Revision, Store, StoreError};
 
 /// How often the heartbeat is written, and those of others are looked at. Nobody follows them: with
 /// *n* nodes that would be *n* times *n* messages.
-pub const INTERVAL: Duration = Duration::from_secs(30);
+pub const INTERVAL: Duration = HEARTBEAT_INTERVAL;
 /// After how long without a heartbeat a node is silent.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 

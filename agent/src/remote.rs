@@ -98,7 +98,9 @@ impl View<'_> {
             table.problems.insert(format!("block {} is of no pool", block.cidr));
             return;
         };
-        self.add(block.cidr, &block.node, pool, table);
+        if !block.node.is_empty() {
+            self.add(block.cidr, &block.node, pool, table);
+        }
         for (ip, node) in &block.borrowed {
             // What is on this node has a route of its own, from the ADD.
             if node != self.own {

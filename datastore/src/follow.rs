@@ -68,7 +68,7 @@ impl Topic {
             Self::Pools => Some(Fact::Pool(decode(versioned)?.record)),
             Self::Blocks => {
                 let block = decode::<Outline>(versioned)?.record;
-                (!block.is_given_up()).then(|| Fact::Block(Placement::from(block)))
+                (!block.is_nobodys()).then(|| Fact::Block(Placement::from(block)))
             }
         })
     }

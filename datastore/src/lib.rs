@@ -16,6 +16,7 @@
 
 mod attachment;
 mod backend;
+mod departure;
 mod etcd;
 mod follow;
 mod ipam;
@@ -29,6 +30,7 @@ pub mod testing;
 
 pub use attachment::{Attachment, AttachmentError, is_cni_name};
 pub use backend::{Backend, BackendError, Cause, Event, Revision, Versioned, Watch};
+pub use departure::{Caution, HEARTBEAT_INTERVAL, RemoveNodeError, RemovedNode, remove_node};
 pub use etcd::{ClientCert, Credentials, Etcd, EtcdConf, EtcdConfError, Lease, Password};
 pub use follow::{Change, Fact, Follower, Topic};
 pub use ipam::{

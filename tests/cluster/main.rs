@@ -5,6 +5,7 @@ mod agents;
 mod blocks;
 mod failures;
 mod fast_path;
+mod nodes;
 mod packets;
 mod pools;
 mod reach;

@@ -152,9 +152,10 @@ impl Block {
         Self { cidr, node: node.to_owned(), ended_claim: None, taken, released }
     }
 
-    /// The block as a node leaves it that gives it up, and with it the claim of this revision.
-    pub(crate) fn given_up(cidr: IpNetwork, claim: Revision) -> Self {
-        Self { ended_claim: Some(claim.0), ..Self::new(cidr, "") }
+    /// The block as a node leaves it that gives it up, and with it the claim of this revision. What
+    /// other nodes have borrowed of it stays theirs.
+    pub(crate) fn given_up(self, claim: Revision) -> Self {
+        Self { node: String::new(), ended_claim: Some(claim.0), ..self }
     }
 
     /// The block as a node that has claimed it takes slots of it.

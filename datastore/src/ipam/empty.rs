@@ -101,7 +101,7 @@ impl Ipam<'_> {
     fn give_up(&self, idle: &Idle) -> Result<bool, IpamError> {
         let hint_key = keys::open(&self.node, &idle.block);
         let hint = self.store.read::<Open>(&hint_key)?;
-        let given_up = Block::given_up(idle.block, idle.claim);
+        let given_up = Block::new(idle.block, &self.node).given_up(idle.claim);
         if !idle.is_given_up && !self.write_block(&given_up, idle.revision)? {
             return Ok(false);
         }

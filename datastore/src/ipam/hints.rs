@@ -86,9 +86,10 @@ impl Ipam<'_> {
     }
 
     /// Makes sure there is a hint for a block that slots are about to be given back to. `before` is
-    /// the block as it was read, `after` as it will be written.
+    /// the block as it was read, `after` as it will be written. One that was given up is found without, as
+    /// one that nobody has claimed.
     pub(super) fn before_give_back(&self, before: &Block, after: &Block) -> Result<(), IpamError> {
-        if before.vacant_slots() > MOST_RESERVED {
+        if after.is_given_up() || before.vacant_slots() > MOST_RESERVED {
             return Ok(());
         }
         let vacancy = after.vacancy(|_| true).and_then(|vacancy| vacancy.released_at_ms);

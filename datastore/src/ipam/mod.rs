@@ -26,6 +26,9 @@
 //! | 2. remove affinity `affinities/…` | a hint for a block nobody has | following it claims the block anew |
 //! | 3. remove hint `open/…` | – | done |
 //!
+//! A node that is gone for good gives its blocks up in the same steps, by whoever removes it (`leave.rs`),
+//! but for a difference: slots that others have borrowed stay in them.
+//!
 //! A block that was written stays a record for good. Were it removed, an assignment that had found
 //! it missing, before it was ever written, could write it in the name of a claim that is over; and
 //! affinities would not tell a claim from what is left of an older one.
@@ -45,6 +48,7 @@ mod clock;
 mod empty;
 mod error;
 mod hints;
+mod leave;
 mod placement;
 mod pool;
 mod release;

@@ -16,7 +16,8 @@ use crate::store::Record;
 pub struct Placement {
     /// The block's range.
     pub cidr: IpNetwork,
-    /// The node that has the block: where its addresses are unless they are borrowed.
+    /// The node that has the block: where its addresses are unless they are borrowed. Empty if it gave the
+    /// block up and others still have addresses of it.
     pub node: String,
     /// How many of its addresses are out.
     pub taken: usize,
@@ -40,9 +41,9 @@ struct Holder {
 }
 
 impl Outline {
-    /// Whether its node gave it up: see [`Block`](super::block::Block).
-    pub(crate) fn is_given_up(&self) -> bool {
-        self.node.is_empty()
+    /// Whether its node gave it up, and nobody has an address of it: see [`Block`](super::block::Block).
+    pub(crate) fn is_nobodys(&self) -> bool {
+        self.node.is_empty() && self.taken.is_empty()
     }
 }
 

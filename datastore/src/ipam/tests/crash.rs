@@ -152,7 +152,7 @@ fn a_reclaim_leaves_the_endpoint_of_a_later_boot_alone() {
     assert_eq!(store.endpoints("net").unwrap().len(), 1);
 }
 
-fn endpoint(container: &str, boot_id: &str) -> Endpoint {
+pub(super) fn endpoint(container: &str, boot_id: &str) -> Endpoint {
     Endpoint {
         attachment: attachment(container),
         node: "a".to_owned(),

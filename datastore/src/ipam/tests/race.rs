@@ -166,6 +166,67 @@ fn a_block_that_is_taken_again_while_it_is_given_up_keeps_its_claim() {
     });
 }
 
+#[test]
+fn the_removal_of_a_node_between_any_two_steps_of_others_takes_nothing_of_theirs() {
+    let remove = |store: &Store| drop(remove_a(store));
+    let borrow: Story = |store| node(store, "b").assign(&request("x", &small_pools()));
+    let prelude = |store: &Store| use_and_empty(store, "a");
+    at_every_step_after(prelude, &[2], borrow, remove);
+    // And what it had is another's at once.
+    at_every_step_after(prelude, &[2], borrow, |store| {
+        drop(remove_a(store));
+        node(store, "c").assign(&request("y", &small_pools())).unwrap();
+    });
+    let release: Story = |store| node(store, "b").release(&attachment("x"));
+    at_every_step_after(fill_and_borrow, &[0], release, remove);
+}
+
+#[test]
+fn whatever_others_do_between_any_two_steps_of_the_removal_of_a_node_stays() {
+    let others: [(&[usize], Meanwhile); 5] = [
+        (&[2], |store| drop(node(store, "b").assign(&request("y", &small_pools())))),
+        (&[0, 2], |store| drop(node(store, "b").release(&attachment("x")).unwrap())),
+        (&[0, 2], |store| {
+            node(store, "b").release(&attachment("x")).unwrap();
+            drop(node(store, "c").assign(&request("y", &small_pools())));
+        }),
+        (&[2], |store| drop(remove_a(store))),
+        (&[2], |store| give_up_blocks(store, "a")),
+    ];
+    for (x_holds, meanwhile) in others {
+        at_every_step_after(fill_and_borrow, x_holds, remove_a, meanwhile);
+    }
+}
+
+#[test]
+fn a_node_that_comes_back_while_it_is_removed_keeps_what_it_takes() {
+    at_every_step_after(fill_and_borrow, &[2], remove_a, |store| {
+        let back = Ipam::new(store, "a", "boot-2");
+        back.reclaim_earlier_boots(&|_| true).unwrap();
+        drop(back.assign(&request("y", &small_pools())));
+    });
+}
+
+/// Whatever is not as it was when it began is no mistake of it.
+fn remove_a(store: &Store) -> Result<Vec<IpAddr>, IpamError> {
+    match crate::remove_node(store, "a", crate::Caution::Forced) {
+        Ok(_) | Err(crate::RemoveNodeError::Back { .. }) => Ok(Vec::new()),
+        Err(crate::RemoveNodeError::Addresses { source, .. }) => Err(*source),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Leaves node b with addresses x in blocks of node a, which has all others.
+fn fill_and_borrow(store: &Store) {
+    store.update_node("a", |node| node.boot_id = BOOT.to_owned()).unwrap();
+    let container = |number| format!("a-{number}");
+    for number in 0..6 {
+        node(store, "a").assign(&request(container(number), &small_pools())).unwrap();
+    }
+    node(store, "a").release(&attachment(container(2))).unwrap();
+    node(store, "b").assign(&request("x", &small_pools())).unwrap();
+}
+
 fn give_up_blocks(store: &Store, name: &str) {
     node(store, name).cool_down(Duration::ZERO).release_empty_blocks().unwrap();
 }
@@ -183,6 +244,7 @@ fn use_and_empty(store: &Store, name: &str) {
 }
 
 type Story = fn(&Store) -> Result<Vec<IpAddr>, IpamError>;
+type Meanwhile = fn(&Store);
 
 fn assign_x(store: &Store) -> Result<Vec<IpAddr>, IpamError> {
     node(store, "a").assign(&request("x", &small_pools()))
@@ -193,15 +255,21 @@ fn small_pools() -> Vec<Pool> {
 }
 
 /// Runs the story with `meanwhile` before its first step, its second, and so on to its last.
-fn at_every_step(story: Story, meanwhile: fn(&Store)) {
+fn at_every_step(story: Story, meanwhile: Meanwhile) {
     at_every_step_leaving(&[0, 2], story, meanwhile);
 }
 
 /// The same, where attachment x must hold one of these numbers of addresses in the end.
-fn at_every_step_leaving(x_holds: &[usize], story: Story, meanwhile: fn(&Store)) {
+fn at_every_step_leaving(x_holds: &[usize], story: Story, meanwhile: Meanwhile) {
+    at_every_step_after(|_| {}, x_holds, story, meanwhile);
+}
+
+/// The same, after a prelude that nothing interrupts.
+fn at_every_step_after(prelude: fn(&Store), x_holds: &[usize], story: Story, meanwhile: Meanwhile) {
     for step in 0.. {
         let memory = Memory::new();
         let sound = Store::new(memory.clone());
+        prelude(&sound);
         let meanwhile_store = sound.clone();
         let hook = Box::new(move || meanwhile(&meanwhile_store));
         let hooked =
@@ -222,9 +290,12 @@ fn at_every_step_leaving(x_holds: &[usize], story: Story, meanwhile: fn(&Store))
             assert_eq!(node(&sound, "a").assigned(&attachment(name)).unwrap().len(), held);
             node(&sound, "a").release(&attachment(name)).unwrap();
         }
+        for of_prelude in (0..6).map(|number| attachment(format!("a-{number}"))) {
+            node(&sound, "a").release(&of_prelude).unwrap();
+        }
         assert_nothing_held(&sound);
         if hooked.hook.lock().unwrap().is_some() {
-            assert!(step > 10, "the story has more steps than that");
+            assert!(step > 5, "the story has more steps than that");
             return;
         }
     }

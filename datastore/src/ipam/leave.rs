@@ -1,0 +1,99 @@
+//! Taking back all that a node has which will not come back: see [`remove_node`](crate::remove_node).
+//!
+//! Invariant: an assignment is released as the one that was found, and a block is given up by one write,
+//! by compare-and-swap on a block without a slot of the node's own. The slots that other nodes have in it
+//! and its queue stay in the record, so that nobody gets an address that is out or does not rest yet;
+//! whoever claims the block has them from then on.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::block::{Affinity, Block, Handle};
+use super::clock::Patience;
+use super::pool::Family;
+use super::select::won;
+use super::{Ipam, IpamError};
+use crate::Attachment;
+use crate::backend::Revision;
+use crate::keys;
+use crate::store::{StoreError, Stored, legible};
+
+/// A claim of the node.
+pub(crate) struct ClaimedBlock {
+    block: IpNetwork,
+    claim: Revision,
+}
+
+impl ClaimedBlock {
+    pub(crate) fn cidr(&self) -> IpNetwork {
+        self.block
+    }
+}
+
+impl Ipam<'_> {
+    /// Releases whatever attachments of this node hold, and says what that was.
+    pub(crate) fn release_all(&self) -> Result<Vec<(Attachment, Vec<IpAddr>)>, IpamError> {
+        let listed = self.store.backend().list(keys::HANDLES, None).map_err(StoreError::from)?;
+        let handles = listed.iter().filter_map(legible::<Handle>);
+        let mut released = Vec::new();
+        for found in handles.filter(|handle| handle.node == self.node) {
+            let is_found = |now: &Handle| now.assignment == found.assignment;
+            released
+                .push((found.attachment.clone(), self.release_if(&found.attachment, &is_found)?));
+        }
+        Ok(released)
+    }
+
+    /// Every block that the node has claimed.
+    pub(crate) fn claimed_blocks(&self) -> Result<Vec<ClaimedBlock>, IpamError> {
+        let mut claimed = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            for versioned in self.store.backend().list(&keys::affinities(family), None)? {
+                let Some(affinity) = legible::<Affinity>(&versioned) else { continue };
+                if affinity.node == self.node {
+                    let claim = versioned.revision;
+                    claimed.push(ClaimedBlock { block: affinity.block, claim });
+                }
+            }
+        }
+        Ok(claimed)
+    }
+
+    /// Gives the block up, whatever others have borrowed of it; false if an address of it is this node's.
+    pub(crate) fn leave(&self, claimed: &ClaimedBlock) -> Result<bool, IpamError> {
+        let ClaimedBlock { block, claim } = claimed;
+        let mut patience = Patience::new();
+        loop {
+            let (found, revision) = match self.read_block(block)? {
+                Some(Stored { record, revision }) => (record, Some(revision)),
+                None => (Block::new(*block, &self.node), None),
+            };
+            if found.ended_claim == Some(claim.0) || (revision.is_some() && found.node != self.node)
+            {
+                break;
+            }
+            if found.taken.values().any(|allocation| allocation.node == self.node) {
+                return Ok(false);
+            }
+            if self.write_block(&found.given_up(*claim), revision)? {
+                break;
+            }
+            patience.conflict()?;
+        }
+        let removed = self.store.remove(&keys::affinity(block), Some(*claim));
+        won(removed.map_err(StoreError::from))?;
+        Ok(true)
+    }
+
+    /// Removes the node's hints, which lead to nothing of its own any more.
+    pub(crate) fn remove_hints(&self) -> Result<(), IpamError> {
+        for family in [Family::V4, Family::V6] {
+            for hint in self.store.backend().list(&keys::open_of(&self.node, family), None)? {
+                let removed = self.store.remove(&hint.key, Some(hint.revision));
+                won(removed.map_err(StoreError::from))?;
+            }
+        }
+        Ok(())
+    }
+}
