@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::endpoint;
+use crate::commands::{completion, endpoint, man};
 use crate::output::Format;
 
 /// Where runtimes look for network configurations.
@@ -56,6 +56,10 @@ pub(crate) enum Command {
     /// Pods' interfaces on this node, or on all
     #[command(subcommand)]
     Endpoint(endpoint::Command),
+    /// What a shell needs to complete this command line, to standard output
+    Completion(completion::Completion),
+    /// Writes the manual pages, one for each command
+    Man(man::Man),
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

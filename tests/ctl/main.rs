@@ -1,4 +1,5 @@
 //! The real `margayctl` on a real node: what it shows is what there is.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod command_line;
 mod endpoints;

@@ -1,6 +1,8 @@
 //! The commands, one file each.
 
+pub(crate) mod completion;
 pub(crate) mod endpoint;
+pub(crate) mod man;
 
 use std::process::ExitCode;
 
@@ -13,6 +15,8 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let format = arguments.shared.output;
     match &arguments.command {
         Command::Endpoint(command) => endpoint::run(command, &node, format).await?,
+        Command::Completion(arguments) => completion::run(arguments)?,
+        Command::Man(arguments) => man::run(arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }
