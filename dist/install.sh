@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs margay from the folder that this script is in: the plugins, the boot unit, the agent,
-# which nobody starts before an administrator enables it, and last the network configuration, by whose
+# Installs margay from the folder that this script is in: the plugins, the boot unit, the operator's
+# command line, the agent, which nobody starts before an administrator enables it, and last the network configuration, by whose
 # appearance a runtime begins to use margay.
 #
 # Every file comes into its place by one rename. So a runtime that executes the plugin meanwhile gets
@@ -40,6 +40,8 @@ main() {
     put "$here/uninstall.sh" "$own_dir/uninstall.sh" 755
     put "$here/conf/margay-boot.service" "$unit" 644
     unit_files enable margay-boot.service
+    put "$here/bin/margayctl" "$ctl" 755
+    put_help
     put "$here/bin/margay-agent" "$agent" 755
     put_conf "$here/conf/agent.json" "$agent_conf"
     put_agent_unit
@@ -82,6 +84,18 @@ put_link() {
 # only the `sync` of everything.
 flush() {
     sync "$1" 2>/dev/null || sync
+}
+
+# margayctl's manual pages and completions, which are many small files.
+put_help() {
+    for page in "$man_dir"/margayctl.1 "$man_dir"/margayctl-*.1; do
+        if [ -e "$page" ] && [ ! -e "$here/man/${page##*/}" ]; then rm "$page"; fi
+    done
+    for page in "$here"/man/*.1; do put "$page" "$man_dir/${page##*/}" 644; done >/dev/null
+    put "$here/completions/margayctl.bash" "$bash_completion" 644 >/dev/null
+    put "$here/completions/margayctl.zsh" "$zsh_completion" 644 >/dev/null
+    put "$here/completions/margayctl.fish" "$fish_completion" 644 >/dev/null
+    say "installed manual pages and completions of margayctl below $root$prefix/share"
 }
 
 # The unit has the path of the agent in it.

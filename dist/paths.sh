@@ -41,6 +41,11 @@ locate() {
     agent=$root$prefix/sbin/margay-agent
     agent_unit=$root$prefix/lib/systemd/system/margay-agent.service
     agent_conf=$root/etc/margay/agent.json
+    ctl=$root$prefix/bin/margayctl
+    man_dir=$root$prefix/share/man/man1
+    bash_completion=$root$prefix/share/bash-completion/completions/margayctl
+    zsh_completion=$root$prefix/share/zsh/site-functions/_margayctl
+    fish_completion=$root$prefix/share/fish/vendor_completions.d/margayctl.fish
     pins=$root/sys/fs/bpf/margay
     state_dir=$root/var/lib/margay
     run_dir=$root/run/margay

@@ -43,6 +43,9 @@ main() {
     pods=$(count_pods)
     remove_agent
     remove "$ipam_plugin" "$plugin"
+    remove "$ctl" "$man_dir"/margayctl.1 "$man_dir"/margayctl-*.1
+    remove "$man_dir"/.margayctl*.partial
+    remove "$bash_completion" "$zsh_completion" "$fish_completion"
     remove_unit "$unit"
     if [ "$pods" = 0 ] || [ "$purge" = yes ]; then
         remove_dataplane

@@ -22,6 +22,14 @@ const SHIPPED_CONFLIST: &str = "conf/10-margay.conflist";
 const UNIT: &str = "usr/local/lib/systemd/system/margay-boot.service";
 const AGENT: &str = "usr/local/sbin/margay-agent";
 const AGENT_UNIT: &str = "usr/local/lib/systemd/system/margay-agent.service";
+const CTL: &str = "usr/local/bin/margayctl";
+const HELP: [&str; 5] = [
+    "usr/local/share/man/man1/margayctl.1",
+    "usr/local/share/man/man1/margayctl-endpoint.1",
+    "usr/local/share/bash-completion/completions/margayctl",
+    "usr/local/share/zsh/site-functions/_margayctl",
+    "usr/local/share/fish/vendor_completions.d/margayctl.fish",
+];
 const AGENT_CONF: &str = "etc/margay/agent.json";
 const SHIPPED_AGENT_CONF: &str = "conf/agent.json";
 const OWN: &str = "usr/local/lib/margay";
@@ -50,7 +58,7 @@ fn what_is_installed_serves_pods_until_it_is_uninstalled() {
     for gone in [PLUGIN, IPAM_PLUGIN, CONFLIST, UNIT, OWN, PINS, "run/margay"] {
         assert!(!system.has(gone), "{gone}");
     }
-    for gone in [AGENT, AGENT_UNIT, AGENT_CONF, "etc/margay"] {
+    for gone in [AGENT, AGENT_UNIT, AGENT_CONF, "etc/margay", CTL].into_iter().chain(HELP) {
         assert!(!system.has(gone), "{gone}");
     }
     assert!(system.has(STATE));
@@ -79,6 +87,32 @@ fn margay_ipam_is_the_same_executable_by_another_name() {
     assert_eq!(fs::read_link(ipam).unwrap(), Path::new("margay"));
     assert_eq!(result["ips"][0]["gateway"], "10.245.0.1");
     assert!(result["interfaces"].as_array().is_none_or(Vec::is_empty), "{result}");
+}
+
+#[test]
+fn margayctl_comes_with_its_manual_and_without_what_an_earlier_version_had_of_it() {
+    let Some(node) = Node::new() else { return };
+    let system = System::new(&node);
+    let others = system.path("usr/local/share/man/man1/margay-other.1");
+    fs::create_dir_all(others.parent().unwrap()).unwrap();
+    fs::write(&others, "of another").unwrap();
+    system.install(&[]);
+    for installed in [CTL].into_iter().chain(HELP) {
+        assert!(system.has(installed), "{installed}");
+    }
+    let earlier = system.path("usr/local/share/man/man1/margayctl-earlier.1");
+    fs::write(&earlier, "").unwrap();
+
+    system.install(&[]);
+
+    assert!(!earlier.exists() && others.exists());
+    let config = system.path("etc/cni/net.d");
+    let mut command = Command::new(system.path(CTL));
+    let output = command.arg("--config").arg(config).args(["endpoint", "list"]).output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("there is no datastore at"), "{message}");
+    system.uninstall(&[]);
+    assert!(others.exists());
 }
 
 #[test]
@@ -138,6 +172,7 @@ fn an_install_that_is_killed_anywhere_leaves_a_system_that_works_and_can_be_repe
             (PLUGIN, "bin/margay"),
             (CONFLIST, SHIPPED_CONFLIST),
             (AGENT, "bin/margay-agent"),
+            (CTL, "bin/margayctl"),
             (AGENT_UNIT, "conf/margay-agent.service"),
             (AGENT_CONF, SHIPPED_AGENT_CONF),
         ] {
@@ -156,7 +191,7 @@ fn a_first_install_that_is_killed_has_no_conflist_before_all_else_is_there() {
     let system = System::new(&node);
     for renames in 0.. {
         let killed = !system.install_killed_after(renames);
-        let others = [PLUGIN, IPAM_PLUGIN, UNIT, AGENT, AGENT_UNIT, AGENT_CONF];
+        let others = [PLUGIN, IPAM_PLUGIN, UNIT, AGENT, AGENT_UNIT, AGENT_CONF, CTL];
         let is_complete = others.into_iter().all(|file| system.has(file));
         assert!(is_complete || !system.has(CONFLIST), "killed after {renames} renames");
         if !killed {
@@ -390,10 +425,10 @@ impl<'node> System<'node> {
         system
     }
 
-    /// As `cargo xtask dist` puts it together, but for the plugin, which is the one under test, the
+    /// As `cargo xtask dist` puts it together, but for the plugin and margayctl, which are those under test, the
     /// agent, which nothing starts here, and the network, which has its directories below the root.
     fn make_tarball(&self) {
-        for folder in ["bin", "conf"] {
+        for folder in ["bin", "conf", "man", "completions"] {
             fs::create_dir_all(self.shipped(folder)).unwrap();
         }
         for script in ["install.sh", "uninstall.sh", "paths.sh"] {
@@ -403,6 +438,14 @@ impl<'node> System<'node> {
         for file in ["conf/margay-boot.service", "conf/margay-agent.service", SHIPPED_AGENT_CONF] {
             fs::copy(Path::new(WORKSPACE).join(file), self.shipped(file)).unwrap();
         }
+        for file in ["man/margayctl.1", "man/margayctl-endpoint.1"] {
+            fs::write(self.shipped(file), file).unwrap();
+        }
+        for shell in ["bash", "zsh", "fish"] {
+            fs::write(self.shipped(&format!("completions/margayctl.{shell}")), shell).unwrap();
+        }
+        let ctl = plugin_directory().join("margayctl");
+        fs::copy(ctl, self.shipped("bin/margayctl")).unwrap();
         self.ship_version(0);
     }
 

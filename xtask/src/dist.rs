@@ -13,7 +13,7 @@ use object::elf::{DT_NEEDED, PT_INTERP};
 use object::read::elf::{Dyn as _, ElfFile64, FileHeader as _, ProgramHeader as _};
 use sha2::{Digest, Sha256};
 
-use crate::build::{AGENT, PLUGIN};
+use crate::build::{AGENT, CTL, PLUGIN};
 use crate::setup::{self, Use};
 use crate::workspace::{self, cargo_command, output_of, run as run_command};
 use crate::{build_ebpf, licences};
@@ -52,7 +52,8 @@ pub(crate) fn run(_: &Arguments) -> Result<()> {
 pub(crate) fn stage() -> Result<PathBuf> {
     setup::ensure(&[Use::Build])?;
     build_ebpf::run(&build_ebpf::Arguments::default())?;
-    let executables = [executable()?, agent()?];
+    let ctl = answering_version(CTL)?;
+    let executables = [executable()?, answering_version(AGENT)?, ctl.clone()];
 
     let name = format!("margay-{}-linux-{}", env!("CARGO_PKG_VERSION"), env::consts::ARCH);
     let folder = workspace::target_folder().join("dist").join(name);
@@ -69,6 +70,7 @@ pub(crate) fn stage() -> Result<PathBuf> {
         copy(&workspace::root().join(file), &folder.join(file))?;
     }
     copy(&workspace::root().join(INSTALLER), &folder)?;
+    write_help(&ctl, &folder)?;
     licences::collect(&folder.join("licences"), &Target::choose()?.triple)?;
     write_checksums(&folder)?;
     Ok(folder)
@@ -82,11 +84,23 @@ pub(crate) fn executable() -> Result<PathBuf> {
     Ok(executable)
 }
 
-fn agent() -> Result<PathBuf> {
-    let executable = Target::choose()?.build(AGENT)?;
+fn answering_version(name: &str) -> Result<PathBuf> {
+    let executable = Target::choose()?.build(name)?;
     ensure_static(&executable)?;
     ensure_answer(Command::new(&executable).arg("--version"), env!("CARGO_PKG_VERSION"))?;
     Ok(executable)
+}
+
+/// The manual pages of margayctl and its completions, as it writes them itself.
+fn write_help(ctl: &Path, folder: &Path) -> Result<()> {
+    run_command(Command::new(ctl).arg("man").arg(folder.join("man")))?;
+    let completions = folder.join("completions");
+    fs::create_dir_all(&completions)?;
+    for shell in ["bash", "zsh", "fish"] {
+        let script = output_of(Command::new(ctl).args(["completion", shell]))?;
+        fs::write(completions.join(format!("{CTL}.{shell}")), script)?;
+    }
+    Ok(())
 }
 
 /// What the executables are compiled for.

@@ -30,7 +30,7 @@ pub(crate) fn collect(folder: &Path, target: &str) -> Result<()> {
 fn crates(target: &str) -> Result<Vec<(String, String)>> {
     let mut tree = cargo_command("tree");
     tree.arg("--locked");
-    for package in ["margay", "margay-agent", build_ebpf::PACKAGE] {
+    for package in ["margay", "margay-agent", "margayctl", build_ebpf::PACKAGE] {
         tree.args(["--package", package]);
     }
     tree.args([
