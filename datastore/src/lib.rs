@@ -34,8 +34,8 @@ pub use departure::{Caution, HEARTBEAT_INTERVAL, RemoveNodeError, RemovedNode, r
 pub use etcd::{ClientCert, Credentials, Etcd, EtcdConf, EtcdConfError, Lease, Password};
 pub use follow::{Change, Fact, Follower, Topic};
 pub use ipam::{
-    AssignRequest, DEFAULT_COOL_DOWN, Encapsulation, Holding, Ipam, IpamError, Placement, Pool,
-    PoolError, PoolUsage,
+    AssignRequest, BlockEntry, DEFAULT_COOL_DOWN, Encapsulation, Holder, Holding, Ipam, IpamError,
+    Ledger, Placement, Pool, PoolError, PoolUsage, Slot,
 };
 pub use records::{
     Bandwidth, Endpoint, EndpointPort, EndpointState, Heartbeat, Node, OverlayEnd, PodRef,

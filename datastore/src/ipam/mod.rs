@@ -49,6 +49,7 @@ mod empty;
 mod error;
 mod hints;
 mod leave;
+mod ledger;
 mod placement;
 mod pool;
 mod release;
@@ -65,6 +66,7 @@ use crate::records::PodRef;
 use crate::store::Store;
 
 pub use error::IpamError;
+pub use ledger::{BlockEntry, Holder, Ledger, Slot};
 pub(crate) use placement::Outline;
 pub use placement::Placement;
 pub(crate) use pool::Family;

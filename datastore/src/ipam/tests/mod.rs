@@ -3,6 +3,7 @@ mod economy;
 mod empty;
 mod foreign;
 mod leave;
+mod ledger;
 mod model;
 mod pools;
 mod race;
