@@ -51,6 +51,22 @@ impl Site {
     pub(crate) fn allocator(&self) -> margay_datastore::Ipam<'_> {
         margay_datastore::Ipam::new(&self.store, &self.nodename, &self.boot_id)
     }
+
+    /// Looks for an attachment's host veth.
+    pub(crate) async fn host_veth(&self, attachment: &Attachment) -> Result<HostVeth, Error> {
+        let name = naming::host_veth(attachment);
+        let Some(link) = self.netlink.link_by_name(&name).await? else {
+            return Ok(HostVeth::Absent);
+        };
+        let is_ours = is_of(attachment, &link, "veth");
+        Ok(if is_ours { HostVeth::Ours(link) } else { HostVeth::Foreign(link) })
+    }
+
+    /// Looks for an attachment's ifb device. What is somebody else's by its name is not it.
+    pub(crate) async fn ifb(&self, attachment: &Attachment) -> Result<Option<LinkInfo>, Error> {
+        let link = self.netlink.link_by_name(&naming::ifb(attachment)).await?;
+        Ok(link.filter(|link| is_of(attachment, link, "ifb")))
+    }
 }
 
 impl Hold {
@@ -84,23 +100,18 @@ impl Hold {
 
     /// Looks for the attachment's host veth.
     pub(crate) async fn host_veth(&self) -> Result<HostVeth, Error> {
-        let Some(link) = self.site.netlink.link_by_name(&self.host_veth).await? else {
-            return Ok(HostVeth::Absent);
-        };
-        let is_ours = self.is_ours(&link, "veth");
-        Ok(if is_ours { HostVeth::Ours(link) } else { HostVeth::Foreign(link) })
+        self.site.host_veth(&self.attachment).await
     }
 
-    /// Looks for the attachment's ifb device. What is somebody else's by its name is not it.
+    /// Looks for the attachment's ifb device.
     pub(crate) async fn ifb(&self) -> Result<Option<LinkInfo>, Error> {
-        let link = self.site.netlink.link_by_name(&naming::ifb(&self.attachment)).await?;
-        Ok(link.filter(|link| self.is_ours(link, "ifb")))
+        self.site.ifb(&self.attachment).await
     }
+}
 
-    fn is_ours(&self, link: &LinkInfo, kind: &str) -> bool {
-        match &link.alias {
-            Some(alias) => *alias == naming::alias(&self.attachment),
-            None => link.kind == kind,
-        }
+fn is_of(attachment: &Attachment, link: &LinkInfo, kind: &str) -> bool {
+    match &link.alias {
+        Some(alias) => *alias == naming::alias(attachment),
+        None => link.kind == kind,
     }
 }

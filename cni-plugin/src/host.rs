@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use rustix::io::Errno;
 
 use crate::forwarding;
-use crate::netlink::{Netlink, NetlinkError, NewRoute};
+use crate::netlink::{Netlink, NetlinkError, NewRoute, ROUTE_PROTOCOL};
 use crate::sysctl::{self, SysctlError};
 
 /// Why the host's end could not be set up.
@@ -108,6 +108,28 @@ impl HostSide {
             }
         }
         Ok(())
+    }
+
+    /// Whether the host's route to an address of the pod is there, and margay's.
+    pub(crate) async fn has_route(
+        &self,
+        netlink: &Netlink,
+        address: IpAddr,
+    ) -> Result<bool, NetlinkError> {
+        let route = netlink.route_to(address).await?;
+        Ok(route.is_some_and(|route| {
+            route.ifindex == Some(self.ifindex) && route.protocol == ROUTE_PROTOCOL
+        }))
+    }
+
+    /// Whether the permanent neighbour for an address of the pod is there.
+    pub(crate) async fn has_neighbour(
+        &self,
+        netlink: &Netlink,
+        address: IpAddr,
+    ) -> Result<bool, NetlinkError> {
+        let neighbour = netlink.neighbour(self.ifindex, address).await?;
+        Ok(neighbour.is_some_and(|found| found.permanent && found.mac == Some(self.pod_mac)))
     }
 
     /// A route goes with its link, so there is a live interface behind one that exists: another

@@ -13,6 +13,7 @@ pub mod error;
 pub mod forwarding;
 pub mod hold;
 pub mod host;
+pub mod inspection;
 pub mod ipam;
 pub mod lock;
 pub mod log;

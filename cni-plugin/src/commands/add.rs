@@ -271,7 +271,7 @@ fn pod_side(request: &Request<'_>, addresses: &IpamResult) -> PodSide {
 
 /// Where the pod goes over this interface besides the default: what the IPAM says; and, where
 /// another interface has the default route, the network's own pools.
-pub(super) fn routes(
+pub(crate) fn routes(
     conf: &NetConf,
     addresses: &IpamResult,
     default_route: bool,

@@ -10,6 +10,8 @@ pub(crate) mod teardown;
 
 use rscni_types::types::CNIResult;
 
+pub(crate) use add::routes;
+
 use crate::error::Error;
 use crate::protocol::{Call, Plugin, Target};
 

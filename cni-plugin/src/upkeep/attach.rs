@@ -27,7 +27,7 @@ use crate::dataplane::{self, DataplaneError};
 use crate::error::{Error, chain};
 use crate::hold::{Hold, HostVeth};
 use crate::host::HostSide;
-use crate::netlink::{NewRoute, ROUTE_PROTOCOL};
+use crate::netlink::NewRoute;
 
 /// What a call of [`Upkeep::reattach`] did.
 #[derive(Debug, Default)]
@@ -252,16 +252,11 @@ impl Programs {
 async fn mend_routes(hold: &Hold, host: &HostSide, report: &mut Reattached) -> Result<(), Error> {
     let netlink = &hold.site.netlink;
     for &address in &host.addresses {
-        let neighbour = netlink.neighbour(host.ifindex, address).await?;
-        let has_neighbour =
-            neighbour.is_some_and(|found| found.permanent && found.mac == Some(host.pod_mac));
+        let has_neighbour = host.has_neighbour(netlink, address).await?;
         if !has_neighbour {
             netlink.set_permanent_neighbour(host.ifindex, address, host.pod_mac).await?;
         }
-        let route = netlink.route_to(address).await?;
-        let has_route = route.is_some_and(|route| {
-            route.ifindex == Some(host.ifindex) && route.protocol == ROUTE_PROTOCOL
-        });
+        let has_route = host.has_route(netlink, address).await?;
         if !has_route {
             match netlink.add_route(&NewRoute::on_link(address, host.ifindex)).await {
                 Err(error) if error.is(Errno::EXIST) => {
