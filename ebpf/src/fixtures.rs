@@ -63,6 +63,7 @@ pub(crate) struct TestPacket {
     pub(crate) is_for_another_host: bool,
     /// The tunnel that it came through, or is given: the other end, and the VNI.
     pub(crate) tunnel: Option<([u8; 16], u32)>,
+    pub(crate) is_sent: bool,
     /// The interface that the host's routes send it to.
     pub(crate) next_hop: Option<u32>,
     /// The interface that it is redirected to.
@@ -81,6 +82,7 @@ impl TestPacket {
             flow_hash: 0,
             is_for_another_host: false,
             tunnel: None,
+            is_sent: false,
             next_hop: None,
             redirected: Cell::new(None),
         }
@@ -150,6 +152,14 @@ impl Packet for TestPacket {
     fn redirect_by_route<T: Pod>(&self, _src: &T, _dst: &T, _longest: u32) -> Option<()> {
         self.redirected.set(Some(self.next_hop?));
         Some(())
+    }
+
+    fn mark_as_sent(&mut self) {
+        self.is_sent = true;
+    }
+
+    fn is_sent(&self) -> bool {
+        self.is_sent
     }
 
     fn redirect(&self, ifindex: u32) {

@@ -34,13 +34,6 @@ pub(crate) fn of<K: Pod>(flow: &Directed<K>) -> u32 {
     ((hash >> 32) as u32 ^ hash as u32).max(1)
 }
 
-/// The hash of a packet that `from_pod` sends straight to another node: by it the hook on the way out
-/// tells it from what the stack sends there. Unlike [`of`], which the stack's may carry as well.
-#[inline(always)]
-pub(crate) fn of_sent<K: Pod>(flow: &Directed<K>) -> u32 {
-    (of(flow) ^ 0x5bd1_e995).max(1)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;

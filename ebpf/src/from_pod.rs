@@ -11,7 +11,7 @@ use crate::{
     arp, drop_log,
     ethernet::{self, Ethernet, ethertype},
     flow_hash,
-    ip::{self, Directed, Header, Ipv4, Ipv6, Payload, is_link_local, is_multicast, protocol},
+    ip::{self, Header, Ipv4, Ipv6, Payload, is_link_local, is_multicast, protocol},
     maps::{self, KernelMaps, Tables},
     ndp,
     packet::{Packet, Skb},
@@ -85,7 +85,7 @@ fn from_ipv6(packet: &mut impl Packet, tables: &impl Tables<Ipv6>) -> Result<Ver
 struct Received<H> {
     ip: H,
     ethernet: Ethernet,
-    payload: Payload,
+    payload_len: usize,
 }
 
 impl<H: Header> Received<H> {
@@ -93,7 +93,7 @@ impl<H: Header> Received<H> {
     fn read(packet: &impl Packet) -> Result<Self, DropReason> {
         let ethernet = packet.read(0).ok_or(DropReason::Malformed)?;
         let (ip, payload) = ip::read(packet)?;
-        Ok(Self { ip, ethernet, payload })
+        Ok(Self { ip, ethernet, payload_len: payload.len })
     }
 }
 
@@ -135,12 +135,12 @@ const PAYLOAD_V6: usize = ethernet::HEADER_LEN + size_of::<Ipv6>();
 #[inline(always)]
 fn icmpv6_type(
     packet: &impl Packet,
-    Received { ip, payload, .. }: &Received<Ipv6>,
+    Received { ip, payload_len, .. }: &Received<Ipv6>,
 ) -> Result<Option<u8>, DropReason> {
     if ip.next_header != protocol::ICMPV6 {
         return Ok(None);
     }
-    if payload.len == 0 {
+    if *payload_len == 0 {
         return Err(DropReason::Malformed);
     }
     packet.read(PAYLOAD_V6).map(Some).ok_or(DropReason::Malformed)
@@ -171,7 +171,7 @@ pub(crate) fn verified_sender<'a>(
 #[inline(never)]
 fn forward<H: Header>(
     packet: &mut impl Packet,
-    Received { ethernet, ip, payload }: &Received<H>,
+    Received { ethernet, ip, payload_len }: &Received<H>,
     sender: &PodInfo,
     tables: &impl Tables<H>,
 ) -> Result<Verdict, DropReason> {
@@ -183,7 +183,7 @@ fn forward<H: Header>(
     }
     match tables.pod(&ip.dst()) {
         Some(pod) if pod.ifindex != packet.ifindex() => {
-            deliver(packet, ip, payload.len, sender.flags, pod, tables)
+            deliver(packet, ip, *payload_len, sender.flags, pod, tables)
         }
         _ => Ok(Verdict::Elsewhere { flags: sender.flags }),
     }
@@ -200,10 +200,8 @@ pub(crate) fn deliver<H: Header>(
     receiver: &PodInfo,
     tables: &impl Tables<H>,
 ) -> Result<Verdict, DropReason> {
-    // One of the two is enough, whichever way it is shaped: conntrack, which the stack takes the
-    // packet through, must see both directions of a flow or none.
-    let is_shaped = (sender_flags | receiver.flags) & pod_flags::SHAPED != 0;
-    if let Err(refusal) = admit(packet, ip, payload_len, is_shaped, receiver.mtu, tables) {
+    let flags = sender_flags | receiver.flags;
+    if let Err(refusal) = admit(packet, ip, payload_len, flags, receiver.mtu, tables) {
         return refusal;
     }
     match rewrite(packet, ip, [receiver.pod_mac, receiver.host_mac]) {
@@ -212,24 +210,18 @@ pub(crate) fn deliver<H: Header>(
     }
 }
 
-/// What may go past the stack.
-pub(crate) struct Admitted<K> {
-    pub(crate) flow: Directed<K>,
-    /// The longest packet that it becomes on a link, from its IP header on.
-    pub(crate) longest: u32,
-}
-
-/// Whether a packet with a plain header may go past the stack, by a way of this MTU; if not, what
-/// becomes of it.
+/// Whether a packet with a plain header may go past the stack, by a way of this MTU, between pods with
+/// these flags, as far as they are on this node; if not, what becomes of it. Returns the longest packet
+/// that it becomes on a link, from its IP header on.
 #[inline(always)]
 pub(crate) fn admit<H: Header>(
     packet: &mut impl Packet,
     ip: &H,
     payload_len: usize,
-    is_shaped: bool,
+    flags: u32,
     mtu: u32,
     tables: &impl Tables<H>,
-) -> Result<Admitted<H::Key>, Result<Verdict, DropReason>> {
+) -> Result<u32, Result<Verdict, DropReason>> {
     let stack = |reason| Err(Ok(Verdict::Stack(reason)));
     let payload = Payload {
         protocol: ip.protocol(),
@@ -241,7 +233,9 @@ pub(crate) fn admit<H: Header>(
     if transport.role == Role::None {
         return stack(StackReason::Unsupported);
     }
-    if is_shaped {
+    // One of the two is enough, whichever way it is shaped: conntrack, which the stack takes the
+    // packet through, must see both directions of a flow or none.
+    if flags & pod_flags::SHAPED != 0 {
         return stack(StackReason::Flow);
     }
     let longest = longest_packet(packet, size_of::<H>() + transport.header_len);
@@ -254,7 +248,7 @@ pub(crate) fn admit<H: Header>(
     if !is_direct(packet, &transport, tables) {
         return stack(StackReason::Flow);
     }
-    Ok(Admitted { flow: transport.flow, longest })
+    Ok(longest)
 }
 
 /// Makes the packet what a router would have made of it: with the MAC addresses of its next link,

@@ -10,7 +10,6 @@ use crate::{
         A, B, ELSEWHERE_V4, End, FAR, HOST_MAC, NODE, NODE_MAC, NODE_MTU, OVERLAY, TestPacket,
         TestTables,
     },
-    flow_hash,
     frames::{self, Ipv4, Ipv6, ethernet, tcp_flags},
     from_node::{self, Origin},
     from_pod, pod_to_node,
@@ -69,7 +68,7 @@ fn what_has_no_way_is_the_stacks_as_it_is() {
 
         assert_eq!(verdict, Ok(Verdict::Stack(StackReason::NotLocal)));
         assert_eq!((packet.bytes, packet.redirected.get()), (before, None));
-        assert_eq!(packet.flow_hash, 0, "the hook on the way out sees the stack's");
+        assert!(!packet.is_sent, "the hook on the way out sees the stack's");
     }
 }
 
@@ -351,31 +350,6 @@ fn a_pod_with_a_limited_bandwidth_gets_nothing_past_the_stack() {
     assert_eq!(verdict, Some(Verdict::Stack(StackReason::Flow)));
     let verdict = send(&mut v4(&A, &FAR, 6, &syn), &tables);
     assert_eq!(verdict, Ok(Verdict::Stack(StackReason::Flow)));
-}
-
-#[test]
-fn the_hash_of_what_was_sent_is_not_that_of_what_the_stack_was_left() {
-    let tables = TestTables::with_remote(VXLAN);
-    let udp = frames::udp(1, 2, b"");
-    let mut left = v4(&A, &FAR, 17, &udp);
-    send(&mut left, &tables).expect("left to the stack");
-    let mut sent = v4(&A, &FAR, 17, &udp);
-    send(&mut sent, &TestTables { other_flows: Some(DIRECT), ..tables }).expect("sent");
-
-    assert_ne!(left.flow_hash, sent.flow_hash);
-    assert!(left.flow_hash != 0 && sent.flow_hash != 0);
-    let flow = crate::ip::Directed {
-        key: margay_abi::FlowKeyV4 {
-            src: A.v4,
-            dst: FAR.v4,
-            src_port: [0, 1],
-            dst_port: [0, 2],
-            protocol: 17,
-            reserved: [0; 3],
-        },
-        is_reversed: false,
-    };
-    assert_eq!((left.flow_hash, sent.flow_hash), (flow_hash::of(&flow), flow_hash::of_sent(&flow)));
 }
 
 /// Hands a pod's packet to `from_pod`, and to `pod_to_node` what that leaves to the stack.

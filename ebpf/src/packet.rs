@@ -63,6 +63,10 @@ pub(crate) trait Packet {
     fn is_from_tunnel(&self, node: &[u8; 16]) -> bool;
     /// Gives it a tunnel to `node`, which a device that it is redirected to sends it through.
     fn set_tunnel(&mut self, node: &[u8; 16], vni: u32) -> Option<()>;
+    /// Marks it as on its way past the stack, for the hook of the interface that it is redirected to.
+    fn mark_as_sent(&mut self);
+    /// Whether it is marked so.
+    fn is_sent(&self) -> bool;
     /// Has the TC action "redirect" send it out by an interface.
     fn redirect(&self, ifindex: u32);
     /// Has the TC action "redirect" send it where the host's routes do, by its addresses of four or
@@ -75,6 +79,12 @@ pub(crate) trait Packet {
     /// The TC action that sends it out by the interface it came from.
     fn redirect_back(&self) -> i32;
 }
+
+/// What marks a packet (`skb->cb`), which nothing between a redirect and the hook that it leads to
+/// touches. What comes from the stack has left there what that knew of its IP header: in the second
+/// word lengths of options, 40 at most (`inet_skb_parm`), or offsets of extension headers, which are
+/// even (`inet6_skb_parm`).
+const SENT: [u32; 2] = [u32::from_ne_bytes(*b"mgy\0"), u32::MAX];
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -343,6 +353,23 @@ impl Packet for Skb {
         // SAFETY: the helper reads `hop`; the kernel checks the interface when it redirects.
         unsafe { bpf_redirect_neigh(query.ifindex, &raw mut hop, size_of_val(&hop) as i32, 0) };
         Some(())
+    }
+
+    #[inline(always)]
+    fn mark_as_sent(&mut self) {
+        let [first, second] = SENT;
+        // SAFETY: as in `notes`; programs at this hook may write these fields.
+        unsafe {
+            (*self.raw).cb[0] = first;
+            (*self.raw).cb[1] = second;
+        }
+    }
+
+    #[inline(always)]
+    fn is_sent(&self) -> bool {
+        // SAFETY: as in `notes`.
+        let [first, second, ..] = unsafe { (*self.raw).cb };
+        [first, second] == SENT
     }
 
     #[inline(always)]

@@ -8,15 +8,13 @@
 //! passes.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use bytemuck::Pod;
-use margay_abi::{Counter, PodToNode, Remote, pod_flags, remote_mode, settings_flags};
+use margay_abi::{Counter, PodToNode, Remote, remote_mode, settings_flags};
 
 use crate::{
     drop_log, encapsulated,
     ethernet::{Ethernet, ethertype},
-    flow_hash,
-    from_pod::{Admitted, admit, rewrite},
-    ip::{self, Directed, Header, Ipv4, Ipv6},
+    from_pod::{admit, rewrite},
+    ip::{self, Header, Ipv4, Ipv6},
     maps::{self, KernelMaps, Tables},
     packet::{Packet, Skb},
     verdict::{DropReason, FROM_HERE, StackReason, Verdict, conclude},
@@ -112,14 +110,13 @@ fn forward<H: Header>(
         return Ok(UNCHANGED);
     }
     let Some(remote) = tables.remote(&ip.dst()) else { return Ok(UNCHANGED) };
-    let is_shaped = notes.sender_flags & pod_flags::SHAPED != 0;
-    let admitted = match admit(packet, ip, payload_len, is_shaped, remote.mtu, tables) {
-        Ok(admitted) => admitted,
+    let longest = match admit(packet, ip, payload_len, notes.sender_flags, remote.mtu, tables) {
+        Ok(longest) => longest,
         Err(outcome) => return outcome,
     };
     match remote.mode {
-        remote_mode::VXLAN => through_overlay(packet, ip, &admitted, remote, tables),
-        remote_mode::PLAIN => by_route(packet, ip, &admitted),
+        remote_mode::VXLAN => through_overlay(packet, ip, remote, tables),
+        remote_mode::PLAIN => by_route(packet, ip, longest),
         _ => Ok(UNCHANGED),
     }
 }
@@ -128,7 +125,6 @@ fn forward<H: Header>(
 fn through_overlay<H: Header>(
     packet: &mut impl Packet,
     ip: &H,
-    admitted: &Admitted<H::Key>,
     remote: &Remote,
     tables: &impl Tables<H>,
 ) -> Result<Verdict, DropReason> {
@@ -137,7 +133,7 @@ fn through_overlay<H: Header>(
         return Ok(UNCHANGED);
     }
     rewrite(packet, ip, [remote.mac, overlay.mac]).ok_or(DropReason::Malformed)?;
-    mark_as_sent(packet, &admitted.flow);
+    packet.mark_as_sent();
     packet.redirect(overlay.ifindex);
     Ok(Verdict::Send(H::FAMILY))
 }
@@ -147,18 +143,12 @@ fn through_overlay<H: Header>(
 fn by_route<H: Header>(
     packet: &mut impl Packet,
     ip: &H,
-    admitted: &Admitted<H::Key>,
+    longest: u32,
 ) -> Result<Verdict, DropReason> {
-    if packet.redirect_by_route(&ip.src(), &ip.dst(), admitted.longest).is_none() {
+    if packet.redirect_by_route(&ip.src(), &ip.dst(), longest).is_none() {
         return Ok(UNCHANGED);
     }
     ip.decrement_hop_limit(packet).ok_or(DropReason::Malformed)?;
-    mark_as_sent(packet, &admitted.flow);
+    packet.mark_as_sent();
     Ok(Verdict::Send(H::FAMILY))
-}
-
-/// A function of its own for its stack frame: 512 bytes is the limit.
-#[inline(never)]
-fn mark_as_sent<K: Pod>(packet: &mut impl Packet, flow: &Directed<K>) {
-    packet.set_flow_hash(flow_hash::of_sent(flow));
 }

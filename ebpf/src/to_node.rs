@@ -1,8 +1,7 @@
 //! `to_overlay` and `to_uplink`, the TC egress hooks of the interfaces that lead to other nodes.
 //!
-//! They see what `from_pod` sends to other nodes, and what the host's stack sends. The first they know by
-//! its hash ([`flow_hash::of_sent`](crate::flow_hash::of_sent)) and let pass. From the second they learn
-//! as `to_pod` does, of flows from a pod of this node to one of another. Without them an answer to a
+//! They see what `pod_to_node` sends to other nodes, and what the host's stack sends. The first they know
+//! by its mark ([`Packet::is_sent`](crate::packet::Packet::is_sent)) and let pass. From the second they learn as `to_pod` does, of flows from a pod of this node to one of another. Without them an answer to a
 //! connection that NAT has led to another node could take the fast path back, past the un-NAT, if the
 //! same ports were those of a direct connection before. Invariant: they pass every packet unchanged.
 

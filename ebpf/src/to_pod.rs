@@ -44,7 +44,7 @@ pub(crate) fn learn(
     tables: &(impl Tables<Ipv4> + Tables<Ipv6>),
     hook: Hook,
 ) -> Option<()> {
-    if packet.has_vlan_tag() {
+    if packet.has_vlan_tag() || (hook == Hook::ToNode && packet.is_sent()) {
         return None;
     }
     let ethernet: Ethernet = packet.read(0)?;
@@ -136,9 +136,6 @@ pub(crate) fn learn_flow<H: Header>(
         return None;
     }
     if hook == Hook::ToNode {
-        if packet.flow_hash() == flow_hash::of_sent(&transport.flow) {
-            return None;
-        }
         tables.remote(&ip.dst())?;
     }
     // Decided here, on the paths that can have a proof: to the verifier, which follows every path, a

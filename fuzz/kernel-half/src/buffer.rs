@@ -30,6 +30,7 @@ pub(crate) struct Buffer {
     /// The other end of the tunnel that it came through, or is given.
     pub(crate) tunnel: Option<[u8; 16]>,
     pub(crate) has_no_route: bool,
+    pub(crate) is_sent: bool,
     /// The interface that it is redirected to.
     pub(crate) redirected: Cell<Option<u32>>,
     /// Bytes of the linear part.
@@ -51,6 +52,7 @@ impl Buffer {
             is_for_another_host: false,
             tunnel: None,
             has_no_route: false,
+            is_sent: false,
             redirected: Cell::new(None),
             linear: Cell::new(0),
             adjustments: Vec::new(),
@@ -149,6 +151,14 @@ impl Packet for Buffer {
     fn set_tunnel(&mut self, node: &[u8; 16], _vni: u32) -> Option<()> {
         self.tunnel = Some(*node);
         Some(())
+    }
+
+    fn mark_as_sent(&mut self) {
+        self.is_sent = true;
+    }
+
+    fn is_sent(&self) -> bool {
+        self.is_sent
     }
 
     fn redirect(&self, ifindex: u32) {
