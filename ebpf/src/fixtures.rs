@@ -183,6 +183,8 @@ pub(crate) struct TestTables {
     pub(crate) flows_v6: RefCell<HashMap<FlowKeyV6, u8>>,
     /// What is known of every other flow.
     pub(crate) other_flows: Option<u8>,
+    /// Whether every new entry is refused.
+    pub(crate) remembers_nothing: bool,
     /// Which way [`FAR`] is reached.
     pub(crate) remote: Option<Remote>,
     pub(crate) overlay: Option<Overlay>,
@@ -220,6 +222,7 @@ impl TestTables {
             flows_v4: RefCell::default(),
             flows_v6: RefCell::default(),
             other_flows: None,
+            remembers_nothing: false,
             remote: None,
             overlay: None,
         }
@@ -235,8 +238,12 @@ impl Tables<Ipv4> for TestTables {
         self.flows_v4.borrow().get(key).copied().or(self.other_flows)
     }
 
-    fn set_flow(&self, key: &FlowKeyV4, verdict: u8) {
+    fn set_flow(&self, key: &FlowKeyV4, verdict: u8) -> Option<()> {
+        if self.remembers_nothing {
+            return None;
+        }
         self.flows_v4.borrow_mut().insert(*key, verdict);
+        Some(())
     }
 
     fn remote(&self, address: &[u8; 4]) -> Option<&Remote> {
@@ -257,8 +264,12 @@ impl Tables<Ipv6> for TestTables {
         self.flows_v6.borrow().get(key).copied().or(self.other_flows)
     }
 
-    fn set_flow(&self, key: &FlowKeyV6, verdict: u8) {
+    fn set_flow(&self, key: &FlowKeyV6, verdict: u8) -> Option<()> {
+        if self.remembers_nothing {
+            return None;
+        }
         self.flows_v6.borrow_mut().insert(*key, verdict);
+        Some(())
     }
 
     fn remote(&self, address: &[u8; 16]) -> Option<&Remote> {

@@ -274,8 +274,9 @@ fn longest_packet(packet: &impl Packet, headers_len: usize) -> u32 {
 
 /// Whether a packet bypasses the stack: its flow does, or begins with it.
 ///
-/// A SYN of a flow that the stack has is the stack's as well: the connection before it may be alive
-/// under NAT, and only conntrack can then find another source port for the new one.
+/// What begins a flow is no answer, so NAT has nothing to undo about it; its answers follow it, by the
+/// entry that it makes. Of a flow that the stack has it is the stack's as well: the connection before
+/// it may be alive under NAT, and only conntrack can then find another source port for the new one.
 ///
 /// Where any packet may be the first, one of an unknown flow may as well be an answer that NAT has
 /// to be undone of. It goes to the stack with its [`flow_hash`], by which `to_pod` tells the two
@@ -292,8 +293,8 @@ fn is_direct<H: Header>(
     match (role, tables.flow(&flow.key)) {
         (_, Some(verdict)) => verdict == flow_verdict::DIRECT,
         (Role::Beginning, None) => {
-            tables.set_flow(&flow.key, flow_verdict::DIRECT);
-            true
+            // Were it not remembered, its answer would be the stack's, which knows of no question.
+            tables.set_flow(&flow.key, flow_verdict::DIRECT).is_some()
         }
         (Role::Any, None) => {
             packet.set_flow_hash(flow_hash::of(flow));

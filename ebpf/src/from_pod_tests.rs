@@ -39,14 +39,46 @@ fn syn_is_delivered_and_its_connection_remembered_both_ways() {
 }
 
 #[test]
-fn without_a_syn_the_stack_gets_what_is_unknown_with_its_hash() {
+fn flow_that_cannot_be_remembered_is_the_stacks_from_its_beginning() {
+    let tables = TestTables { remembers_nothing: true, ..TestTables::new() };
+
+    assert_eq!(run(&tables, v4(6, &frames::tcp(1000, 80, tcp_flags::SYN))), FLOW);
+    assert_eq!(run(&tables, v6(58, &frames::echo(128, 7))), FLOW);
+}
+
+#[test]
+fn echo_request_is_delivered_and_its_reply_follows_it() {
+    let tables = TestTables::new();
+    for (request, reply, delivered) in [
+        (v4(1, &frames::echo(8, 7)), v4(1, &frames::echo(0, 7)), DELIVERED_V4),
+        (v6(58, &frames::echo(128, 7)), v6(58, &frames::echo(129, 7)), DELIVERED_V6),
+    ] {
+        assert_eq!(run(&tables, reply.clone()), FLOW, "whose request nobody has seen");
+        assert_eq!(run(&tables, request), delivered);
+        assert_eq!(run(&tables, reply), delivered);
+    }
+    let (v4, v6) = (tables.flows_v4.borrow(), tables.flows_v6.borrow());
+    assert_eq!((v4.len(), v6.len()), (1, 1), "an entry for both ways");
+    assert_eq!(v4[&key(1, 7, 7)], flow_verdict::DIRECT);
+}
+
+#[test]
+fn echo_request_of_a_flow_of_the_stack_is_the_stacks() {
+    let tables = TestTables::new();
+    tables.flows_v4.borrow_mut().insert(key(1, 7, 7), flow_verdict::VIA_STACK);
+
+    assert_eq!(run(&tables, v4(1, &frames::echo(8, 7))), FLOW);
+
+    assert_eq!(tables.flows_v4.borrow()[&key(1, 7, 7)], flow_verdict::VIA_STACK);
+}
+
+#[test]
+fn without_a_beginning_the_stack_gets_what_is_unknown_with_its_hash() {
     let udp = |src_port| v4(17, &frames::udp(src_port, 53, b"?"));
     for frame in [
         udp(1000),
-        v4(1, &frames::echo(8, 7)),
         v4(1, &frames::echo(0, 7)),
         v6(17, &frames::udp(1, 2, b"")),
-        v6(58, &frames::echo(128, 7)),
         v6(58, &frames::echo(129, 7)),
     ] {
         let tables = TestTables::new();

@@ -34,8 +34,10 @@ pub(crate) mod protocol {
 /// What an ICMP message means to the flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum IcmpKind {
-    /// Echo request or reply: a flow of its own.
-    Echo,
+    /// Echo request, the beginning of a flow of its own or a later packet of it.
+    Request,
+    /// Echo reply, which goes the other way in its request's flow.
+    Reply,
     /// An error about the packet that it quotes.
     Error,
     /// Anything else.
@@ -182,7 +184,8 @@ impl Header for Ipv4 {
     #[inline(always)]
     fn icmp_kind(icmp_type: u8) -> IcmpKind {
         match icmp_type {
-            0 | 8 => IcmpKind::Echo,
+            8 => IcmpKind::Request,
+            0 => IcmpKind::Reply,
             3 | 4 | 5 | 11 | 12 => IcmpKind::Error,
             _ => IcmpKind::Other,
         }
@@ -271,7 +274,8 @@ impl Header for Ipv6 {
     #[inline(always)]
     fn icmp_kind(icmp_type: u8) -> IcmpKind {
         match icmp_type {
-            128 | 129 => IcmpKind::Echo,
+            128 => IcmpKind::Request,
+            129 => IcmpKind::Reply,
             1..=4 => IcmpKind::Error,
             _ => IcmpKind::Other,
         }

@@ -64,9 +64,9 @@ pub(crate) trait Tables<H: crate::ip::Header> {
     /// What is known of a flow, by its canonical key: one of
     /// [`margay_abi::flow_verdict`].
     fn flow(&self, key: &H::Key) -> Option<u8>;
-    /// Remembers `verdict` for a flow, both ways. A full or failing table forgets: the stack then
-    /// takes the flow, which is slower and right.
-    fn set_flow(&self, key: &H::Key, verdict: u8);
+    /// Remembers `verdict` for a flow, both ways. A full table forgets another one; `None` if this one
+    /// cannot be remembered. The stack then takes the flow, which is slower and right.
+    fn set_flow(&self, key: &H::Key, verdict: u8) -> Option<()>;
     /// Which way `address` is reached, if it is in a prefix of pods on another node.
     fn remote(&self, address: &H::Address) -> Option<&Remote>;
     /// This node's VXLAN device, if it has one.
@@ -97,8 +97,8 @@ impl Tables<Ipv4> for KernelMaps {
     }
 
     #[inline(always)]
-    fn set_flow(&self, key: &FlowKeyV4, verdict: u8) {
-        FLOWS_V4.insert(key, Flow { verdict, reserved: [0; 3] }, 0).ok();
+    fn set_flow(&self, key: &FlowKeyV4, verdict: u8) -> Option<()> {
+        FLOWS_V4.insert(key, Flow { verdict, reserved: [0; 3] }, 0).ok()
     }
 
     #[inline(always)]
@@ -127,8 +127,8 @@ impl Tables<Ipv6> for KernelMaps {
     }
 
     #[inline(always)]
-    fn set_flow(&self, key: &FlowKeyV6, verdict: u8) {
-        FLOWS_V6.insert(key, Flow { verdict, reserved: [0; 3] }, 0).ok();
+    fn set_flow(&self, key: &FlowKeyV6, verdict: u8) -> Option<()> {
+        FLOWS_V6.insert(key, Flow { verdict, reserved: [0; 3] }, 0).ok()
     }
 
     #[inline(always)]

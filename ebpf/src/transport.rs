@@ -25,9 +25,10 @@ pub(crate) struct Transport<K> {
 /// What a packet is to its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// A TCP SYN without ACK: surely the first packet.
+    /// A packet that may be the first, and is surely no answer: a TCP SYN without ACK, an ICMP echo
+    /// request.
     Beginning,
-    /// A packet of a protocol in which any packet can be the first.
+    /// A packet that may be the first, or an answer to one; and an ICMP echo reply.
     Any,
     /// A TCP FIN: surely not the first.
     End,
@@ -105,9 +106,15 @@ pub(crate) fn read<H: Header>(
             None => Transport::none(ip),
         });
     }
-    // Conntrack does not take an SCTP association up in its middle, save with a HEARTBEAT. Were one
-    // direct, and its entry lost, a host that drops what is invalid would drop it until the next.
-    let role = if payload.protocol == protocol::SCTP { Role::Middle } else { Role::Any };
+    let role = match payload.protocol {
+        // Conntrack does not take an SCTP association up in its middle, save with a HEARTBEAT. Were one
+        // direct, and its entry lost, a host that drops what is invalid would drop it until the next.
+        protocol::SCTP => Role::Middle,
+        icmp if icmp == H::ICMP && H::icmp_kind(start.first[0]) == IcmpKind::Request => {
+            Role::Beginning
+        }
+        _ => Role::Any,
+    };
     Ok(match ports::<H>(payload.protocol, &start) {
         Some((src_port, dst_port)) => {
             Transport { role, flow: ip.flow(payload.protocol, src_port, dst_port), header_len }
@@ -182,9 +189,10 @@ fn quoted_flow<H: Header>(
 fn ports<H: Header>(protocol: u8, start: &Start) -> Option<([u8; 2], [u8; 2])> {
     match protocol {
         protocol::TCP | protocol::UDP | protocol::SCTP => Some((start.first, start.second)),
-        icmp if icmp == H::ICMP && H::icmp_kind(start.first[0]) == IcmpKind::Echo => {
-            Some((start.identifier, start.identifier))
-        }
+        icmp if icmp == H::ICMP => match H::icmp_kind(start.first[0]) {
+            IcmpKind::Request | IcmpKind::Reply => Some((start.identifier, start.identifier)),
+            IcmpKind::Error | IcmpKind::Other => None,
+        },
         _ => None,
     }
 }

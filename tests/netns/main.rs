@@ -15,6 +15,7 @@ mod nat;
 mod nodes;
 mod nodes_services;
 mod outside;
+mod pings;
 mod services;
 mod spoofing;
 mod stack_mode;

@@ -25,24 +25,45 @@ fn syn_is_remembered_both_ways() {
     assert_eq!(bench.flow_count(), 2, "one entry of each family");
 }
 
+#[test]
+fn echo_request_begins_a_flow_which_its_reply_follows() {
+    let Some(bench) = Bench::new() else { return };
+    bench.pod_sends(&a_to_b_v4(1, &packet::echo(8, 7))).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&a_to_b_v4(1, &packet::echo(0, 7))).expect_redirect(Counter::DirectV4);
+    bench.pod_sends(&a_to_b_v6(58, &packet::echo(128, 7))).expect_redirect(Counter::DirectV6);
+    bench.pod_sends(&a_to_b_v6(58, &packet::echo(129, 7))).expect_redirect(Counter::DirectV6);
+
+    assert_eq!(bench.flow_v4(&key_v4(1, 7, 7)), DIRECT);
+    assert_eq!(bench.flow_v6(&key_v6(58, 7, 7)), DIRECT);
+    assert_eq!(bench.flow_count(), 2, "one entry of each family");
+}
+
+#[test]
+fn echo_request_of_a_flow_of_the_stack_stays_with_it() {
+    let Some(bench) = Bench::new() else { return };
+    bench.stack_sends(&stack_v4(&Ipv4::new(B.v4, A.v4, 1).packet(&packet::echo(8, 7))));
+
+    for icmp_type in [8, 0] {
+        let frame = a_to_b_v4(1, &packet::echo(icmp_type, 7));
+        bench.pod_sends(&frame).expect_stack(Counter::StackFlow, &frame);
+    }
+    assert_eq!(bench.flow_v4(&key_v4(1, 7, 7)), VIA_STACK);
+}
+
 /// What the stack then does with it, and `to_pod` makes of that, is no matter of a single packet:
 /// `tests/netns/services.rs`.
 #[test]
 fn what_may_be_an_answer_as_well_as_a_beginning_is_the_stacks_to_tell() {
     let Some(bench) = Bench::new() else { return };
-    for (protocol, payload) in [
-        (17, packet::udp(1000, 53, b"")),
-        (132, packet::sctp(1000, 53)),
-        (1, packet::echo(8, 7)),
-        (1, packet::echo(0, 7)),
-    ] {
+    for (protocol, payload) in
+        [(17, packet::udp(1000, 53, b"")), (132, packet::sctp(1000, 53)), (1, packet::echo(0, 7))]
+    {
         let frame = a_to_b_v4(protocol, &payload);
         bench.pod_sends(&frame).expect_stack(Counter::StackFlow, &frame);
     }
     for (next_header, payload) in [
         (17, packet::udp(1000, 53, b"")),
         (132, packet::sctp(1000, 53)),
-        (58, packet::echo(128, 7)),
         (58, packet::echo(129, 7)),
     ] {
         let frame = a_to_b_v6(next_header, &payload);

@@ -7,8 +7,8 @@
 //! - What goes to the stack or is dropped is as it was sent, but for the FIN of a flow that nothing
 //!   is known of, which is lost and its checksum made up for.
 //! - What the stack has stays with the stack, and a flow is remembered once, for both directions.
-//! - Nothing but a SYN begins a flow. What may be a first packet all the same goes to the stack with
-//!   its hash, and nothing else has one.
+//! - Nothing but a SYN or an echo request begins a flow. What may be a first packet all the same goes to
+//!   the stack with its hash, and nothing else has one.
 //! - It does not matter how much of the packet is in the linear part.
 
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -215,7 +215,8 @@ fn check_link_scope(sent: &[u8], reason: StackReason) {
 
 /// What a flow is remembered as follows from what became of its packet.
 fn check_flows(sent: &[u8], maps: &Maps, outcome: Result<Verdict, DropReason>) {
-    let begins = tcp_flags(sent).is_some_and(is_syn);
+    let is_beginning = tcp_flags(sent).is_some_and(is_syn) || is_echo_request(sent);
+    let begins = is_beginning && maps.known.is_none();
     let wanted = match outcome {
         Ok(Verdict::Deliver { .. }) => {
             assert_ne!(maps.known, Some(flow_verdict::VIA_STACK), "delivers what the stack has");
@@ -248,8 +249,8 @@ fn check_hash(sent: &[u8], scene: &Scene, outcome: Result<Verdict, DropReason>) 
         && scene.maps.known.is_none()
         && match sent[protocol_offset(sent)] {
             17 => true,
-            1 => matches!(sent[payload(sent)], 0 | 8),
-            58 => matches!(sent[payload(sent)], 128 | 129),
+            1 => sent[payload(sent)] == 0,
+            58 => sent[payload(sent)] == 129,
             _ => false,
         };
     assert_eq!(scene.packet.flow_hash != 0, may_be_first, "hash {}", scene.packet.flow_hash);
@@ -291,6 +292,16 @@ fn tcp_flags(sent: &[u8]) -> Option<u8> {
     };
     protocol.filter(|protocol| **protocol == 6)?;
     sent.get(payload(sent) + 13).copied()
+}
+
+/// Behind a plain IP header.
+fn is_echo_request(sent: &[u8]) -> bool {
+    let request = match (reading::ethertype(sent), sent.get(protocol_offset(sent))) {
+        (ethertype::IPV4, Some(1)) => 8,
+        (ethertype::IPV6, Some(58)) => 128,
+        _ => return false,
+    };
+    sent.get(payload(sent)) == Some(&request)
 }
 
 /// SYN without ACK.

@@ -164,7 +164,7 @@ fn check_as_sent(sent: &[u8], got: &[u8]) {
     }
 }
 
-/// What goes past the stack is no flow of the stack's, and begins one with a SYN alone.
+/// What goes past the stack is no flow of the stack's, or begins one.
 fn check_flow(scene: &Scene) {
     assert_ne!(scene.maps.known, Some(flow_verdict::VIA_STACK), "the stack has it");
     let v4 = scene.maps.written_v4.borrow();

@@ -158,8 +158,9 @@ impl Tables<Ipv4> for Maps {
         latest(&self.written_v4.borrow(), key).or(self.known)
     }
 
-    fn set_flow(&self, key: &FlowKeyV4, verdict: u8) {
+    fn set_flow(&self, key: &FlowKeyV4, verdict: u8) -> Option<()> {
         self.written_v4.borrow_mut().push((*key, verdict));
+        Some(())
     }
 
     fn remote(&self, address: &[u8; 4]) -> Option<&Remote> {
@@ -180,8 +181,9 @@ impl Tables<Ipv6> for Maps {
         latest(&self.written_v6.borrow(), key).or(self.known)
     }
 
-    fn set_flow(&self, key: &FlowKeyV6, verdict: u8) {
+    fn set_flow(&self, key: &FlowKeyV6, verdict: u8) -> Option<()> {
         self.written_v6.borrow_mut().push((*key, verdict));
+        Some(())
     }
 
     fn remote(&self, address: &[u8; 16]) -> Option<&Remote> {
