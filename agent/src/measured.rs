@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use margay_datastore::{Backend, BackendError, Revision, Store, Versioned, Watch};
+use margay_datastore::{Along, Backend, BackendError, Revision, Store, Versioned, Watch, Write};
 
 use crate::metrics::Metrics;
 
@@ -36,21 +36,13 @@ impl Backend for Measured {
         self.measure("get", |backend| backend.get(key))
     }
 
-    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
-        self.measure("create", |backend| backend.create(key, value))
-    }
-
-    fn update(
+    fn write(
         &self,
         key: &str,
-        value: &[u8],
-        expected: Revision,
+        write: Write<'_>,
+        along: &[Along],
     ) -> Result<Revision, BackendError> {
-        self.measure("update", |backend| backend.update(key, value, expected))
-    }
-
-    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
-        self.measure("delete", |backend| backend.delete(key, expected))
+        self.measure(write.verb(), |backend| backend.write(key, write, along))
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {

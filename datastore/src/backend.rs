@@ -1,9 +1,10 @@
 //! The key-value trait every record rests on: bytes under keys, with compare-and-swap.
 //!
 //! Invariant: one store-wide revision grows with every change, and a change made with an expected
-//! revision happens only if the key is still at that revision. Nothing else is promised: there
-//! are no transactions over several keys, so every layer above orders its writes such that a crash
-//! between any two of them is safe.
+//! revision happens only if the key is still at that revision. Nothing else is promised: no change
+//! compares more than its one key, so every layer above orders its writes such that a crash
+//! between any two of them is safe. What follows from a record alone, as an index does, is written along
+//! with it ([`Along`]) and is never seen to differ from it.
 //!
 //! What an implementation owes is written down as tests in `testing::contract` (feature
 //! `test-support`).
@@ -29,6 +30,52 @@ pub struct Versioned {
     pub revision: Revision,
 }
 
+/// What is to become of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write<'a> {
+    /// It gets this value; it must not exist ([`BackendError::Exists`]).
+    Create(&'a [u8]),
+    /// It gets this value; it must still be at this revision ([`BackendError::Conflict`];
+    /// [`BackendError::NotFound`] if it is gone).
+    Update(&'a [u8], Revision),
+    /// It goes; it must exist ([`BackendError::NotFound`]) and, if a revision is given, still be at that one
+    /// ([`BackendError::Conflict`]).
+    Delete(Option<Revision>),
+}
+
+impl Write<'_> {
+    /// What it is called in errors and numbers.
+    #[must_use]
+    pub fn verb(self) -> &'static str {
+        match self {
+            Self::Create(_) => "create",
+            Self::Update(..) => "update",
+            Self::Delete(_) => "delete",
+        }
+    }
+}
+
+/// Another key that is written in the same change as one that is compared, whatever was there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Along {
+    /// The other key.
+    pub key: String,
+    /// Its new value; `None` removes it, if it is there.
+    pub value: Option<Vec<u8>>,
+}
+
+impl Along {
+    /// Writes `key`, without a value.
+    pub(crate) fn mark(key: String) -> Self {
+        Self { key, value: Some(Vec::new()) }
+    }
+
+    /// Removes `key`.
+    pub(crate) fn remove(key: String) -> Self {
+        Self { key, value: None }
+    }
+}
+
 /// A key-value store with compare-and-swap.
 ///
 /// Keys are non-empty strings of parts separated by `/`. A prefix is empty (everything) or ends in
@@ -37,17 +84,30 @@ pub trait Backend: Send + Sync {
     /// The value under `key`, or `None`.
     fn get(&self, key: &str) -> Result<Option<Versioned>, BackendError>;
 
-    /// Writes `key`, which must not exist ([`BackendError::Exists`]).
-    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError>;
-
-    /// Replaces the value of `key`, which must still be at `expected`
-    /// ([`BackendError::Conflict`]; [`BackendError::NotFound`] if it is gone).
-    fn update(&self, key: &str, value: &[u8], expected: Revision)
+    /// Changes `key`, and with it, in one change that happens whole or not at all, the keys of `along`,
+    /// each of which is another one. Answers with the revision of `key`, later than which none of them has.
+    fn write(&self, key: &str, write: Write<'_>, along: &[Along])
     -> Result<Revision, BackendError>;
 
-    /// Removes `key`, which must exist ([`BackendError::NotFound`]) and, if `expected` is given,
-    /// still be at that revision ([`BackendError::Conflict`]).
-    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError>;
+    /// [`Write::Create`] alone.
+    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
+        self.write(key, Write::Create(value), &[])
+    }
+
+    /// [`Write::Update`] alone.
+    fn update(
+        &self,
+        key: &str,
+        value: &[u8],
+        expected: Revision,
+    ) -> Result<Revision, BackendError> {
+        self.write(key, Write::Update(value, expected), &[])
+    }
+
+    /// [`Write::Delete`] alone.
+    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
+        self.write(key, Write::Delete(expected), &[]).map(drop)
+    }
 
     /// The keys under `prefix` with their values, in byte order of the keys, the first `limit` of
     /// them if a limit is given.
@@ -240,21 +300,13 @@ impl<B: Backend + ?Sized> Backend for Arc<B> {
         (**self).get(key)
     }
 
-    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
-        (**self).create(key, value)
-    }
-
-    fn update(
+    fn write(
         &self,
         key: &str,
-        value: &[u8],
-        expected: Revision,
+        write: Write<'_>,
+        along: &[Along],
     ) -> Result<Revision, BackendError> {
-        (**self).update(key, value, expected)
-    }
-
-    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
-        (**self).delete(key, expected)
+        (**self).write(key, write, along)
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {

@@ -205,7 +205,7 @@ fn remove_endpoints(store: &Store, node: &str) -> Result<Vec<Attachment>, Remove
         if endpoint.node != node {
             continue;
         }
-        match won(store.delete_endpoint_at(&attachment, revision))? {
+        match won(store.delete_endpoint_at(&endpoint, revision))? {
             Some(true) => removed.push(attachment),
             Some(false) => {}
             None => {

@@ -10,6 +10,10 @@
 //! | `blocks/<family>/<block>` | the block's taken slots and its queue of released ones |
 //! | `handles/<network>/<container ID>/<ifname>` | the blocks that the attachment may hold slots in |
 //! | `endpoints/<network>/<container ID>/<ifname>` | the workload endpoint |
+//! | `on/<node>/<key of a handle or an endpoint>` | without a value: that record is of this node |
+//!
+//! Records of attachments are found by the attachment alone. What is of a node is found by `on/<node>/`, which is
+//! written and removed in one change with the record.
 //!
 //! A range is written `10.244.0.0-26`, since `/` separates the parts of a key. Blocks do not carry
 //! their pool in the key, so a pool can grow or be split while its addresses are out.
@@ -33,6 +37,16 @@ pub(crate) fn node(name: &str) -> String {
 
 pub(crate) fn alive(node: &str) -> String {
     format!("{ALIVE}{}", part(node))
+}
+
+/// Where it is told that the record under `key` is of this node.
+pub(crate) fn on(node: &str, key: &str) -> String {
+    format!("{}{key}", on_node(node))
+}
+
+/// Everything that is told of what this node has.
+pub(crate) fn on_node(node: &str) -> String {
+    format!("on/{}/", part(node))
 }
 
 pub(crate) fn endpoint(attachment: &Attachment) -> String {

@@ -4,13 +4,14 @@
 //! decode, or that belongs under another key, is an error that names its key; nothing is guessed,
 //! nothing is overwritten because of it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Attachment;
-use crate::backend::{Backend, BackendError, Revision, Versioned};
+use crate::backend::{Along, Backend, BackendError, Revision, Versioned, Write};
 use crate::ipam::{Pool, won};
 use crate::keys;
 use crate::records::{Endpoint, Heartbeat, Node};
@@ -128,7 +129,16 @@ impl Store {
 
     /// Writes an endpoint, replacing what was stored for its attachment.
     pub fn put_endpoint(&self, endpoint: &Endpoint) -> Result<(), StoreError> {
-        self.put(&keys::endpoint(&endpoint.attachment), endpoint)
+        let key = keys::endpoint(&endpoint.attachment);
+        let along = [Along::mark(keys::on(&endpoint.node, &key))];
+        self.put_along(&key, endpoint, |before| {
+            // One of the same attachment on another node, or on this one under another name.
+            let others =
+                before.and_then(|before| Some(decode::<Endpoint>(before).ok()?.record.node));
+            let others = others.filter(|node| *node != endpoint.node);
+            let moved = others.map(|node| Along::remove(keys::on(&node, &key)));
+            along.iter().cloned().chain(moved).collect()
+        })
     }
 
     /// The endpoint that was written for `attachment`, and the revision to remove it by.
@@ -140,20 +150,24 @@ impl Store {
         Ok(stored.map(|Stored { record, revision }| (record, revision)))
     }
 
-    /// Removes the endpoint of `attachment` if it is still the one of `revision`; false if there is
+    /// Removes an endpoint if it is still the one of `revision`; false if there is
     /// none. A request of this kind that is carried out late, after its sender has given it up,
     /// removes nothing that was written since.
     pub fn delete_endpoint_at(
         &self,
-        attachment: &Attachment,
+        endpoint: &Endpoint,
         revision: Revision,
     ) -> Result<bool, StoreError> {
-        Ok(self.remove(&keys::endpoint(attachment), Some(revision))?)
+        let key = keys::endpoint(&endpoint.attachment);
+        let along = [Along::remove(keys::on(&endpoint.node, &key))];
+        Ok(self.remove_along(&key, Some(revision), &along)?)
     }
 
-    /// Removes the endpoint of `attachment`, whatever it is; false if there was none.
-    pub fn delete_endpoint(&self, attachment: &Attachment) -> Result<bool, StoreError> {
-        Ok(self.remove(&keys::endpoint(attachment), None)?)
+    /// Removes the endpoint of `attachment` on `node`, whatever it is; false if there was none. For one that
+    /// does not decode.
+    pub fn delete_endpoint(&self, attachment: &Attachment, node: &str) -> Result<bool, StoreError> {
+        let key = keys::endpoint(attachment);
+        Ok(self.remove_along(&key, None, &[Along::remove(keys::on(node, &key))])?)
     }
 
     /// All endpoints of a network, in the order of container ID and interface.
@@ -191,12 +205,37 @@ impl Store {
         }
     }
 
+    /// Every attachment that has an endpoint or holds addresses on a node, of whatever network. Reads no
+    /// record.
+    pub fn attachments_on(&self, node: &str) -> Result<BTreeSet<Attachment>, StoreError> {
+        let keys = self.keys_on(node, "")?;
+        let names = keys.iter().filter_map(|key| {
+            key.strip_prefix(keys::ENDPOINTS).or_else(|| key.strip_prefix(keys::HANDLES))
+        });
+        Ok(names.filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// The attachments of a network that have an endpoint on a node.
+    pub fn endpoints_of(
+        &self,
+        network: &str,
+        node: &str,
+    ) -> Result<BTreeSet<Attachment>, StoreError> {
+        let keys = self.keys_on(node, &keys::endpoints(network))?;
+        let names = keys.iter().filter_map(|key| key.strip_prefix(keys::ENDPOINTS));
+        Ok(names.filter_map(|name| name.parse().ok()).collect())
+    }
+
     /// The endpoints of every network on a node. A record that does not decode is left out and
     /// logged: whoever needs it will be told.
     pub fn endpoints_on(&self, node: &str) -> Result<Vec<Endpoint>, StoreError> {
-        let listed = self.backend.list(keys::ENDPOINTS, None)?;
-        let endpoints = listed.iter().filter_map(legible::<Endpoint>);
-        Ok(endpoints.filter(|endpoint| endpoint.node == node).collect())
+        let mut endpoints = Vec::new();
+        for key in self.keys_on(node, keys::ENDPOINTS)? {
+            let found = self.backend.get(&key)?;
+            endpoints.extend(found.as_ref().and_then(legible::<Endpoint>));
+        }
+        endpoints.retain(|endpoint| endpoint.node == node);
+        Ok(endpoints)
     }
 
     /// Writes down that the agent of a node runs.
@@ -228,12 +267,29 @@ impl Store {
         listed.iter().map(|versioned| Ok(decode(versioned)?.record)).collect()
     }
 
+    /// The keys below `prefix` whose records are of this node.
+    pub(crate) fn keys_on(&self, node: &str, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let listed = self.backend.list(&keys::on(node, prefix), None)?;
+        let root = keys::on_node(node);
+        let keys = listed.iter().filter_map(|mark| mark.key.strip_prefix(&root));
+        Ok(keys.map(str::to_owned).collect())
+    }
+
     pub(crate) fn create<T: Serialize>(
         &self,
         key: &str,
         record: &T,
     ) -> Result<Revision, StoreError> {
-        Ok(self.backend.create(key, &encode(key, record)?)?)
+        self.create_along(key, record, &[])
+    }
+
+    pub(crate) fn create_along<T: Serialize>(
+        &self,
+        key: &str,
+        record: &T,
+        along: &[Along],
+    ) -> Result<Revision, StoreError> {
+        Ok(self.backend.write(key, Write::Create(&encode(key, record)?), along)?)
     }
 
     pub(crate) fn update<T: Serialize>(
@@ -247,14 +303,25 @@ impl Store {
 
     /// Creates or replaces, whoever wrote it last.
     pub(crate) fn put<T: Serialize>(&self, key: &str, record: &T) -> Result<(), StoreError> {
+        self.put_along(key, record, |_| Vec::new())
+    }
+
+    /// The same, and `along` says what goes with it, by what was there.
+    fn put_along<T: Serialize>(
+        &self,
+        key: &str,
+        record: &T,
+        along: impl Fn(Option<&Versioned>) -> Vec<Along>,
+    ) -> Result<(), StoreError> {
         let value = encode(key, record)?;
         loop {
-            match self.backend.create(key, &value) {
+            match self.backend.write(key, Write::Create(&value), &along(None)) {
                 Err(BackendError::Exists { .. }) => {}
                 other => return Ok(other.map(drop)?),
             }
             let Some(current) = self.backend.get(key)? else { continue };
-            match self.backend.update(key, &value, current.revision) {
+            let update = Write::Update(&value, current.revision);
+            match self.backend.write(key, update, &along(Some(&current))) {
                 Err(error) if error.is_lost_race() => {}
                 other => return Ok(other.map(drop)?),
             }
@@ -267,8 +334,17 @@ impl Store {
         key: &str,
         expected: Option<Revision>,
     ) -> Result<bool, BackendError> {
-        match self.backend.delete(key, expected) {
-            Ok(()) => Ok(true),
+        self.remove_along(key, expected, &[])
+    }
+
+    pub(crate) fn remove_along(
+        &self,
+        key: &str,
+        expected: Option<Revision>,
+        along: &[Along],
+    ) -> Result<bool, BackendError> {
+        match self.backend.write(key, Write::Delete(expected), along) {
+            Ok(_) => Ok(true),
             Err(BackendError::NotFound { .. }) => Ok(false),
             Err(error) => Err(error),
         }

@@ -49,7 +49,11 @@ fn check_names_each_thing_that_is_off() {
         }),
         ("endpoint", "no endpoint", |node, pod, _, _| {
             let store = node.store();
-            assert!(store.delete_endpoint(&pod.attachment("podnet", "eth0")).unwrap());
+            assert!(
+                store
+                    .delete_endpoint(&pod.attachment("podnet", "eth0"), "node-under-test")
+                    .unwrap()
+            );
         }),
     ];
     for (name, expected, sabotage) in cases {

@@ -125,9 +125,7 @@ async fn gather(conf: &NetConf, site: &Site) -> Result<BTreeSet<Attachment>, Err
 }
 
 fn endpoints(store: &Store, conf: &NetConf) -> Result<BTreeSet<Attachment>, Error> {
-    let endpoints = store.endpoints(&conf.name)?.into_iter();
-    let ours = endpoints.filter(|endpoint| endpoint.node == conf.nodename);
-    Ok(ours.map(|endpoint| endpoint.attachment).collect())
+    Ok(store.endpoints_of(&conf.name, &conf.nodename)?)
 }
 
 /// Removes map entries whose interface does not exist, whatever network they were of: nothing else

@@ -88,9 +88,9 @@ fn addresses(hold: &Hold, endpoint: Option<&Endpoint>) -> Result<BTreeSet<IpAddr
 fn delete_endpoint(hold: &Hold, endpoint: AsRead) -> Result<(), Error> {
     let (store, attachment) = (&hold.site.store, &hold.attachment);
     match endpoint {
-        Some(Some((_, revision))) => store.delete_endpoint_at(attachment, revision)?,
+        Some(Some((endpoint, revision))) => store.delete_endpoint_at(&endpoint, revision)?,
         Some(None) => false,
-        None => store.delete_endpoint(attachment)?,
+        None => store.delete_endpoint(attachment, &hold.site.nodename)?,
     };
     Ok(())
 }

@@ -27,7 +27,7 @@ use crate::dataplane::{self, DataplaneError};
 use crate::error::{Error, chain};
 use crate::hold::{Hold, HostVeth};
 use crate::host::HostSide;
-use crate::netlink::NewRoute;
+use crate::netlink::{LinkInfo, NewRoute};
 
 /// What a call of [`Upkeep::reattach`] did.
 #[derive(Debug, Default)]
@@ -75,17 +75,21 @@ impl Upkeep {
     /// needs them. What fails for one pod is in the report.
     pub async fn reattach(&self) -> Result<Reattached, Error> {
         let mut report = Reattached::default();
-        let endpoints = self.site.store.endpoints_on(&self.site.nodename)?;
-        let ours = |endpoint: &Endpoint| {
-            endpoint.state == EndpointState::Ready && endpoint.boot_id == self.site.boot_id
-        };
         let mut programs = None;
-        for endpoint in endpoints.into_iter().filter(ours) {
-            if programs.is_none() && endpoint.dataplane == dataplane::EBPF {
+        for attachment in self.site.store.attachments_on(&self.site.nodename)? {
+            let pod = self.pod(&attachment).await;
+            if let Ok(Some(pod)) = &pod
+                && programs.is_none()
+                && pod.endpoint.dataplane == dataplane::EBPF
+            {
                 programs = Some(Programs::open(self)?);
             }
-            let attachment = endpoint.attachment;
-            if let Err(error) = self.mend(&attachment, programs.as_ref(), &mut report).await {
+            let outcome = match pod {
+                Ok(Some(pod)) => mend(pod, programs.as_ref(), &mut report).await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
                 tracing::warn!(%attachment, error = chain(&error), "not put right");
                 report.failed.push((attachment.to_string(), error));
             }
@@ -98,32 +102,47 @@ impl Upkeep {
         Ok(opened.map_err(DataplaneError::Unavailable)?)
     }
 
-    /// One pod, under its lock. A pod whose addresses are on their way back is left to the DEL that
-    /// takes them.
-    async fn mend(
-        &self,
-        attachment: &Attachment,
-        programs: Option<&Programs>,
-        report: &mut Reattached,
-    ) -> Result<(), Error> {
-        let Some(hold) = self.hold(attachment)? else { return Ok(()) };
-        let endpoint = hold.endpoint()?.filter(|now| now.state == EndpointState::Ready);
-        let (Some(endpoint), HostVeth::Ours(link)) = (endpoint, hold.host_veth().await?) else {
-            return Ok(());
+    /// A pod of this node and boot that is ready and has its host veth, unless a verb is at work on it.
+    async fn pod(&self, attachment: &Attachment) -> Result<Option<Pod>, Error> {
+        let Some(hold) = self.hold(attachment)? else { return Ok(None) };
+        let is_ours = |endpoint: &Endpoint| {
+            endpoint.state == EndpointState::Ready
+                && endpoint.node == self.site.nodename
+                && endpoint.boot_id == self.site.boot_id
         };
-        let addresses: Vec<IpAddr> = endpoint.ips.iter().map(|ip| ip.ip()).collect();
-        let held = hold.assigned()?;
-        if hold.is_known_to_ipam()? && !addresses.iter().all(|address| held.contains(address)) {
-            return Ok(());
-        }
-        let (name, ifindex, pod_mac) = (link.name, link.index, endpoint.pod_mac);
-        let host = HostSide { name, ifindex, addresses, pod_mac };
-        report.pods += 1;
-        if let Some(programs) = programs.filter(|_| endpoint.dataplane == dataplane::EBPF) {
-            programs.mend(&hold, &host, &endpoint, report).await?;
-        }
-        mend_routes(&hold, &host, report).await
+        let endpoint = hold.endpoint()?.filter(is_ours);
+        let (Some(endpoint), HostVeth::Ours(link)) = (endpoint, hold.host_veth().await?) else {
+            return Ok(None);
+        };
+        Ok(Some(Pod { hold, endpoint, link }))
     }
+}
+
+/// A pod, under its lock.
+struct Pod {
+    hold: Hold,
+    endpoint: Endpoint,
+    link: LinkInfo,
+}
+
+/// A pod whose addresses are on their way back is left to the DEL that takes them.
+async fn mend(
+    Pod { hold, endpoint, link }: Pod,
+    programs: Option<&Programs>,
+    report: &mut Reattached,
+) -> Result<(), Error> {
+    let addresses: Vec<IpAddr> = endpoint.ips.iter().map(|ip| ip.ip()).collect();
+    let held = hold.assigned()?;
+    if hold.is_known_to_ipam()? && !addresses.iter().all(|address| held.contains(address)) {
+        return Ok(());
+    }
+    let (name, ifindex, pod_mac) = (link.name, link.index, endpoint.pod_mac);
+    let host = HostSide { name, ifindex, addresses, pod_mac };
+    report.pods += 1;
+    if let Some(programs) = programs.filter(|_| endpoint.dataplane == dataplane::EBPF) {
+        programs.mend(&hold, &host, &endpoint, report).await?;
+    }
+    mend_routes(&hold, &host, report).await
 }
 
 /// This build's programs, open, and what is known of all others.

@@ -26,7 +26,7 @@ use super::{Failures, Upkeep};
 use crate::commands::teardown::{dismantle, teardown};
 use crate::dataplane::{self, DataplaneError};
 use crate::error::{Error, chain};
-use crate::hold::{Hold, HostVeth, Site};
+use crate::hold::{HostVeth, Site};
 use crate::ipam::{self, IpamError};
 use crate::lock::Lock;
 use crate::naming;
@@ -107,28 +107,34 @@ impl Upkeep {
         Ok(report)
     }
 
-    /// Everything of this node whose sandbox is gone.
+    /// Everything of this node whose sandbox is gone. Reads the records of nothing that has its host veth.
     async fn survey(&self) -> Result<BTreeMap<Attachment, Sighting>, Error> {
-        let mut seen: BTreeMap<Attachment, Sighting> = BTreeMap::new();
-        for endpoint in self.site.store.endpoints_on(&self.site.nodename)? {
-            let sighting = seen.entry(endpoint.attachment.clone()).or_default();
-            sighting.endpoint = Some(endpoint);
-        }
-        for holding in self.site.allocator().holdings().map_err(IpamError::from)? {
-            let sighting = seen.entry(holding.attachment.clone()).or_default();
-            sighting.holding = Some(holding);
-        }
+        let recorded = self.site.store.attachments_on(&self.site.nodename)?;
         // After the records: a link that was made meanwhile is one of an attachment that lives.
         let links = self.site.netlink.links().await?;
         let aliases = links.iter().filter_map(|link| link.alias.as_deref());
-        for attachment in aliases.filter_map(naming::attachment_of_alias) {
-            seen.entry(attachment).or_default();
-        }
+        let linked: BTreeSet<Attachment> =
+            aliases.filter_map(naming::attachment_of_alias).collect();
         let names: BTreeSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
-        seen.retain(|attachment, sighting| {
-            !names.contains(naming::host_veth(attachment).as_str())
-                && sighting.is_without_sandbox(&self.site.boot_id)
-        });
+        let mut seen = BTreeMap::new();
+        for attachment in recorded.union(&linked) {
+            if names.contains(naming::host_veth(attachment).as_str()) {
+                continue;
+            }
+            let sighting = match look_at(&self.site, attachment) {
+                // Whoever needs the record will be told.
+                Err(error) if !error.is_out_of_reach() => {
+                    tracing::warn!(%attachment, error = chain(&error), "left as it is");
+                    continue;
+                }
+                sighting => sighting?,
+            };
+            // Of a record that went since it was listed, nothing is left.
+            let is_there = sighting != Sighting::default() || linked.contains(attachment);
+            if is_there && sighting.is_without_sandbox(&self.site.boot_id) {
+                seen.insert(attachment.clone(), sighting);
+            }
+        }
         Ok(seen)
     }
 
@@ -161,7 +167,7 @@ impl Upkeep {
         if !matches!(hold.host_veth().await?, HostVeth::Absent | HostVeth::Foreign(_)) {
             return Ok(());
         }
-        let again = look_again(&hold)?;
+        let again = look_at(&self.site, attachment)?;
         if again != *sighting || !again.is_without_sandbox(&self.site.boot_id) {
             return Ok(());
         }
@@ -204,9 +210,9 @@ impl Upkeep {
     }
 }
 
-fn look_again(hold: &Hold) -> Result<Sighting, Error> {
-    let Site { nodename, .. } = &hold.site;
-    let endpoint = hold.endpoint()?.filter(|endpoint| endpoint.node == *nodename);
-    let holding = hold.site.allocator().holding(&hold.attachment).map_err(IpamError::from)?;
+/// What the records of this node say of an attachment.
+fn look_at(site: &Site, attachment: &Attachment) -> Result<Sighting, Error> {
+    let endpoint = site.store.endpoint(attachment)?.filter(|found| found.node == site.nodename);
+    let holding = site.allocator().holding(attachment).map_err(IpamError::from)?;
     Ok(Sighting { endpoint, holding })
 }

@@ -69,12 +69,6 @@ pub(super) struct DeleteRangeRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct DeleteRangeResponse {
-    #[prost(int64, tag = "2")]
-    pub(super) deleted: i64,
-}
-
-#[derive(Clone, PartialEq, Message)]
 pub(super) struct RequestOp {
     #[prost(oneof = "Operation", tags = "1, 2, 3")]
     pub(super) request: Option<Operation>,

@@ -37,20 +37,20 @@ pub(crate) use connect::Connector;
 use failure::Failure;
 pub use lease::Lease;
 use messages::{
-    Compare, CompareResult, CompareTarget, CompareWith, DeleteRangeRequest, DeleteRangeResponse,
-    KeyValue, Operation, PutRequest, RangeRequest, RangeResponse, ResponseHeader, TxnRequest,
-    TxnResponse,
+    Compare, CompareResult, CompareTarget, CompareWith, DeleteRangeRequest, KeyValue, Operation,
+    PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
 };
 use worker::Worker;
 
-use crate::backend::{Backend, BackendError, Revision, Versioned, Watch, check_prefix};
+use crate::backend::{
+    Along, Backend, BackendError, Revision, Versioned, Watch, Write, check_prefix,
+};
 
 /// Records asked for at once: of blocks, the largest, this is a few megabytes.
 const PAGE: usize = 500;
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 const TXN: &str = "/etcdserverpb.KV/Txn";
-const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
 
 /// A store in etcd, shared by all nodes of a cluster.
 pub struct Etcd {
@@ -80,40 +80,14 @@ impl Etcd {
         self.worker.call(work).map_err(|failure| failure.into_backend(operation))
     }
 
-    /// A transaction that does `change` if `compare` holds, and looks at the key if not.
-    fn write(
-        &self,
-        verb: &str,
-        key: &str,
-        compare: Vec<Compare>,
-        change: Operation,
-    ) -> Result<Written, BackendError> {
-        let operation = before_write(verb, key)?;
-        let look = RangeRequest { key: self.full(key), keys_only: true, ..RangeRequest::default() };
-        let request = TxnRequest {
-            compare,
-            success: vec![change.into()],
-            failure: vec![Operation::Range(look).into()],
+    /// What a change does to a key of this store.
+    fn put_or_delete(&self, key: &str, value: Option<&[u8]>) -> RequestOp {
+        let key = self.full(key);
+        let change = match value {
+            Some(value) => Operation::Put(PutRequest { key, value: value.to_vec(), lease: 0 }),
+            None => Operation::DeleteRange(DeleteRangeRequest { key }),
         };
-        self.read(operation, async move |client| {
-            let answer: TxnResponse = client.unary(TXN, request, Repeat::UnlessSent).await?;
-            let found = answer.responses.first().and_then(|response| response.range.as_ref());
-            Ok(match answer {
-                TxnResponse { succeeded: true, header, .. } => Written::Done(revision(header)),
-                _ if found.is_some_and(|found| !found.kvs.is_empty()) => Written::Refused,
-                _ => Written::Absent,
-            })
-        })
-    }
-
-    fn delete_at(&self, key: &str, expected: Revision) -> Result<(), BackendError> {
-        let full = self.full(key);
-        let change = Operation::DeleteRange(DeleteRangeRequest { key: full.clone() });
-        match self.write("delete", key, at_revision(full, expected), change)? {
-            Written::Done(_) => Ok(()),
-            Written::Refused => Err(BackendError::Conflict { key: key.to_owned() }),
-            Written::Absent => Err(BackendError::NotFound { key: key.to_owned() }),
-        }
+        change.into()
     }
 
     /// A list of any length, as of one moment: the pages after the first are read at its revision. If
@@ -156,15 +130,6 @@ impl Etcd {
     }
 }
 
-/// What became of a conditional change.
-enum Written {
-    Done(Revision),
-    /// The key is there, not as expected.
-    Refused,
-    /// The key is not there.
-    Absent,
-}
-
 impl Backend for Etcd {
     fn get(&self, key: &str) -> Result<Option<Versioned>, BackendError> {
         let request = RangeRequest { key: self.full(key), ..RangeRequest::default() };
@@ -174,44 +139,42 @@ impl Backend for Etcd {
         Ok(answer.kvs.into_iter().next().and_then(|kv| self.versioned(kv)))
     }
 
-    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
-        let full = self.full(key);
-        let put = PutRequest { key: full.clone(), value: value.to_vec(), lease: 0 };
-        match self.write("create", key, vec![absent(full)], Operation::Put(put))? {
-            Written::Done(revision) => Ok(revision),
-            Written::Refused | Written::Absent => Err(BackendError::Exists { key: key.to_owned() }),
-        }
-    }
-
-    fn update(
+    /// A transaction that does the change if the key is as it has to be, and looks at it if not.
+    fn write(
         &self,
         key: &str,
-        value: &[u8],
-        expected: Revision,
+        write: Write<'_>,
+        along: &[Along],
     ) -> Result<Revision, BackendError> {
+        let operation = before_write(write.verb(), key)?;
         let full = self.full(key);
-        let put = PutRequest { key: full.clone(), value: value.to_vec(), lease: 0 };
-        match self.write("update", key, at_revision(full, expected), Operation::Put(put))? {
-            Written::Done(revision) => Ok(revision),
-            Written::Refused => Err(BackendError::Conflict { key: key.to_owned() }),
-            Written::Absent => Err(BackendError::NotFound { key: key.to_owned() }),
-        }
-    }
-
-    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
-        if let Some(expected) = expected {
-            return self.delete_at(key, expected);
-        }
-        let operation = before_write("delete", key)?;
-        let request = DeleteRangeRequest { key: self.full(key) };
-        let answer: DeleteRangeResponse = self.read(operation, async move |client| {
-            client.unary(DELETE_RANGE, request, Repeat::UnlessSent).await
+        let look = RangeRequest { key: full.clone(), keys_only: true, ..RangeRequest::default() };
+        let (compare, value) = match write {
+            Write::Create(value) => (vec![absent(full)], Some(value)),
+            Write::Update(value, expected) => (at_revision(full, expected), Some(value)),
+            Write::Delete(Some(expected)) => (at_revision(full, expected), None),
+            Write::Delete(None) => (vec![present(full)], None),
+        };
+        let others = along.iter().map(|Along { key, value }| (key.as_str(), value.as_deref()));
+        let changes = std::iter::once((key, value)).chain(others);
+        let request = TxnRequest {
+            compare,
+            success: changes.map(|(key, value)| self.put_or_delete(key, value)).collect(),
+            failure: vec![Operation::Range(look).into()],
+        };
+        let answer: TxnResponse = self.read(operation, async move |client| {
+            client.unary(TXN, request, Repeat::UnlessSent).await
         })?;
-        if answer.deleted > 0 {
-            Ok(())
-        } else {
-            Err(BackendError::NotFound { key: key.to_owned() })
+        if answer.succeeded {
+            return Ok(revision(answer.header));
         }
+        let found = answer.responses.first().and_then(|response| response.range.as_ref());
+        let (is_there, key) = (found.is_some_and(|found| !found.kvs.is_empty()), key.to_owned());
+        Err(match write {
+            Write::Create(_) => BackendError::Exists { key },
+            _ if is_there => BackendError::Conflict { key },
+            _ => BackendError::NotFound { key },
+        })
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
@@ -268,9 +231,14 @@ fn absent(key: Vec<u8>) -> Compare {
     }
 }
 
-/// That the key is there, since one that is not has the revision 0, and at the revision.
+/// One that is not there has the revision 0.
+fn present(key: Vec<u8>) -> Compare {
+    Compare { result: CompareResult::Greater.into(), ..absent(key) }
+}
+
+/// That the key is there, and at the revision.
 fn at_revision(key: Vec<u8>, revision: Revision) -> Vec<Compare> {
-    let exists = Compare { result: CompareResult::Greater.into(), ..absent(key.clone()) };
+    let exists = present(key.clone());
     let unchanged = Compare {
         result: CompareResult::Equal.into(),
         target: CompareTarget::Mod.into(),

@@ -9,7 +9,7 @@ use super::clock::{Patience, now_ms, unique};
 use super::pool::{Family, Pool, PoolError};
 use super::select::Target;
 use super::{AssignRequest, Ipam, IpamError};
-use crate::backend::{BackendError, Revision};
+use crate::backend::{Along, BackendError, Revision};
 use crate::keys;
 use crate::store::StoreError;
 
@@ -193,7 +193,10 @@ impl<'a> Assignment<'a> {
         }
         let (store, key) = (self.ipam.store, keys::handle(&self.handle.attachment));
         let written = match self.declared {
-            None => store.create(&key, &self.handle),
+            None => {
+                let mark = Along::mark(keys::on(&self.handle.node, &key));
+                store.create_along(&key, &self.handle, &[mark])
+            }
             Some(revision) => store.update(&key, &self.handle, revision),
         };
         match written {

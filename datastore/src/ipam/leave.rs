@@ -34,13 +34,14 @@ impl ClaimedBlock {
 impl Ipam<'_> {
     /// Releases whatever attachments of this node hold, and says what that was.
     pub(crate) fn release_all(&self) -> Result<Vec<(Attachment, Vec<IpAddr>)>, IpamError> {
-        let listed = self.store.backend().list(keys::HANDLES, None).map_err(StoreError::from)?;
-        let handles = listed.iter().filter_map(legible::<Handle>);
         let mut released = Vec::new();
-        for found in handles.filter(|handle| handle.node == self.node) {
+        for key in self.store.keys_on(&self.node, keys::HANDLES)? {
+            let Some(Stored { record: found, .. }) = self.store.read::<Handle>(&key)? else {
+                continue;
+            };
             let is_found = |now: &Handle| now.assignment == found.assignment;
-            released
-                .push((found.attachment.clone(), self.release_if(&found.attachment, &is_found)?));
+            let addresses = self.release_if(&found.attachment, &is_found)?;
+            released.push((found.attachment, addresses));
         }
         Ok(released)
     }

@@ -10,10 +10,10 @@ use super::clock::{Patience, now_ms};
 use super::select::won;
 use super::{Ipam, IpamError};
 use crate::Attachment;
-use crate::backend::{Revision, Versioned};
+use crate::backend::{Along, Write};
 use crate::keys;
 use crate::records::Endpoint;
-use crate::store::{StoreError, Stored, decode, legible};
+use crate::store::{StoreError, Stored, legible};
 
 /// That an attachment holds addresses, or has begun to be given some.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,21 +71,20 @@ impl Ipam<'_> {
     /// A handle that does not decode is among them: whose it is cannot be told, and whoever wants
     /// to release it should hear of it.
     pub fn attachments(&self, network: &str) -> Result<Vec<Attachment>, IpamError> {
-        let listed = self.store.backend().list(&keys::handles(network), None)?;
-        let is_ours = |versioned: &&Versioned| {
-            decode::<Handle>(versioned).map_or(true, |handle| handle.record.node == self.node)
-        };
-        let ours = listed.iter().filter(is_ours);
-        let names = ours.filter_map(|handle| handle.key.strip_prefix(keys::HANDLES));
+        let keys = self.store.keys_on(&self.node, &keys::handles(network))?;
+        let names = keys.iter().filter_map(|key| key.strip_prefix(keys::HANDLES));
         Ok(names.filter_map(|name| name.parse().ok()).collect())
     }
 
     /// What every attachment on this node holds, of whatever network. A handle that does not decode
     /// is left out and logged.
     pub fn holdings(&self) -> Result<Vec<Holding>, IpamError> {
-        let listed = self.store.backend().list(keys::HANDLES, None).map_err(StoreError::from)?;
-        let handles = listed.iter().filter_map(legible::<Handle>);
-        Ok(handles.filter(|handle| handle.node == self.node).map(Holding::from).collect())
+        let mut holdings = Vec::new();
+        for key in self.store.keys_on(&self.node, keys::HANDLES)? {
+            let found = self.store.backend().get(&key)?;
+            holdings.extend(found.as_ref().and_then(legible::<Handle>).map(Holding::from));
+        }
+        Ok(holdings)
     }
 
     /// What one attachment holds, on whatever node.
@@ -105,12 +104,12 @@ impl Ipam<'_> {
             return Ok(Vec::new());
         }
         let mut reclaimed = Vec::new();
-        for versioned in self.store.backend().list(keys::HANDLES, None)? {
-            match self.reclaim(&versioned, is_alive) {
+        for key in self.store.keys_on(&self.node, keys::HANDLES)? {
+            match self.reclaim(&key, is_alive) {
                 Ok(attachment) => reclaimed.extend(attachment),
                 // A damaged record stops whoever needs it, not every verb on the node.
                 Err(IpamError::Store(error @ StoreError::Decode { .. })) => {
-                    tracing::warn!(handle = versioned.key, %error, "not reclaimed");
+                    tracing::warn!(handle = key, %error, "not reclaimed");
                 }
                 Err(error) => return Err(error),
             }
@@ -122,10 +121,12 @@ impl Ipam<'_> {
     /// Releases one handle if it is left from an earlier boot of this node.
     fn reclaim(
         &self,
-        versioned: &Versioned,
+        key: &str,
         is_alive: &dyn Fn(&str) -> bool,
     ) -> Result<Option<Attachment>, IpamError> {
-        let handle: Handle = decode(versioned)?.record;
+        let Some(Stored { record: handle, .. }) = self.store.read::<Handle>(key)? else {
+            return Ok(None);
+        };
         let is_stale = handle.node == self.node && handle.boot_id != self.boot_id;
         if !is_stale || handle.netns.as_deref().is_some_and(is_alive) {
             return Ok(None);
@@ -148,7 +149,8 @@ impl Ipam<'_> {
             Err(StoreError::Decode { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        won(self.store.remove(&key, revision).map_err(StoreError::from))?;
+        let along = [Along::remove(keys::on(&handle.node, &key))];
+        won(self.store.remove_along(&key, revision, &along).map_err(StoreError::from))?;
         Ok(())
     }
 
@@ -193,11 +195,9 @@ impl Ipam<'_> {
         for block in &handle.blocks {
             given_back.extend(self.give_back(block, &handle, read.next())?);
         }
-        Ok(won(self.remove_handle(key, revision))?.is_some())
-    }
-
-    fn remove_handle(&self, key: &str, revision: Revision) -> Result<(), StoreError> {
-        Ok(self.store.backend().delete(key, Some(revision))?)
+        let along = [Along::remove(keys::on(&handle.node, key))];
+        let removed = self.store.backend().write(key, Write::Delete(Some(revision)), &along);
+        Ok(won(removed.map_err(StoreError::from))?.is_some())
     }
 
     /// The blocks that the handle names, if every one of them has a slot of it. Then its assignment is

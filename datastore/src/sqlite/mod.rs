@@ -36,7 +36,9 @@ use margay_failpoints as failpoints;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, Transaction, TransactionBehavior};
 
-use crate::backend::{Backend, BackendError, Revision, Versioned, Watch, check_prefix};
+use crate::backend::{
+    Along, Backend, BackendError, Revision, Versioned, Watch, Write, check_prefix,
+};
 
 /// How long a call waits for others before it fails with [`BackendError::Busy`].
 const BUSY_DEADLINE: Duration = Duration::from_secs(15);
@@ -75,7 +77,7 @@ impl Sqlite {
 
     /// Runs `change` in a transaction that holds the write lock from the start, so that nothing it
     /// reads can be outdated when it writes.
-    fn write<T>(
+    fn transact<T>(
         &self,
         verb: &str,
         key: &str,
@@ -106,38 +108,25 @@ impl Backend for Sqlite {
         read().map_err(|source| failure(format!("read {key}"), source))
     }
 
-    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
-        self.write("create", key, |transaction| {
-            if current_revision(transaction, key)?.is_some() {
-                return Err(BackendError::Exists { key: key.to_owned() });
-            }
-            let sql = "INSERT INTO records (value, revision, key) VALUES (?1, ?2, ?3)";
-            record(transaction, sql, key, value)
-        })
-    }
-
-    fn update(
+    fn write(
         &self,
         key: &str,
-        value: &[u8],
-        expected: Revision,
+        write: Write<'_>,
+        along: &[Along],
     ) -> Result<Revision, BackendError> {
-        self.write("update", key, |transaction| {
-            expect_revision(transaction, key, Some(expected))?;
-            let sql = "UPDATE records SET value = ?1, revision = ?2 WHERE key = ?3";
-            record(transaction, sql, key, value)
-        })
-    }
-
-    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
-        self.write("delete", key, |transaction| {
-            expect_revision(transaction, key, expected)?;
-            let delete = || {
-                transaction.prepare_cached("DELETE FROM records WHERE key = ?1")?.execute([key])?;
-                append_change(transaction, key, true)
+        self.transact(write.verb(), key, |transaction| {
+            let found = current_revision(transaction, key)?;
+            check(write, key, found)?;
+            for Along { key, value } in along {
+                set(transaction, key, value.as_deref())
+                    .map_err(|source| failure(format!("write {key}"), source))?;
+            }
+            let value = match write {
+                Write::Create(value) | Write::Update(value, _) => Some(value),
+                Write::Delete(_) => None,
             };
-            delete().map_err(|source| failure(format!("delete {key}"), source))?;
-            Ok(())
+            let changed = set(transaction, key, value);
+            changed.map_err(|source| failure(format!("{} {key}", write.verb()), source))
         })
     }
 
@@ -205,33 +194,39 @@ fn current_revision(
     read().map_err(|source| failure(format!("read {key}"), source))
 }
 
-fn expect_revision(
-    transaction: &Transaction<'_>,
-    key: &str,
-    expected: Option<Revision>,
-) -> Result<(), BackendError> {
-    match (current_revision(transaction, key)?, expected) {
-        (None, _) => Err(BackendError::NotFound { key: key.to_owned() }),
-        (Some(current), Some(expected)) if current != expected => {
-            Err(BackendError::Conflict { key: key.to_owned() })
+/// Whether the change may be made to a key that is at the revision `found`.
+fn check(write: Write<'_>, key: &str, found: Option<Revision>) -> Result<(), BackendError> {
+    let key = || key.to_owned();
+    match (write, found) {
+        (Write::Create(_), Some(_)) => Err(BackendError::Exists { key: key() }),
+        (Write::Update(..) | Write::Delete(_), None) => Err(BackendError::NotFound { key: key() }),
+        (Write::Update(_, expected) | Write::Delete(Some(expected)), Some(found))
+            if found != expected =>
+        {
+            Err(BackendError::Conflict { key: key() })
         }
-        (Some(_), _) => Ok(()),
+        _ => Ok(()),
     }
 }
 
-/// Writes one record with the statement `sql`, whose parameters are value, revision and key.
-fn record(
+/// Writes or removes one record. What is gone already is not removed.
+fn set(
     transaction: &Transaction<'_>,
-    sql: &str,
     key: &str,
-    value: &[u8],
-) -> Result<Revision, BackendError> {
-    let write = || {
-        let revision = append_change(transaction, key, false)?;
-        transaction.prepare_cached(sql)?.execute((Readable(value), to_sql(revision), key))?;
-        Ok(revision)
+    value: Option<&[u8]>,
+) -> rusqlite::Result<Revision> {
+    let Some(value) = value else {
+        let sql = "DELETE FROM records WHERE key = ?1";
+        return match transaction.prepare_cached(sql)?.execute([key])? {
+            0 => newest_revision(transaction),
+            _ => append_change(transaction, key, true),
+        };
     };
-    write().map_err(|source| failure(format!("write {key}"), source))
+    let revision = append_change(transaction, key, false)?;
+    let sql = "INSERT INTO records (value, revision, key) VALUES (?1, ?2, ?3)
+               ON CONFLICT (key) DO UPDATE SET value = excluded.value, revision = excluded.revision";
+    transaction.prepare_cached(sql)?.execute((Readable(value), to_sql(revision), key))?;
+    Ok(revision)
 }
 
 /// Adds a line to the history. Its row number is the new revision: SQLite gives the largest one

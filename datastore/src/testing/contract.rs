@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, BackendError, Event, Revision, Watch};
+use crate::backend::{Along, Backend, BackendError, Event, Revision, Watch, Write};
 
 /// Runs the whole contract, each test on an empty backend of its own.
 pub fn check_all(empty: impl Fn() -> Box<dyn Backend>) {
@@ -14,6 +14,7 @@ pub fn check_all(empty: impl Fn() -> Box<dyn Backend>) {
     create_refuses_a_key_that_exists(&*empty());
     update_and_delete_compare_before_they_swap(&*empty());
     every_change_has_a_later_revision(&*empty());
+    what_is_written_along_comes_with_the_change_or_not_at_all(&*empty());
     list_is_in_key_order_and_exact_about_its_prefix(&*empty());
     concurrent_updates_lose_none(&*empty());
     concurrent_creates_have_one_winner(&*empty());
@@ -92,6 +93,38 @@ pub fn every_change_has_a_later_revision(backend: &dyn Backend) {
         last = backend.revision().unwrap();
         assert!(last > updated);
     }
+}
+
+/// Keys that are written along are not compared, and are left alone where the change does not happen.
+pub fn what_is_written_along_comes_with_the_change_or_not_at_all(backend: &dyn Backend) {
+    let put = |key: &str, value: &str| Along { key: key.into(), value: Some(value.into()) };
+    let remove = |key: &str| Along { key: key.into(), value: None };
+    let value = |key: &str| backend.get(key).unwrap().map(|found| found.value);
+    let start = backend.revision().unwrap();
+
+    let along = [put("along/a", "1"), put("along/b", "1"), remove("along/none")];
+    let created = backend.write("k", Write::Create(b"1"), &along).unwrap();
+    for failing in [Write::Create(b"2"), Write::Update(b"2", start), Write::Delete(Some(start))] {
+        let along = [put("along/a", "2"), remove("along/b")];
+        assert!(backend.write("k", failing, &along).is_err());
+    }
+    assert!(backend.write("else", Write::Delete(None), &[remove("along/b")]).is_err());
+    assert_eq!((value("along/a"), value("along/b")), (Some(b"1".into()), Some(b"1".into())));
+
+    let updated = Write::Update(b"3", created);
+    let updated = backend.write("k", updated, &[put("along/a", "3"), remove("along/b")]).unwrap();
+    assert_eq!((value("along/a"), value("along/b")), (Some(b"3".into()), None));
+    assert!(backend.get("along/a").unwrap().unwrap().revision <= updated);
+    backend.write("k", Write::Delete(Some(updated)), &[remove("along/a")]).unwrap();
+    assert_eq!(backend.list("", None).unwrap(), []);
+
+    let mut watch = backend.watch("along/", start).unwrap();
+    let mut last = BTreeMap::new();
+    while let Some(event) = watch.next(Duration::from_millis(200)).unwrap() {
+        last.insert(event.key().to_owned(), matches!(event, Event::Delete { .. }));
+    }
+    let gone = [("along/a".to_owned(), true), ("along/b".to_owned(), true)];
+    assert_eq!(last, BTreeMap::from(gone), "whoever follows hears of them, and of nothing else");
 }
 
 /// `list` answers in byte order, up to the limit, and never for a name that only starts alike.

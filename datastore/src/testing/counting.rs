@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use crate::backend::{Backend, BackendError, Revision, Versioned, Watch};
+use crate::backend::{Along, Backend, BackendError, Revision, Versioned, Watch, Write};
 
 /// Passes everything on to another backend and remembers what that was.
 pub struct Counting<B> {
@@ -33,21 +33,13 @@ impl<B: Backend> Backend for Counting<B> {
         self.counted("get", key).get(key)
     }
 
-    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
-        self.counted("create", key).create(key, value)
-    }
-
-    fn update(
+    fn write(
         &self,
         key: &str,
-        value: &[u8],
-        expected: Revision,
+        write: Write<'_>,
+        along: &[Along],
     ) -> Result<Revision, BackendError> {
-        self.counted("update", key).update(key, value, expected)
-    }
-
-    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
-        self.counted("delete", key).delete(key, expected)
+        self.counted(write.verb(), key).write(key, write, along)
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {

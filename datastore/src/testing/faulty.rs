@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::backend::{Backend, BackendError, Revision, Versioned, Watch};
+use crate::backend::{Along, Backend, BackendError, Revision, Versioned, Watch, Write};
 
 /// What happens at the chosen write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl<B: Backend> Faulty<B> {
         read(&self.inner)
     }
 
-    fn write<T>(
+    fn strike<T>(
         &self,
         write: impl FnOnce(&B) -> Result<T, BackendError>,
     ) -> Result<T, BackendError> {
@@ -80,21 +80,13 @@ impl<B: Backend> Backend for Faulty<B> {
         self.read(|inner| inner.get(key))
     }
 
-    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
-        self.write(|inner| inner.create(key, value))
-    }
-
-    fn update(
+    fn write(
         &self,
         key: &str,
-        value: &[u8],
-        expected: Revision,
+        write: Write<'_>,
+        along: &[Along],
     ) -> Result<Revision, BackendError> {
-        self.write(|inner| inner.update(key, value, expected))
-    }
-
-    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
-        self.write(|inner| inner.delete(key, expected))
+        self.strike(|inner| inner.write(key, write, along))
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {

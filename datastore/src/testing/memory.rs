@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, BackendError, Event, Revision, Versioned, Watch, check_prefix};
+use crate::backend::{
+    Along, Backend, BackendError, Event, Revision, Versioned, Watch, Write, check_prefix,
+};
 
 /// A store that lives as long as its last clone.
 #[derive(Clone, Default)]
@@ -50,11 +52,16 @@ impl State {
         }
     }
 
-    fn put(&mut self, key: &str, value: &[u8]) -> Revision {
-        let revision = self.next_revision();
-        let versioned = Versioned { key: key.to_owned(), value: value.to_vec(), revision };
-        self.records.insert(key.to_owned(), versioned.clone());
-        self.history.push(Event::Put(versioned));
+    /// What is gone already is not removed.
+    fn set(&mut self, key: &str, value: Option<&[u8]>) -> Revision {
+        let (revision, key) = (self.next_revision(), key.to_owned());
+        if let Some(value) = value {
+            let versioned = Versioned { key: key.clone(), value: value.to_vec(), revision };
+            self.records.insert(key, versioned.clone());
+            self.history.push(Event::Put(versioned));
+        } else if self.records.remove(&key).is_some() {
+            self.history.push(Event::Delete { key, revision });
+        }
         revision
     }
 }
@@ -64,35 +71,29 @@ impl Backend for Memory {
         Ok(self.state().records.get(key).cloned())
     }
 
-    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
-        let mut state = self.state();
-        if state.records.contains_key(key) {
-            return Err(BackendError::Exists { key: key.to_owned() });
-        }
-        self.shared.changed.notify_all();
-        Ok(state.put(key, value))
-    }
-
-    fn update(
+    fn write(
         &self,
         key: &str,
-        value: &[u8],
-        expected: Revision,
+        write: Write<'_>,
+        along: &[Along],
     ) -> Result<Revision, BackendError> {
         let mut state = self.state();
-        state.expect(key, Some(expected))?;
+        match write {
+            Write::Create(_) if state.records.contains_key(key) => {
+                return Err(BackendError::Exists { key: key.to_owned() });
+            }
+            Write::Create(_) => {}
+            Write::Update(_, expected) => state.expect(key, Some(expected))?,
+            Write::Delete(expected) => state.expect(key, expected)?,
+        }
+        for Along { key, value } in along {
+            state.set(key, value.as_deref());
+        }
         self.shared.changed.notify_all();
-        Ok(state.put(key, value))
-    }
-
-    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
-        let mut state = self.state();
-        state.expect(key, expected)?;
-        let revision = state.next_revision();
-        state.records.remove(key);
-        state.history.push(Event::Delete { key: key.to_owned(), revision });
-        self.shared.changed.notify_all();
-        Ok(())
+        Ok(match write {
+            Write::Create(value) | Write::Update(value, _) => state.set(key, Some(value)),
+            Write::Delete(_) => state.set(key, None),
+        })
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {

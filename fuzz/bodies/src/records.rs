@@ -124,7 +124,7 @@ impl Scene {
             let left = ipam.assigned(&self.attachment).expect("there is no handle");
             assert_eq!(left, [] as [IpAddr; 0]);
         }
-        self.accept(&store, store.delete_endpoint(&self.attachment));
+        self.accept(&store, store.delete_endpoint(&self.attachment, NODE));
         assert!(store.endpoint(&self.attachment).expect("there is none").is_none());
     }
 

@@ -212,7 +212,7 @@ impl Bench {
             let node = records::node_name(index % self.nodes);
             let pod = records::assignment(&self.pools, &format!("{}n{index}", self.nodes))?;
             Ipam::new(&store, &node, &boot_id).release(&pod.attachment)?;
-            store.delete_endpoint(&pod.attachment)?;
+            store.delete_endpoint(&pod.attachment, &node)?;
         }
         self.settle()?;
         let each = |number: fn(&usage::Used) -> f64| -> Vec<f64> {

@@ -1,7 +1,7 @@
 //! A process that dies, or a disk that fills up, at every write there is.
 
 use super::*;
-use crate::records::{Bandwidth, Endpoint, EndpointState};
+use crate::records::{Bandwidth, EndpointState};
 use crate::testing::{Fault, Faulty};
 
 const FAULTS: [Fault; 3] = [Fault::CrashBefore, Fault::CrashAfter, Fault::FailOnce];

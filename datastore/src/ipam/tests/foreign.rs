@@ -96,7 +96,10 @@ fn an_endpoint_and_a_node_are_their_keys_own() {
     assert!(error.to_string().contains("endpoints/net/c1/eth0"), "{error}");
     assert!(store.endpoints("net").is_err());
     assert!(store.node("a").unwrap_err().to_string().contains("nodes/a"));
-    assert!(store.delete_endpoint(&attachment(1)).unwrap(), "a DEL is not kept from cleaning up");
+    assert!(
+        store.delete_endpoint(&attachment(1), "a").unwrap(),
+        "a DEL is not kept from cleaning up"
+    );
 }
 
 fn holding<'a>(records: impl IntoIterator<Item = (&'a str, Value)>) -> Store {

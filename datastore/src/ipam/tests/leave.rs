@@ -2,7 +2,7 @@
 
 use super::crash::endpoint;
 use super::*;
-use crate::records::{Endpoint, Heartbeat};
+use crate::records::Heartbeat;
 use crate::testing::{Fault, Faulty};
 use crate::{Caution, RemoveNodeError, RemovedNode, remove_node};
 

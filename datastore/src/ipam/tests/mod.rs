@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::block::{Affinity, Block, Handle};
 use super::*;
 use crate::keys;
+use crate::records::Endpoint;
 use crate::testing::Memory;
 
 const BOOT: &str = "boot-1";
@@ -67,8 +68,9 @@ fn texts(ips: &[IpAddr]) -> Vec<String> {
 
 /// Everything that is taken, by address. Panics if anything contradicts itself: a slot whose
 /// attachment has no handle that names the block, a slot outside its block, a block of a node that
-/// has not claimed it.
+/// has not claimed it, a record that is not found by its node.
 fn taken(store: &Store) -> BTreeMap<IpAddr, Attachment> {
+    assert_index(store);
     let mut taken = BTreeMap::new();
     for family in [Family::V4, Family::V6] {
         for block in store.read_all::<Block>(&keys::blocks(family)).unwrap() {
@@ -92,6 +94,18 @@ fn taken(store: &Store) -> BTreeMap<IpAddr, Attachment> {
         }
     }
     taken
+}
+
+/// Panics unless `on/` names each handle and endpoint, and nothing else.
+fn assert_index(store: &Store) {
+    let keys = |prefix: &str| store.backend().list(prefix, None).unwrap().into_iter();
+    let handles = store.read_all::<Handle>(keys::HANDLES).unwrap().into_iter();
+    let endpoints = store.read_all::<Endpoint>(keys::ENDPOINTS).unwrap().into_iter();
+    let wanted: BTreeSet<String> = handles
+        .map(|handle| keys::on(&handle.node, &keys::handle(&handle.attachment)))
+        .chain(endpoints.map(|found| keys::on(&found.node, &keys::endpoint(&found.attachment))))
+        .collect();
+    assert_eq!(keys("on/").map(|mark| mark.key).collect::<BTreeSet<_>>(), wanted);
 }
 
 /// Panics unless no address is out and no handle is left.

@@ -5,7 +5,7 @@ use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use super::*;
-use crate::{Backend, BackendError, Revision, Versioned, Watch};
+use crate::{Along, Backend, BackendError, Revision, Versioned, Watch, Write};
 
 #[test]
 fn assigns_and_releases_of_one_attachment_racing_leave_all_or_nothing() {
@@ -323,15 +323,15 @@ impl Backend for Hooked {
     fn get(&self, key: &str) -> Result<Option<Versioned>, BackendError> {
         self.step().get(key)
     }
-    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
-        self.step().create(key, value)
+    fn write(
+        &self,
+        key: &str,
+        write: Write<'_>,
+        along: &[Along],
+    ) -> Result<Revision, BackendError> {
+        self.step().write(key, write, along)
     }
-    fn update(&self, key: &str, value: &[u8], at: Revision) -> Result<Revision, BackendError> {
-        self.step().update(key, value, at)
-    }
-    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
-        self.step().delete(key, expected)
-    }
+
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
         self.step().list(prefix, limit)
     }

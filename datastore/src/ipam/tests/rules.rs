@@ -42,6 +42,32 @@ fn nothing_wanted_is_nothing_done() {
 }
 
 #[test]
+fn what_is_of_a_node_is_found_by_its_name_whatever_becomes_of_it() {
+    let store = store();
+    let pools = [pool("10.0.0.0/28", 30)];
+    node(&store, "a").assign(&request(1, &pools)).unwrap();
+    let on_a = super::crash::endpoint("2", BOOT);
+    store.put_endpoint(&on_a).unwrap();
+    store.put_endpoint(&Endpoint { mtu: 1400, ..on_a.clone() }).unwrap();
+    let on = |node: &str| store.attachments_on(node).unwrap().into_iter().collect::<Vec<_>>();
+    assert_eq!(on("a"), [attachment(1), attachment(2)]);
+    assert_eq!(store.endpoints_on("a").unwrap().len(), 1);
+
+    // The same attachment on another node, or on this one under another name.
+    store.put_endpoint(&Endpoint { node: "b/c".to_owned(), ..on_a.clone() }).unwrap();
+    assert_index(&store);
+    assert_eq!((on("a"), on("b/c")), (vec![attachment(1)], vec![attachment(2)]));
+    assert_eq!(store.endpoints_of("net", "b/c").unwrap().len(), 1);
+    assert_eq!(store.endpoints_of("ne", "b/c").unwrap().len(), 0);
+
+    let (endpoint, revision) = store.endpoint_at(&on_a.attachment).unwrap().unwrap();
+    assert!(store.delete_endpoint_at(&endpoint, revision).unwrap());
+    node(&store, "b").release(&attachment(1)).unwrap();
+    assert_nothing_held(&store);
+    assert_eq!((on("a"), on("b/c")), (vec![], vec![]));
+}
+
+#[test]
 fn a_second_assign_leaves_the_first_intact() {
     let store = store();
     let ipam = node(&store, "a");

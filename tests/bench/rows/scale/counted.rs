@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use margay_datastore::{Backend, BackendError, Revision, Store, Versioned, Watch};
+use margay_datastore::{Along, Backend, BackendError, Revision, Store, Versioned, Watch, Write};
 
 /// Passes requests on, and remembers them.
 #[derive(Clone)]
@@ -45,25 +45,13 @@ impl Backend for Counted {
         answer
     }
 
-    fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
-        let answer = self.store.backend().create(key, value);
-        self.note(key, true, 0);
-        answer
-    }
-
-    fn update(
+    fn write(
         &self,
         key: &str,
-        value: &[u8],
-        expected: Revision,
+        write: Write<'_>,
+        along: &[Along],
     ) -> Result<Revision, BackendError> {
-        let answer = self.store.backend().update(key, value, expected);
-        self.note(key, true, 0);
-        answer
-    }
-
-    fn delete(&self, key: &str, expected: Option<Revision>) -> Result<(), BackendError> {
-        let answer = self.store.backend().delete(key, expected);
+        let answer = self.store.backend().write(key, write, along);
         self.note(key, true, 0);
         answer
     }
