@@ -79,7 +79,7 @@ impl Registrar {
         boot_id: &str,
     ) -> Result<Option<IpAddr>, NodeError> {
         let attachment = naming::overlay_attachment(&self.name, ipv4)?;
-        let usable = pools.iter().filter(|pool| pool.cidr.is_ipv4() == ipv4 && !pool.disabled);
+        let usable = pools.iter().filter(|pool| pool.cidr.is_ipv4() == ipv4 && pool.is_open());
         let request = AssignRequest {
             attachment: attachment.clone(),
             pod: None,

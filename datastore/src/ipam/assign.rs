@@ -20,8 +20,9 @@ impl Ipam<'_> {
     /// A requested address stands in for the free choice in its family, and is handed out even if
     /// the request does not want its family otherwise.
     pub fn assign(&self, request: &AssignRequest) -> Result<Vec<IpAddr>, IpamError> {
+        let request =
+            &AssignRequest { pools: self.accept_pools(&request.pools)?, ..request.clone() };
         let wants = wants(request)?;
-        self.accept_pools(&request.pools)?;
         let mut assignment = Assignment::new(self, request);
         let outcome = assignment.run(&wants);
         if let Err(error) = &outcome {
@@ -34,10 +35,11 @@ impl Ipam<'_> {
     }
 
     /// Stores pools that are new or changed, and refuses those whose blocks would lie across
-    /// blocks that exist.
-    fn accept_pools(&self, pools: &[Pool]) -> Result<(), IpamError> {
+    /// blocks that exist. Returns them as they count: an operator may have closed some.
+    fn accept_pools(&self, pools: &[Pool]) -> Result<Vec<Pool>, IpamError> {
         Pool::check_all(pools)?;
         let known = self.store.pools()?;
+        let mut accepted = Vec::with_capacity(pools.len());
         for pool in pools {
             let (cidr, block_size) = (pool.cidr, pool.effective_block_size());
             let clash =
@@ -48,11 +50,13 @@ impl Ipam<'_> {
                     PoolError::OtherBlockSize { cidr, block_size, stored, stored_block_size };
                 return Err(error.into());
             }
-            if !known.contains(pool) {
-                self.store.put(&keys::pool(&cidr), pool)?;
-            }
+            let stored = known.iter().find(|other| other.cidr == cidr);
+            accepted.push(match stored.map(|stored| (stored, pool.as_closed_as(stored))) {
+                Some((stored, pool)) if *stored == pool => pool,
+                _ => self.write_pool(pool)?,
+            });
         }
-        Ok(())
+        Ok(accepted)
     }
 
     /// An assignment that comes second fails when it declares its handle, if not before. Whatever it fails by,
@@ -95,7 +99,7 @@ fn wants(request: &AssignRequest) -> Result<Vec<Want<'_>>, IpamError> {
         if !wanted || request.requested.iter().any(|ip| Family::of_ip(*ip) == family) {
             continue;
         }
-        let usable = |pool: &&Pool| Family::of(&pool.cidr) == family && !pool.disabled;
+        let usable = |pool: &&Pool| Family::of(&pool.cidr) == family && pool.is_open();
         let pools: Vec<&Pool> = request.pools.iter().filter(usable).collect();
         if pools.is_empty() {
             return Err(IpamError::NoPool { family: family.name() });
@@ -110,7 +114,7 @@ fn pool_of(request: &AssignRequest, ip: IpAddr) -> Result<&Pool, IpamError> {
         let pools = request.pools.iter().map(|pool| pool.cidr).collect();
         return Err(IpamError::RequestedNotInPool { ip, pools });
     };
-    if pool.disabled {
+    if !pool.is_open() {
         return Err(IpamError::RequestedInDisabledPool { ip, pool: pool.cidr });
     }
     if !pool.hands_out(ip) {

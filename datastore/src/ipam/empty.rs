@@ -58,7 +58,7 @@ impl Ipam<'_> {
     }
 
     fn needs_a_spare(&self, pool: &Pool) -> Result<bool, IpamError> {
-        Ok(!pool.disabled && self.unclaimed(pool)?.is_some())
+        Ok(pool.is_open() && self.unclaimed(pool)?.is_some())
     }
 
     fn idle_blocks(&self, family: Family) -> Result<Vec<Idle>, IpamError> {

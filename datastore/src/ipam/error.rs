@@ -75,6 +75,12 @@ pub enum IpamError {
     /// A pool, or the pools together, cannot be used.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// There is no record of a pool.
+    #[error("no pool {pool} was ever used or created")]
+    UnknownPool {
+        /// The pool.
+        pool: IpNetwork,
+    },
     /// A pool that is to be removed still has addresses out.
     #[error("pool {pool} has {used} addresses in use")]
     PoolInUse {

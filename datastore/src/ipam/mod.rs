@@ -52,6 +52,7 @@ mod leave;
 mod ledger;
 mod placement;
 mod pool;
+mod pools;
 mod release;
 mod select;
 mod usage;

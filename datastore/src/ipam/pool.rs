@@ -28,6 +28,10 @@ pub struct Pool {
     /// Gives no new addresses; those that are out stay valid.
     #[serde(default)]
     pub disabled: bool,
+    /// The same by an operator's word, which no network configuration overrules: `disabled` is
+    /// written by every node whose configuration says something else, and this by nobody but the operator.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub closed: bool,
     /// An address of the range that stands for the way out and is never handed out either.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
@@ -111,10 +115,16 @@ impl Pool {
             block_size,
             nat_outgoing: false,
             disabled: false,
+            closed: false,
             gateway: None,
             encapsulation: Encapsulation::None,
             node_selector: String::new(),
         }
+    }
+
+    /// Whether it gives new addresses, if it has any left.
+    pub fn is_open(&self) -> bool {
+        !self.disabled && !self.closed
     }
 
     /// Whether the pool makes sense by itself.

@@ -1,19 +1,20 @@
-//! How full the pools are, and taking a pool out of use.
+//! How full the pools are.
 
-use ipnetwork::IpNetwork;
-
-use super::block::{Affinity, Block};
+use super::block::Block;
 use super::pool::{Family, Pool};
 use super::{Ipam, IpamError, PoolUsage};
 use crate::keys;
-use crate::store::{Stored, decode};
 
 impl Ipam<'_> {
     /// Whether each pool can give this node another address, in the order given. Made for STATUS:
     /// it writes nothing, and its cost does not grow with the addresses that are out unless the
     /// pool is full.
     pub fn has_free(&self, pools: &[Pool], strict_affinity: bool) -> Result<Vec<bool>, IpamError> {
-        pools.iter().map(|pool| self.pool_has_free(pool, strict_affinity)).collect()
+        let known = self.store.pools()?;
+        let is_closed =
+            |pool: &Pool| known.iter().any(|known| known.cidr == pool.cidr && known.closed);
+        let has_free = |pool| Ok(!is_closed(pool) && self.pool_has_free(pool, strict_affinity)?);
+        pools.iter().map(has_free).collect()
     }
 
     /// How full each pool is, exactly. Reads every block of the families that the pools are of.
@@ -36,36 +37,8 @@ impl Ipam<'_> {
         Ok(usage)
     }
 
-    /// Forgets a pool that has no addresses out, with its blocks, so that it can come back with
-    /// another block size. For moments when nobody assigns from it.
-    pub fn remove_pool(&self, pool: &IpNetwork) -> Result<(), IpamError> {
-        let family = Family::of(pool);
-        let mut blocks = Vec::new();
-        for versioned in self.store.backend().list(&keys::blocks(family), None)? {
-            let stored: Stored<Block> = decode(&versioned)?;
-            if pool.contains(stored.record.cidr.ip()) {
-                blocks.push((versioned.key, stored));
-            }
-        }
-        let used: usize = blocks.iter().map(|(_, stored)| stored.record.taken.len()).sum();
-        if used > 0 {
-            return Err(IpamError::PoolInUse { pool: *pool, used: used as u64 });
-        }
-        for (key, stored) in blocks {
-            self.store.remove(&key, Some(stored.revision))?;
-        }
-        for affinity in self.store.read_all::<Affinity>(&keys::affinities(family))? {
-            if pool.contains(affinity.block.ip()) {
-                self.store.remove(&keys::open(&affinity.node, &affinity.block), None)?;
-                self.store.remove(&keys::affinity(&affinity.block), None)?;
-            }
-        }
-        self.store.remove(&keys::pool(pool), None)?;
-        Ok(())
-    }
-
     fn pool_has_free(&self, pool: &Pool, strict_affinity: bool) -> Result<bool, IpamError> {
-        if pool.disabled {
+        if !pool.is_open() {
             return Ok(false);
         }
         let family = Family::of(&pool.cidr);

@@ -144,7 +144,7 @@ impl Scene {
         let store = self.store();
         let ipam = ipam(&store);
         for pool in pools() {
-            self.accept_ipam(&store, ipam.remove_pool(&pool.cidr));
+            self.accept_ipam(&store, ipam.delete_pool(&pool.cidr));
         }
     }
 

@@ -88,9 +88,9 @@ fn a_removed_pool_gives_no_new_addresses_and_takes_back_the_old() {
     assert_eq!(ipam.release(&attachment(1)).unwrap().len(), 1);
 
     let cidr = "10.1.0.0/24".parse().unwrap();
-    assert!(matches!(ipam.remove_pool(&cidr), Err(IpamError::PoolInUse { used: 1, .. })));
+    assert!(matches!(ipam.delete_pool(&cidr), Err(IpamError::PoolInUse { used: 1, .. })));
     ipam.release(&attachment(2)).unwrap();
-    ipam.remove_pool(&cidr).unwrap();
+    ipam.delete_pool(&cidr).unwrap();
     ipam.assign(&request(3, &[pool("10.1.0.0/24", 28)])).expect("another block size");
 }
 
@@ -120,4 +120,72 @@ fn usage_counts_what_is_out() {
 
     let numbers: Vec<_> = usage.iter().map(|u| (u.capacity, u.used, u.free())).collect();
     assert_eq!(numbers, [(14, 4, 10), (255, 4, 251)]);
+}
+
+#[test]
+fn a_closed_pool_gives_nothing_new_whatever_configurations_say() {
+    let store = store();
+    let ipam = node(&store, "a");
+    let pools = [pool("10.0.0.0/24", 26)];
+    ipam.assign(&request(1, &pools)).unwrap();
+
+    assert!(ipam.set_pool_closed(&pools[0].cidr, true).unwrap());
+
+    let changed = [Pool { nat_outgoing: true, ..pools[0].clone() }];
+    for pools in [&pools, &changed] {
+        assert!(matches!(ipam.assign(&request(2, pools)), Err(IpamError::NoPool { .. })));
+        assert!(matches!(
+            ipam.assign(&requesting(2, pools, &["10.0.0.9"])),
+            Err(IpamError::RequestedInDisabledPool { .. })
+        ));
+        assert_eq!(ipam.has_free(pools, false).unwrap(), [false]);
+    }
+    assert_eq!(store.pools().unwrap(), [Pool { closed: true, ..changed[0].clone() }]);
+    let open = pool("10.1.0.0/24", 26);
+    let both = [pools[0].clone(), open.clone()];
+    assert!(open.cidr.contains(ipam.assign(&request(3, &both)).unwrap()[0]));
+    assert!(!ipam.set_pool_closed(&pools[0].cidr, true).unwrap(), "it is");
+    assert!(ipam.set_pool_closed(&pools[0].cidr, false).unwrap());
+    ipam.assign(&request(4, &pools)).unwrap();
+}
+
+#[test]
+fn a_pool_that_is_written_down_first_decides_how_large_blocks_are() {
+    let store = store();
+    let ipam = node(&store, "a");
+    let created = Pool { closed: true, ..pool("10.0.0.0/24", 28) };
+    ipam.create_pool(&created).unwrap();
+
+    for overlapping in ["10.0.0.0/24", "10.0.0.128/25", "10.0.0.0/16"] {
+        let refused = ipam.create_pool(&pool(overlapping, 28));
+        assert!(matches!(refused, Err(IpamError::Pool(PoolError::Overlap { .. }))), "{refused:?}");
+    }
+    let refused = ipam.assign(&request(1, &[pool("10.0.0.0/24", 26)]));
+    assert!(matches!(refused, Err(IpamError::Pool(PoolError::OtherBlockSize { .. }))));
+    let refused = ipam.assign(&request(1, &[pool("10.0.0.0/24", 28)]));
+    assert!(matches!(refused, Err(IpamError::NoPool { .. })), "{refused:?}");
+
+    ipam.set_pool_closed(&created.cidr, false).unwrap();
+    ipam.assign(&request(1, &[pool("10.0.0.0/24", 28)])).unwrap();
+}
+
+#[test]
+fn a_pool_that_cannot_be_deleted_stays_as_it_was() {
+    let store = store();
+    let ipam = node(&store, "a");
+    let pools = [pool("10.0.0.0/24", 26)];
+    let cidr = pools[0].cidr;
+    assert!(matches!(ipam.delete_pool(&cidr), Err(IpamError::UnknownPool { .. })));
+    ipam.assign(&request(1, &pools)).unwrap();
+
+    assert!(matches!(ipam.delete_pool(&cidr), Err(IpamError::PoolInUse { used: 1, .. })));
+    assert!(store.pools().unwrap()[0].is_open());
+    ipam.set_pool_closed(&cidr, true).unwrap();
+    assert!(ipam.delete_pool(&cidr).is_err());
+    assert!(store.pools().unwrap()[0].closed);
+
+    ipam.release(&attachment(1)).unwrap();
+    ipam.delete_pool(&cidr).unwrap();
+    assert_eq!(store.pools().unwrap(), []);
+    ipam.assign(&request(1, &[pool("10.0.0.0/24", 28)])).expect("another block size");
 }
