@@ -176,13 +176,24 @@ impl Error {
     /// Whether a datastore that other machines keep could not be reached or written to.
     #[must_use]
     pub fn is_out_of_reach(&self) -> bool {
+        self.of_the_datastore().is_some_and(StoreError::is_out_of_reach)
+    }
+
+    /// Whether the datastore's file is damaged, or is none.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        let error = self.of_the_datastore();
+        matches!(error, Some(StoreError::Backend(BackendError::Damaged { .. })))
+    }
+
+    fn of_the_datastore(&self) -> Option<&StoreError> {
         use margay_datastore::IpamError as Allocator;
         match self {
             Self::Store(error)
             | Self::Ipam(IpamError::Store(error) | IpamError::Allocator(Allocator::Store(error))) => {
-                error.is_out_of_reach()
+                Some(error)
             }
-            _ => false,
+            _ => None,
         }
     }
 }

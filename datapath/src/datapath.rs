@@ -9,7 +9,7 @@ use aya::programs::ProgramError;
 use margay_abi::{Counter, Overlay, Settings, Traffic, map_name};
 use rtnetlink::Handle;
 
-use crate::attach::{self, AttachError, AttachMode, AttachedPrograms};
+use crate::attach::{self, AttachError, AttachMode, AttachedFilter, AttachedPrograms};
 use crate::bpffs::{self, BpffsError, ensure_bpffs};
 use crate::events::{EventLog, EventLogError};
 use crate::load::{self, LoadError, LoadOptions};
@@ -270,6 +270,22 @@ impl Datapath {
         ifindex: u32,
     ) -> Result<Vec<ProgramId>, AttachError> {
         attach::in_use(netlink, ifindex).await
+    }
+
+    /// Everybody's filters at the hook of a program of a pod, in the order in which they run. A filter
+    /// in front may decide on a packet that margay's program then does not see.
+    pub async fn filters(
+        root: &Path,
+        netlink: &Handle,
+        ifindex: u32,
+        hook: Program,
+    ) -> Result<Vec<AttachedFilter>, AttachError> {
+        attach::filters(root, netlink, ifindex, hook).await
+    }
+
+    /// The name of the build that this executable holds.
+    pub fn embedded_build() -> Result<&'static str, DatapathError> {
+        Ok(Build::embedded()?.id)
     }
 
     /// By which way the programs of a host veth were attached that no record tells of.

@@ -29,7 +29,7 @@ mod test_run;
 #[cfg(test)]
 mod tests;
 
-pub use attach::{AttachError, AttachMode, AttachedPrograms};
+pub use attach::{AttachError, AttachMode, AttachedFilter, AttachedPrograms};
 pub use bpffs::{BpffsError, ensure_bpffs};
 pub use datapath::{Datapath, DatapathError, Origin};
 pub use earlier::{EarlierEntry, PinnedBuild, Removed};

@@ -107,10 +107,18 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses the dump.
     pub async fn routes(&self, ifindex: u32) -> Result<Vec<RouteInfo>, NetlinkError> {
+        let routes = self.all_routes().await?.into_iter();
+        Ok(routes.filter(|info| info.ifindex == Some(ifindex)).collect())
+    }
+
+    /// Every route of both families. For inspection, never for an ADD or a DEL.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub async fn all_routes(&self) -> Result<Vec<RouteInfo>, NetlinkError> {
         let message = RouteNetlinkMessage::GetRoute(RouteMessage::default());
         let answers = self.query("list", "routes", message, NLM_F_DUMP).await?;
-        let infos = answers.into_iter().filter_map(route_info);
-        Ok(infos.filter(|info| info.ifindex == Some(ifindex)).collect())
+        Ok(answers.into_iter().filter_map(route_info).collect())
     }
 }
 

@@ -20,7 +20,7 @@ use netlink_packet_route::tc::{
 };
 use rtnetlink::Handle;
 
-use super::AttachError;
+use super::{AttachError, AttachMode, AttachedFilter};
 use crate::{Program, ProgramId};
 
 /// Filters run in the order of their priority until one gives a final verdict, as margay's always
@@ -153,14 +153,52 @@ pub(crate) async fn has_filters(
     ifindex: u32,
     program: Program,
 ) -> Result<bool, AttachError> {
+    Ok(!dump_filters(netlink, ifindex, program).await?.is_empty())
+}
+
+/// Everybody's filters at the hook of `program`, in the order in which they run.
+pub(crate) async fn filters(
+    netlink: &Handle,
+    ifindex: u32,
+    program: Program,
+) -> Result<Vec<AttachedFilter>, AttachError> {
+    let answers = dump_filters(netlink, ifindex, program).await?;
+    let filters = answers.into_iter().filter_map(|answer| match answer {
+        // Without a handle it is the head of a priority's list and no filter.
+        RouteNetlinkMessage::NewTrafficFilter(filter) if filter.header.handle != 0.into() => {
+            Some(described(&filter))
+        }
+        _ => None,
+    });
+    let mut filters: Vec<_> = filters.collect();
+    filters.sort_by_key(|filter| filter.priority);
+    Ok(filters)
+}
+
+fn described(filter: &TcMessage) -> AttachedFilter {
+    let priority = TcHandle::from(filter.header.info).major;
+    let is_in_place = priority == PRIORITY && filter.header.handle == HANDLE.into();
+    AttachedFilter {
+        mode: AttachMode::Clsact,
+        priority: u32::from(priority),
+        kind: kind(filter).unwrap_or_default().to_owned(),
+        program: program_id(filter),
+        is_in_margays_place: is_in_place,
+    }
+}
+
+async fn dump_filters(
+    netlink: &Handle,
+    ifindex: u32,
+    program: Program,
+) -> Result<Vec<RouteNetlinkMessage>, AttachError> {
     let netlink = Netlink { handle: netlink, ifindex };
     let mut message = TcMessage::with_index(netlink.ifindex.cast_signed());
     message.header.parent = hook(program);
     let request = RouteNetlinkMessage::GetTrafficFilter(message);
     match netlink.request("list the filters", request, NLM_F_DUMP).await {
-        Ok(answers) => Ok(!answers.is_empty()),
-        Err(error) if error.is_absent() => Ok(false),
-        Err(error) => Err(error.into_attach(&netlink)),
+        Err(error) if error.is_absent() => Ok(Vec::new()),
+        answers => answers.map_err(|error| error.into_attach(&netlink)),
     }
 }
 

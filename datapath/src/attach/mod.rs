@@ -8,7 +8,7 @@ pub(crate) mod clsact;
 pub(crate) mod tcx;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rtnetlink::Handle;
 
@@ -92,6 +92,19 @@ pub(crate) async fn in_use(netlink: &Handle, ifindex: u32) -> Result<Vec<Program
     Ok(programs)
 }
 
+/// Everybody's filters at the hook of a program of a pod, in the order in which they run: links of TCX
+/// come before what hangs on a qdisc.
+pub(crate) async fn filters(
+    root: &Path,
+    netlink: &Handle,
+    ifindex: u32,
+    program: Program,
+) -> Result<Vec<AttachedFilter>, AttachError> {
+    let mut filters = tcx::filters(root, ifindex, program)?;
+    filters.extend(clsact::filters(netlink, ifindex, program).await?);
+    Ok(filters)
+}
+
 /// How the programs are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttachMode {
@@ -101,6 +114,21 @@ pub enum AttachMode {
     /// TCX links, pinned (Linux 6.6). For interfaces whose clsact or ingress qdisc is somebody
     /// else's. Costs 10–25 ms, since the kernel waits for an RCU grace period under RTNL.
     Tcx,
+}
+
+/// What somebody has attached to a hook of a host veth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachedFilter {
+    /// By which way.
+    pub mode: AttachMode,
+    /// TC's priority; with TCX the place in the order, from 0.
+    pub priority: u32,
+    /// TC's kind, such as `bpf` or `matchall`; `tcx`.
+    pub kind: String,
+    /// Its program, if it is one.
+    pub program: Option<ProgramId>,
+    /// Whether it is where margay attaches its own.
+    pub is_in_margays_place: bool,
 }
 
 /// A program for each hook of a pod.

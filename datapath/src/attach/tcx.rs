@@ -16,7 +16,7 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use margay_failpoints as failpoints;
 use rustix::net::{AddressFamily, SocketType};
 
-use super::AttachError;
+use super::{AttachError, AttachMode, AttachedFilter};
 use crate::pins::{self, Pins};
 use crate::{Program, ProgramId};
 
@@ -61,6 +61,33 @@ pub(crate) fn attached(ifindex: u32) -> Result<Vec<ProgramId>, AttachError> {
     let at = |program| SchedClassifier::query_tcx(&interface, tc_hook(program));
     let found = Program::OF_POD.into_iter().filter_map(|program| at(program).ok());
     Ok(found.flat_map(|(_, programs)| programs).map(|info| ProgramId(info.id())).collect())
+}
+
+/// Everybody's TCX programs at the hook of `program`, in the order in which they run.
+pub(crate) fn filters(
+    root: &Path,
+    ifindex: u32,
+    program: Program,
+) -> Result<Vec<AttachedFilter>, AttachError> {
+    let interface = match interface_name(ifindex) {
+        Err(AttachError::NoInterface { .. }) => return Ok(Vec::new()),
+        other => other?,
+    };
+    // A kernel without TCX has none.
+    let Ok((_, attached)) = SchedClassifier::query_tcx(&interface, tc_hook(program)) else {
+        return Ok(Vec::new());
+    };
+    let pins = Pins::new(root, "");
+    let ours = Site { pins: &pins, interface: &interface, program }.pinned_program()?;
+    let ids = attached.iter().map(|info| ProgramId(info.id()));
+    let filter = |(id, priority): (ProgramId, u32)| AttachedFilter {
+        mode: AttachMode::Tcx,
+        priority,
+        kind: "tcx".to_owned(),
+        program: Some(id),
+        is_in_margays_place: ours == Some(id),
+    };
+    Ok(ids.zip(0..).map(filter).collect())
 }
 
 /// Whether links of this interface are pinned, alive or not, in this ABI version's place.

@@ -59,6 +59,14 @@ impl Flows {
         Ok(keys(&self.v4)?.len() + keys(&self.v6)?.len())
     }
 
+    /// Flows of a family, and how many there is room for.
+    pub fn fill(&self, ipv4: bool) -> Result<(usize, u32), MapError> {
+        Ok(match ipv4 {
+            true => (keys(&self.v4)?.len(), self.v4.max_entries()),
+            false => (keys(&self.v6)?.len(), self.v6.max_entries()),
+        })
+    }
+
     /// Forgets every flow known at the time of the call.
     pub fn clear(&self) -> Result<(), MapError> {
         for key in keys(&self.v4)? {

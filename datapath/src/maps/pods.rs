@@ -59,6 +59,12 @@ impl Pods {
         }
     }
 
+    /// How many entries there is room for, of a family.
+    #[must_use]
+    pub fn capacity(&self, ipv4: bool) -> u32 {
+        if ipv4 { self.v4.max_entries() } else { self.v6.max_entries() }
+    }
+
     /// Every entry. One that comes or goes during the walk may be missed.
     pub fn entries(&self) -> Result<BTreeMap<IpAddr, PodInfo>, MapError> {
         let mut entries = BTreeMap::new();

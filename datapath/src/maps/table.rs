@@ -73,7 +73,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
         })
     }
 
-    fn max_entries(&self) -> u32 {
+    pub(super) fn max_entries(&self) -> u32 {
         use aya::maps::IterableMap as _;
         self.lock().map().info().map_or(0, |info| info.max_entries())
     }
