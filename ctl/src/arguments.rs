@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{completion, endpoint, man};
+use crate::commands::{completion, doctor, endpoint, man};
 use crate::output::Format;
 
 /// Where runtimes look for network configurations.
@@ -53,6 +53,7 @@ pub(crate) struct Watched {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Doctor(doctor::Doctor),
     /// Pods' interfaces on this node, or on all
     #[command(subcommand)]
     Endpoint(endpoint::Command),

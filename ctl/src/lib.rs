@@ -8,6 +8,7 @@
 
 mod arguments;
 mod commands;
+mod doctor;
 mod failure;
 mod node;
 mod output;

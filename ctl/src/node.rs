@@ -26,6 +26,8 @@ const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 pub(crate) struct Node {
     /// Networks of margay's, in the order in which the runtime finds them.
     pub(crate) networks: Vec<Network>,
+    /// Files that the runtime would look at, in its order.
+    pub(crate) files: Vec<PathBuf>,
     /// Files that may be a configuration and cannot be read or used, and why.
     pub(crate) unusable: Vec<Failure>,
     /// The agent's configuration, if there is one.
@@ -41,6 +43,8 @@ pub(crate) struct Network {
     pub(crate) file: PathBuf,
     /// Its name.
     pub(crate) name: String,
+    /// Version of the CNI specification that it says it is of.
+    pub(crate) version: Option<String>,
     /// Types of the plugins in the chain, in order.
     pub(crate) chain: Vec<String>,
     /// What margay is told.
@@ -75,12 +79,16 @@ impl Node {
     pub(crate) fn find(shared: &Shared) -> Self {
         let mut node = Self {
             networks: Vec::new(),
+            files: Vec::new(),
             unusable: Vec::new(),
             agent: None,
             config: shared.config.clone(),
         };
         match candidates(&shared.config) {
-            Ok(files) => files.iter().for_each(|file| node.take_up(file)),
+            Ok(files) => {
+                files.iter().for_each(|file| node.take_up(file));
+                node.files = files;
+            }
             Err(failure) => node.unusable.push(failure),
         }
         match agent(&shared.agent_config) {
@@ -188,6 +196,7 @@ fn candidates(path: &Path) -> Result<Vec<PathBuf>, Failure> {
 fn networks(file: &Path) -> Result<Vec<Network>, Failure> {
     let document = read(file)?;
     let name = document.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let version = document.get("cniVersion").and_then(Value::as_str).map(str::to_owned);
     let plugins: Vec<Map<String, Value>> = match document.get("plugins") {
         Some(Value::Array(plugins)) => {
             let plugins = plugins.iter().filter_map(Value::as_object);
@@ -203,7 +212,7 @@ fn networks(file: &Path) -> Result<Vec<Network>, Failure> {
     for plugin in &plugins {
         if let Some(part) = part(file, plugin)? {
             let (file, name, chain) = (file.to_owned(), name.clone(), chain.clone());
-            networks.push(Network { file, name, chain, part });
+            networks.push(Network { file, name, version: version.clone(), chain, part });
         }
     }
     Ok(networks)

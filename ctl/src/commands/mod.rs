@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod completion;
+pub(crate) mod doctor;
 pub(crate) mod endpoint;
 pub(crate) mod man;
 
@@ -14,6 +15,10 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let node = Node::find(&arguments.shared);
     let format = arguments.shared.output;
     match &arguments.command {
+        Command::Doctor(doctor) => {
+            let agent_config = &arguments.shared.agent_config;
+            return doctor::run(doctor, agent_config, &node, format).await;
+        }
         Command::Endpoint(command) => endpoint::run(command, &node, format).await?,
         Command::Completion(arguments) => completion::run(arguments)?,
         Command::Man(arguments) => man::run(arguments)?,

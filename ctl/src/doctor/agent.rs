@@ -1,0 +1,103 @@
+//! The agent of a node among several: whether it answers, is heard of, and has made the routes.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use margay::netlink::REMOTE_ROUTE_PROTOCOL;
+
+use super::catalogue::{AGENT_NOT_READY, AGENT_SILENT, HEARTBEAT_STALE, REMOTE_ROUTE_MISSING};
+use super::finding::Findings;
+use super::leftovers::MAIN_TABLE;
+use super::picture::Picture;
+
+/// How long it may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// After this, other nodes call it silent.
+const SILENCE: Duration = Duration::from_secs(120);
+
+pub(super) async fn look(picture: &Picture<'_>, findings: &mut Findings) {
+    if !picture.has_others() {
+        return;
+    }
+    match picture.node.agent.as_ref().map(|conf| conf.metrics_address) {
+        None => findings.add(&AGENT_SILENT, "there is etcd, and no configuration of an agent"),
+        Some(Some(address)) => look_at_health(address, findings),
+        // It was told not to answer; its heartbeat tells.
+        Some(None) => {}
+    }
+    look_at_heartbeat(picture, findings);
+    look_at_ways(picture, findings).await;
+}
+
+fn look_at_health(address: SocketAddr, findings: &mut Findings) {
+    match ask(address, "/healthz") {
+        Ok((200, _)) => {}
+        Ok((status, body)) => {
+            let text = format!("the agent at {address} answers {status}: {}", body.trim());
+            return findings.add(&AGENT_SILENT, text);
+        }
+        Err(error) => {
+            let text = format!("the agent at {address} does not answer: {error}");
+            return findings.add(&AGENT_SILENT, text);
+        }
+    }
+    if let Ok((status, body)) = ask(address, "/readyz")
+        && status != 200
+    {
+        let text = format!("the agent says what is not done: {}", body.trim());
+        findings.add(&AGENT_NOT_READY, text);
+    }
+}
+
+/// The status and the body of an answer.
+pub(crate) fn ask(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.take(1 << 16).read_to_string(&mut answer)?;
+    let malformed = || io::Error::other("what answers does not speak HTTP");
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let (_, body) = answer.split_once("\r\n\r\n").ok_or_else(malformed)?;
+    Ok((status.ok_or_else(malformed)?, body.to_owned()))
+}
+
+/// By the clock of this node, which wrote it.
+fn look_at_heartbeat(picture: &Picture<'_>, findings: &mut Findings) {
+    let Some(site) = &picture.site else { return };
+    let heartbeats = site.store.heartbeats();
+    let Some(heartbeats) = findings.or_note("heartbeats", heartbeats) else { return };
+    let ours = heartbeats.iter().find(|(heartbeat, _)| heartbeat.node == site.nodename);
+    let Some((heartbeat, _)) = ours else { return };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let age = now.saturating_sub(Duration::from_secs(heartbeat.at));
+    if age > SILENCE {
+        let text = format!("this node was heard of {} s ago last", age.as_secs());
+        findings.add(&HEARTBEAT_STALE, text);
+    }
+}
+
+/// Every block of another node has a route that the agent made.
+async fn look_at_ways(picture: &Picture<'_>, findings: &mut Findings) {
+    let Some(site) = &picture.site else { return };
+    let mut missing: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for block in picture.blocks.iter().filter(|block| block.node != site.nodename) {
+        let has_route = picture.routes.iter().any(|route| {
+            route.protocol == REMOTE_ROUTE_PROTOCOL
+                && route.table == MAIN_TABLE
+                && route.destination == Some(block.cidr.network())
+                && route.prefix_length == block.cidr.prefix()
+        });
+        if !has_route {
+            missing.entry(&block.node).or_default().push(block.cidr.to_string());
+        }
+    }
+    for (node, blocks) in missing {
+        let text = format!("no route leads to {} of node {node}", blocks.join(", "));
+        findings.add(&REMOTE_ROUTE_MISSING, text);
+    }
+}

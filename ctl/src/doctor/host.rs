@@ -1,0 +1,114 @@
+//! The host around the pods: sysctls, routes, MTU, conntrack.
+
+use std::fs;
+
+use margay::config::AgentConf;
+use margay::dataplane;
+use margay::mtu::{ELSEWHERE, Mtu, MtuSource};
+use margay::sysctl;
+use margay_datastore::Encapsulation;
+
+use super::catalogue::{
+    CONNTRACK_NEARLY_FULL, FORWARDING_OFF, MTU_TOO_LARGE, NO_DEFAULT_ROUTE, RP_FILTER_STRICT,
+};
+use super::finding::Findings;
+use super::is_nearly_full;
+use super::leftovers::MAIN_TABLE;
+use super::picture::Picture;
+use crate::commands::endpoint::name;
+
+pub(super) async fn look(picture: &Picture<'_>, findings: &mut Findings) {
+    look_at_forwarding(picture, findings);
+    look_at_default_route(picture, findings);
+    if let Some(agent) = &picture.node.agent {
+        look_at_reverse_path(picture, agent, findings).await;
+    }
+    look_at_mtu(picture, findings).await;
+    look_at_conntrack(findings);
+}
+
+fn look_at_forwarding(picture: &Picture<'_>, findings: &mut Findings) {
+    for (ipv4, key) in [(true, "ipv4/ip_forward"), (false, "ipv6/conf/all/forwarding")] {
+        let mut addresses = picture.of_this_boot().flat_map(|endpoint| &endpoint.ips);
+        if addresses.any(|ip| ip.is_ipv4() == ipv4) && sysctl::get(key).is_ok_and(|it| it == "0") {
+            findings.add(&FORWARDING_OFF, format!("sysctl net/{key} is 0"));
+        }
+    }
+}
+
+/// Of IPv6 the host answers for the gateway by itself, which is its own link-local address.
+fn look_at_default_route(picture: &Picture<'_>, findings: &mut Findings) {
+    let is_default = |ipv4: bool| {
+        let mut routes = picture.routes.iter();
+        routes.any(|route| {
+            route.prefix_length == 0
+                && route.table == MAIN_TABLE
+                && route.gateway.is_none_or(|gateway| gateway.is_ipv4() == ipv4)
+        })
+    };
+    let by_stack = |endpoint: &&margay_datastore::Endpoint| {
+        endpoint.dataplane == dataplane::LINUX && endpoint.ips.iter().any(|ip| ip.is_ipv4())
+    };
+    if !is_default(true)
+        && let Some(endpoint) = picture.of_this_boot().find(by_stack)
+    {
+        let text = format!("there is no default route, and {} needs one", name(endpoint));
+        findings.add(&NO_DEFAULT_ROUTE, text);
+    }
+}
+
+async fn look_at_reverse_path(picture: &Picture<'_>, agent: &AgentConf, findings: &mut Findings) {
+    let mut modes: Vec<Encapsulation> =
+        picture.pools.iter().map(|pool| pool.encapsulation).collect();
+    modes.dedup();
+    if modes.len() < 2 {
+        return;
+    }
+    let mut to_others: Vec<_> = agent.node_addresses.iter().map(|address| address.ip()).collect();
+    to_others.push(ELSEWHERE[0]);
+    for address in to_others {
+        let Ok(Some((_, ifindex))) = picture.netlink.next_hop_to(address).await else { continue };
+        let Some(link) = picture.links.iter().find(|link| link.index == ifindex) else { continue };
+        let strictness = |of: &str| sysctl::get(&format!("ipv4/conf/{of}/rp_filter")).ok();
+        // The stricter of the two is not the greater: 2 is loose, and the kernel takes the greater.
+        if strictness("all").max(strictness(&link.name)).as_deref() == Some("1") {
+            let text =
+                format!("rp_filter of {} is strict, and pools differ in vxlan_mode", link.name);
+            return findings.add(&RP_FILTER_STRICT, text);
+        }
+    }
+}
+
+async fn look_at_mtu(picture: &Picture<'_>, findings: &mut Findings) {
+    let overlay = picture.pools.iter().any(|pool| pool.encapsulation != Encapsulation::None);
+    let found = Mtu::find(&picture.netlink, None, overlay).await;
+    let Some(mtu) = findings.or_note("the way outside", found) else { return };
+    if mtu.source == MtuSource::Default {
+        return;
+    }
+    for endpoint in picture.of_this_boot().filter(|endpoint| endpoint.mtu > mtu.bytes) {
+        let text = format!(
+            "{} has MTU {}, and outside goes {} ({})",
+            name(endpoint),
+            endpoint.mtu,
+            mtu.bytes,
+            mtu.source
+        );
+        findings.add(&MTU_TOO_LARGE, text);
+    }
+}
+
+/// A kernel without conntrack has no such files, and nothing to fill.
+fn look_at_conntrack(findings: &mut Findings) {
+    let read = |name: &str| -> Option<u128> {
+        let text = fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}"));
+        text.ok()?.trim().parse().ok()
+    };
+    if let (Some(count), Some(max)) = (read("count"), read("max"))
+        && max > 0
+        && is_nearly_full(count, max)
+    {
+        let text = format!("conntrack has {count} connections of {max}");
+        findings.add(&CONNTRACK_NEARLY_FULL, text);
+    }
+}

@@ -1,0 +1,56 @@
+//! Whether there are addresses left, and whose they are besides.
+
+use ipnetwork::IpNetwork;
+use margay::config::{IpamConf, Pool};
+use margay_datastore::{Ipam, PoolUsage};
+
+use super::catalogue::{POOL_EXHAUSTED, POOL_NEARLY_EXHAUSTED, POOL_OVERLAPS_ROUTE};
+use super::finding::Findings;
+use super::is_nearly_full;
+use super::leftovers::{MAIN_TABLE, is_margays};
+use super::picture::Picture;
+use crate::node::Part;
+
+pub(super) fn look(picture: &Picture<'_>, findings: &mut Findings) {
+    look_at_usage(picture, findings);
+    for network in &picture.node.networks {
+        // The bridge of another plugin has its pool's prefix, as it should.
+        let Part::Whole(conf) = &network.part else { continue };
+        let IpamConf::Builtin(pools) = &conf.ipam else { continue };
+        for pool in &pools.all {
+            look_at_routes(picture, pool, findings);
+        }
+    }
+}
+
+fn look_at_usage(picture: &Picture<'_>, findings: &mut Findings) {
+    let Some(site) = &picture.site else { return };
+    let allocator = Ipam::new(&site.store, &site.nodename, &site.boot_id);
+    let enabled: Vec<_> = picture.pools.iter().filter(|pool| !pool.disabled).cloned().collect();
+    let usage = allocator.usage(&enabled).map_err(margay::ipam::IpamError::from);
+    for PoolUsage { pool, capacity, used } in findings.or_note("pools", usage).unwrap_or_default() {
+        let text = format!("pool {pool} has {used} addresses out of {capacity}");
+        if used >= capacity {
+            findings.add(&POOL_EXHAUSTED, text);
+        } else if is_nearly_full(used, capacity) {
+            findings.add(&POOL_NEARLY_EXHAUSTED, text);
+        }
+    }
+}
+
+fn look_at_routes(picture: &Picture<'_>, pool: &Pool, findings: &mut Findings) {
+    for route in &picture.routes {
+        let Some(destination) = route.destination else { continue };
+        let Ok(destination) = IpNetwork::new(destination, route.prefix_length) else { continue };
+        let is_others = route.table == MAIN_TABLE && !is_margays(route.protocol);
+        let overlaps =
+            pool.cidr.contains(destination.network()) || destination.contains(pool.cidr.network());
+        if is_others && destination.prefix() > 0 && overlaps {
+            let link = picture.links.iter().find(|link| Some(link.index) == route.ifindex);
+            let over = link.map_or("nothing", |link| link.name.as_str());
+            let text =
+                format!("pool {} overlaps the host's route {destination} over {over}", pool.cidr);
+            findings.add(&POOL_OVERLAPS_ROUTE, text);
+        }
+    }
+}

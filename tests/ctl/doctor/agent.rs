@@ -1,0 +1,97 @@
+//! An agent that does not answer, is not done, or is not heard of.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+
+use margay_datastore::testing::etcd::EtcdCluster;
+use margay_datastore::{AssignRequest, Attachment, Heartbeat, Ipam, Pool, Store};
+use margay_tests::Node;
+use margay_tests::ctl::Ctl;
+use serde_json::{Value, json};
+
+use super::Diagnosis;
+
+#[test]
+fn an_agent_that_a_cluster_needs_and_that_does_not_do_its_work_is_named() {
+    let Some(node) = Node::new() else { return };
+    let cluster = EtcdCluster::start();
+    let mut network = node.network();
+    network["datastore_type"] = json!("etcdv3");
+    network["etcd_endpoints"] = json!(cluster.endpoints().join(","));
+    let pod = node.sandbox("a");
+    pod.add(&network);
+    let ctl = Ctl::new(&node, &network);
+
+    let diagnosis = Diagnosis::of(&ctl);
+    diagnosis.assert_found("agent-silent", "no configuration of an agent");
+    diagnosis.assert_only(&["agent-silent"]);
+
+    // A port that nobody has, and then one that answers.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    configure_agent(&node, &network, address);
+    let diagnosis = Diagnosis::of(&ctl);
+    diagnosis.assert_found("agent-silent", "does not answer");
+    diagnosis.assert_only(&["agent-silent"]);
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    configure_agent(&node, &network, listener.local_addr().unwrap());
+    thread::spawn(move || serve(&listener));
+    let diagnosis = Diagnosis::of(&ctl);
+    diagnosis.assert_found("agent-not-ready", "no route to 10.0.0.1");
+    diagnosis.assert_only(&["agent-not-ready"]);
+
+    let store = Store::new(cluster.open());
+    store.put_heartbeat(&Heartbeat { node: "node-under-test".to_owned(), at: 1 }).unwrap();
+    let diagnosis = Diagnosis::of(&ctl);
+    diagnosis.assert_found("heartbeat-stale", "this node was heard of");
+    diagnosis.assert_only(&["agent-not-ready", "heartbeat-stale"]);
+
+    give_another_node_a_block(&store);
+    let diagnosis = Diagnosis::of(&ctl);
+    diagnosis.assert_found("remote-route-missing", "10.246.0.64/26 of node other");
+    node.run(&["ip", "route", "add", "10.246.0.64/26", "via", "192.168.77.2", "proto", "78"]);
+    Diagnosis::of(&ctl).assert_only(&["agent-not-ready", "heartbeat-stale"]);
+}
+
+fn configure_agent(node: &Node, network: &Value, address: SocketAddr) {
+    let mut agent = json!({"metrics_address": address.to_string()});
+    for key in
+        ["nodename", "state_dir", "run_dir", "bpffs_root", "datastore_type", "etcd_endpoints"]
+    {
+        agent[key] = network[key].clone();
+    }
+    fs::write(node.path("agent.json"), agent.to_string()).unwrap();
+}
+
+/// An agent that turns and is not done. Ends with the test's process.
+fn serve(listener: &TcpListener) {
+    for stream in listener.incoming() {
+        let mut stream = stream.unwrap();
+        let mut request = [0; 1024];
+        let len = stream.read(&mut request).unwrap();
+        let is_health = request[..len].starts_with(b"GET /healthz");
+        let answer = match is_health {
+            true => "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n",
+            false => "HTTP/1.1 503 Service Unavailable\r\n\r\nno route to 10.0.0.1\n",
+        };
+        stream.write_all(answer.as_bytes()).unwrap();
+    }
+}
+
+fn give_another_node_a_block(store: &Store) {
+    let request = AssignRequest {
+        attachment: Attachment::new("podnet", "elsewhere", "eth0").unwrap(),
+        pod: None,
+        netns: None,
+        pools: vec![Pool::new("10.246.0.0/24".parse().unwrap())],
+        ipv4: true,
+        ipv6: false,
+        requested: vec!["10.246.0.65".parse().unwrap()],
+        strict_affinity: false,
+    };
+    Ipam::new(store, "other", "boot").assign(&request).unwrap();
+}

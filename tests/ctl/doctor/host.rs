@@ -1,0 +1,119 @@
+//! A host that is in its pods' way, and pools that are.
+
+use std::fs;
+
+use margay_tests::Node;
+use margay_tests::ctl::Ctl;
+use rustix::mount::mount_bind;
+use serde_json::json;
+
+use super::{Diagnosis, node_with_a_pod, set};
+
+#[test]
+fn a_host_that_does_not_forward_is_named_and_made_to() {
+    let Some(node) = Node::new() else { return };
+    let (ctl, _pod, _) = node_with_a_pod(&node, &node.network());
+    for family in ["ipv4", "ipv6"] {
+        set(&format!("{family}/conf/all/forwarding"), "0");
+    }
+
+    let diagnosis = Diagnosis::of(&ctl);
+    diagnosis.assert_found("forwarding-off", "net/ipv4/ip_forward is 0");
+    diagnosis.assert_found("forwarding-off", "net/ipv6/conf/all/forwarding is 0");
+
+    let mended = Diagnosis::with(&ctl, &["--fix"]);
+    mended.assert_only(&[]);
+    assert_eq!(mended.done()[0], "the host forwards again");
+}
+
+#[test]
+fn strict_reverse_path_filters_are_named_where_pools_differ_in_their_ways() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["mtu"] = json!(1400);
+    network["ipam"]["pools"] = json!([
+        {"cidr": "10.244.0.0/24"},
+        {"cidr": "10.245.0.0/24", "vxlan_mode": "Always"},
+    ]);
+    let (ctl, _pod, _) = node_with_a_pod(&node, &network);
+    fs::write(node.path("agent.json"), json!({"nodename": "node-under-test"}).to_string()).unwrap();
+    for interface in ["all", "uplink0"] {
+        set(&format!("ipv4/conf/{interface}/rp_filter"), "0");
+    }
+    Diagnosis::of(&ctl).assert_only(&[]);
+
+    set("ipv4/conf/uplink0/rp_filter", "1");
+    let diagnosis = Diagnosis::of(&ctl);
+    diagnosis.assert_found("rp-filter-strict", "rp_filter of uplink0");
+    diagnosis.assert_only(&["rp-filter-strict"]);
+
+    // The greater of the two counts, and the greatest is loose.
+    set("ipv4/conf/all/rp_filter", "2");
+    Diagnosis::of(&ctl).assert_only(&[]);
+}
+
+#[test]
+fn a_pod_of_the_stacks_own_without_a_default_route_is_named() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["dataplane"] = json!("linux");
+    let (ctl, _pod, _) = node_with_a_pod(&node, &network);
+    Diagnosis::of(&ctl).assert_only(&[]);
+    node.run(&["ip", "route", "del", "default"]);
+
+    let diagnosis = Diagnosis::of(&ctl);
+
+    diagnosis.assert_found("no-default-route", "a needs one");
+    diagnosis.assert_only(&["no-default-route"]);
+}
+
+#[test]
+fn a_pod_whose_packets_do_not_fit_outside_is_named() {
+    let Some(node) = Node::new() else { return };
+    let (ctl, _pod, _) = node_with_a_pod(&node, &node.network());
+    node.run(&["ip", "link", "set", "uplink0", "mtu", "1400"]);
+
+    let diagnosis = Diagnosis::of(&ctl);
+
+    diagnosis.assert_found("mtu-too-large", "a has MTU 1500, and outside goes 1400");
+    diagnosis.assert_only(&["mtu-too-large"]);
+}
+
+#[test]
+fn a_table_of_connections_that_is_nearly_full_is_named() {
+    let Some(node) = Node::new() else { return };
+    let (ctl, _pod, _) = node_with_a_pod(&node, &node.network());
+    for (name, value) in [("count", "95"), ("max", "100")] {
+        fs::write(node.path(name), value).unwrap();
+        let file = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
+        mount_bind(node.path(name), file).unwrap();
+    }
+
+    let diagnosis = Diagnosis::of(&ctl);
+
+    diagnosis.assert_found("conntrack-nearly-full", "95 connections of 100");
+    diagnosis.assert_only(&["conntrack-nearly-full"]);
+}
+
+#[test]
+fn pools_without_addresses_and_those_of_others_are_named() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["ipam"]["pools"] =
+        json!([{"cidr": "10.244.0.0/28", "block_size": 28}, {"cidr": "fd00:10:244::/126"}]);
+    let pods: Vec<_> = (0..2).map(|pod| node.sandbox(&format!("pod{pod}"))).collect();
+    pods.iter().for_each(|pod| drop(pod.add(&network)));
+    network["ipam"]["assign_ipv6"] = json!(false);
+    let more: Vec<_> = (0..10).map(|pod| node.sandbox(&format!("more{pod}"))).collect();
+    more.iter().for_each(|pod| drop(pod.add(&network)));
+    let ctl = Ctl::new(&node, &network);
+
+    let diagnosis = Diagnosis::of(&ctl);
+    diagnosis.assert_found("pool-exhausted", "pool fd00:10:244::/126 has 2 addresses out of 2");
+    diagnosis
+        .assert_found("pool-nearly-exhausted", "pool 10.244.0.0/28 has 12 addresses out of 13");
+
+    node.run(&["ip", "route", "add", "10.244.0.0/16", "via", "192.168.77.2"]);
+    let diagnosis = Diagnosis::of(&ctl);
+    diagnosis.assert_found("pool-overlaps-route", "the host's route 10.244.0.0/16 over uplink0");
+}
