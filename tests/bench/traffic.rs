@@ -6,13 +6,14 @@
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use margay_tests::traffic::{self, PATIENCE};
-use rustix::net::{Shutdown, shutdown};
+use rustix::net::{self, AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, sockopt};
 
 use crate::peer::Pair;
 use crate::processors::{self, Used};
@@ -62,6 +63,9 @@ const MESSAGE: usize = 64;
 const CHUNK: usize = 128 * 1024;
 /// Until windows have opened and tables know the flows.
 const WARM_UP: Duration = Duration::from_millis(200);
+/// The kernel's default, in place of the machine's: with one that paces, as BBR does, a stream runs as
+/// fast as timers and its guesses let it, and not as fast as the way is.
+const CONGESTION_CONTROL: &str = "cubic";
 /// How soon a server to which no packet comes sees that it is over.
 const BLINK: Duration = Duration::from_millis(50);
 
@@ -182,7 +186,10 @@ impl Server {
             socket.set_read_timeout(Some(BLINK))?;
             return Ok(Self::Udp(socket));
         }
-        Ok(Self::Tcp(traffic::listen(&pair.server, address)))
+        let listener = traffic::listen(&pair.server, address);
+        // What it accepts has it as well.
+        set_congestion_control(&listener)?;
+        Ok(Self::Tcp(listener))
     }
 
     /// Lets it see that it is over while it waits for a connection.
@@ -303,10 +310,25 @@ fn request(pattern: Pattern, target: SocketAddr, progress: &Progress) -> io::Res
     Ok(())
 }
 
+/// A connection, where the calling thread is.
 fn connect(target: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+    let stream = open(target)?;
     set_up(&stream)?;
+    // The time limit for a write holds for this as well.
+    net::connect(&stream, &target)?;
     Ok(stream)
+}
+
+fn open(target: SocketAddr) -> io::Result<TcpStream> {
+    let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_congestion_control(&socket)?;
+    Ok(socket.into())
+}
+
+/// Before it connects: who has had a pace goes on in it, whatever else is set afterwards.
+fn set_congestion_control(socket: &impl AsFd) -> io::Result<()> {
+    Ok(sockopt::set_tcp_congestion(socket, CONGESTION_CONTROL)?)
 }
 
 fn set_up(stream: &TcpStream) -> io::Result<()> {
@@ -323,7 +345,8 @@ fn ask(mut stream: &TcpStream) -> io::Result<()> {
 
 /// A transaction of its own. The server closes first, so that the port is free at once.
 fn connect_and_ask(target: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect(target)?;
+    let mut stream = open(target)?;
+    net::connect(&stream, &target)?;
     ask(&stream)?;
     match stream.read(&mut [0; 1])? {
         0 => Ok(()),
