@@ -56,7 +56,6 @@ const fn v6_of(node: u8, last: u8) -> [u8; 16] {
 pub(crate) struct TestPacket {
     pub(crate) bytes: Vec<u8>,
     pub(crate) ifindex: u32,
-    pub(crate) ingress_ifindex: u32,
     pub(crate) gso_size: u32,
     pub(crate) has_vlan_tag: bool,
     pub(crate) flow_hash: u32,
@@ -76,7 +75,6 @@ impl TestPacket {
         Self {
             bytes,
             ifindex,
-            ingress_ifindex: ifindex,
             gso_size: 0,
             has_vlan_tag: false,
             flow_hash: 0,
@@ -100,10 +98,6 @@ impl Packet for TestPacket {
 
     fn ifindex(&self) -> u32 {
         self.ifindex
-    }
-
-    fn ingress_ifindex(&self) -> u32 {
-        self.ingress_ifindex
     }
 
     fn has_vlan_tag(&self) -> bool {

@@ -378,7 +378,7 @@ fn v6(from: &End, to: &End, next_header: u8, payload: &[u8]) -> TestPacket {
 
 /// The same at the interface that the node's packets come in by.
 fn arriving(packet: TestPacket) -> TestPacket {
-    TestPacket { ifindex: UPLINK, ingress_ifindex: UPLINK, tunnel: Some((NODE, 1)), ..packet }
+    TestPacket { ifindex: UPLINK, tunnel: Some((NODE, 1)), ..packet }
 }
 
 fn verdicts(tables: &TestTables) -> Vec<u8> {

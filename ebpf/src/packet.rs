@@ -12,8 +12,8 @@ use aya_ebpf::{
     },
     helpers::{
         bpf_csum_update, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-        bpf_redirect_peer, bpf_set_hash, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key,
-        bpf_skb_store_bytes,
+        bpf_redirect_peer, bpf_set_hash, bpf_skb_change_type, bpf_skb_get_tunnel_key,
+        bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -34,8 +34,6 @@ pub(crate) trait Packet {
     fn gso_size(&self) -> u32;
     /// Interface whose hook it is at.
     fn ifindex(&self) -> u32;
-    /// Interface by which it came to this network namespace, or 0 if it began here.
-    fn ingress_ifindex(&self) -> u32;
     /// Whether a VLAN tag travels beside the bytes.
     fn has_vlan_tag(&self) -> bool;
     /// The flow hash that travels beside the bytes, 0 if there is none yet.
@@ -76,7 +74,7 @@ pub(crate) trait Packet {
 
     /// The TC action that delivers it into the namespace behind the host veth `ifindex`.
     fn redirect_peer(&self, ifindex: u32) -> i32;
-    /// The TC action that sends it out by the interface it came from.
+    /// The TC action that delivers it into the namespace that it came from, as meant for nobody else.
     fn redirect_back(&self) -> i32;
 }
 
@@ -85,6 +83,8 @@ pub(crate) trait Packet {
 /// word lengths of options, 40 at most (`inet_skb_parm`), or offsets of extension headers, which are
 /// even (`inet6_skb_parm`).
 const SENT: [u32; 2] = [u32::from_ne_bytes(*b"mgy\0"), u32::MAX];
+/// What a packet is whose Ethernet address is the receiver's (`linux/if_packet.h`).
+const PACKET_HOST: u32 = 0;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -221,12 +221,6 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn ingress_ifindex(&self) -> u32 {
-        // SAFETY: as in `len`.
-        unsafe { (*self.raw).ingress_ifindex }
-    }
-
-    #[inline(always)]
     fn has_vlan_tag(&self) -> bool {
         // SAFETY: as in `len`.
         unsafe { (*self.raw).vlan_present != 0 }
@@ -299,7 +293,6 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn is_for_this_host(&self) -> bool {
-        const PACKET_HOST: u32 = 0;
         // SAFETY: as in `len`.
         unsafe { (*self.raw).pkt_type == PACKET_HOST }
     }
@@ -386,8 +379,13 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn redirect_back(&self) -> i32 {
-        // SAFETY: as in `redirect_peer`.
-        unsafe { bpf_redirect(self.ifindex(), 0) as i32 }
+        // By a frame for everybody it would be hearsay to the pod (`arp_process`), unless the kernel scrubs
+        // what it redirects, as newer ones do.
+        if !self.is_for_this_host() {
+            // SAFETY: `raw` is the context of this run; the helper stores an integer beside the packet.
+            unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
+        }
+        self.redirect_peer(self.ifindex())
     }
 }
 

@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 use margay_abi::{Counter, flow_verdict};
 
 use crate::{
-    ethernet::{self, Ethernet, ethertype},
+    ethernet::{Ethernet, ethertype},
     flow_hash,
     ip::{self, Header, Ipv4, Ipv6, Payload, protocol},
     maps::{self, KernelMaps, Tables},
@@ -21,9 +21,7 @@ use crate::{
 pub(crate) fn to_pod(context: TcContext) -> i32 {
     let packet = Skb::new(&context);
     learn(&packet, &KernelMaps, Hook::ToPod);
-    if !is_answer(&packet) {
-        maps::count(Counter::ToPod as u32, packet.len());
-    }
+    maps::count(Counter::ToPod as u32, packet.len());
     TC_ACT_UNSPEC
 }
 
@@ -166,19 +164,5 @@ fn remember<H: Header>(key: &H::Key, is_unchanged: bool, tables: &impl Tables<H>
     };
     if known != verdict {
         tables.set_flow(key, verdict);
-    }
-}
-
-/// Whether it is an answer of `from_pod` on its way back to the pod, which is counted there.
-#[inline(always)]
-pub(crate) fn is_answer(packet: &impl Packet) -> bool {
-    const NEXT_HEADER: usize = ethernet::HEADER_LEN + 6;
-    if packet.ingress_ifindex() != packet.ifindex() {
-        return false;
-    }
-    match packet.read::<Ethernet>(0).map(|ethernet| ethernet.ethertype) {
-        Some(ethertype::ARP) => true,
-        Some(ethertype::IPV6) => packet.read(NEXT_HEADER) == Some(protocol::ICMPV6),
-        _ => false,
     }
 }

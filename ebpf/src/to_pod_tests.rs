@@ -9,7 +9,7 @@ use crate::{
     frames::{self, Ipv4, Ipv6, ethernet, tcp_flags},
     from_pod::handle,
     ip::Directed,
-    to_pod::{Hook, is_answer, learn},
+    to_pod::{Hook, learn},
 };
 
 #[test]
@@ -212,18 +212,6 @@ fn truncated_packets_teach_nothing() {
         learn(&TestPacket::new(whole[..len].to_vec()), &tables, Hook::ToPod);
         assert_eq!(verdicts_v4(&tables), [], "{len} bytes");
     }
-}
-
-#[test]
-fn answers_of_from_pod_are_told_from_what_the_stack_sends() {
-    let reply = frames::arp(2, (HOST_MAC, [169, 254, 1, 1]), (A.mac, A.v4));
-    let mut packet = TestPacket::new(ethernet(A.mac, HOST_MAC, 0x0806, &reply));
-    assert!(is_answer(&packet));
-    packet.ingress_ifindex = 0;
-    assert!(!is_answer(&packet), "an ARP frame of the host itself");
-
-    let hairpin = Ipv4::new(B.v4, A.v4, 17).packet(&frames::udp(1, 2, b""));
-    assert!(!is_answer(&TestPacket::new(frame_v4(&hairpin))), "came from this pod, by the stack");
 }
 
 /// What A sends to B.

@@ -1,9 +1,12 @@
 //! What a pod and its node say to each other on the link itself.
 
+use std::net::{IpAddr, SocketAddr};
+
 use margay_abi::Counter;
 use margay_tests::Node;
+use margay_tests::cluster::wait_until;
 use margay_tests::node::node_address;
-use margay_tests::traffic::assert_ping;
+use margay_tests::traffic::{assert_ping, udp};
 
 #[test]
 fn the_gateway_is_answered_for_again_after_the_pod_forgets_it() {
@@ -18,6 +21,29 @@ fn the_gateway_is_answered_for_again_after_the_pod_forgets_it() {
             assert_ping(&pod, node_address(ipv4));
             assert!(node.packets(counter) > before, "round {round}");
         }
+    }
+}
+
+/// A kernel that gets an ARP reply by a frame for everybody holds it for hearsay, and asks again.
+#[test]
+fn the_pod_believes_an_answer_at_once() {
+    let Some(node) = Node::new() else { return };
+    let pod = node.sandbox("a");
+    pod.add(&node.network());
+
+    for (gateway, ipv4) in [("169.254.1.1", true), ("fe80::ecee:eeff:feee:eeee", false)] {
+        pod.run(&["ip", "neigh", "flush", "dev", "eth0"]);
+        let any: IpAddr = if ipv4 { [0; 4].into() } else { [0; 16].into() };
+        // Nothing comes back that would confirm it.
+        let datagram = udp(&pod, SocketAddr::new(any, 0));
+        datagram.send_to(b"?", SocketAddr::new(node_address(ipv4), 9)).unwrap();
+        let is = |states: &[&str]| {
+            let question = ["ip", "neigh", "show", "dev", "eth0", "to", gateway];
+            let states = states.iter().flat_map(|state| ["nud", state]);
+            !pod.run(&question.into_iter().chain(states).collect::<Vec<_>>()).is_empty()
+        };
+        wait_until("an answer", || is(&["reachable", "stale", "delay", "probe"]));
+        assert!(is(&["reachable"]), "{gateway}");
     }
 }
 

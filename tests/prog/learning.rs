@@ -1,12 +1,11 @@
 //! `to_pod`: what it learns from the packets that the stack sends.
 
 use margay_abi::{Counter, flow_verdict};
-use margay_datapath::Program;
 use margay_tests::packet::{self, Ipv4, Ipv6, ethernet, tcp_flags};
 
 use crate::bench::{
-    A, B, Bench, ELSEWHERE_V4, ELSEWHERE_V6, HOST_MAC, TC_ACT_UNSPEC, a_to_b_v4, key_v4, key_v6,
-    stack_v4, stack_v6,
+    A, B, Bench, ELSEWHERE_V4, ELSEWHERE_V6, HOST_MAC, a_to_b_v4, key_v4, key_v6, stack_v4,
+    stack_v6,
 };
 
 const VIA_STACK: Option<u8> = Some(flow_verdict::VIA_STACK);
@@ -110,16 +109,4 @@ fn everything_else_passes_and_teaches_nothing() {
         bench.stack_sends(&frame).expect_stack(Counter::ToPod, &frame);
     }
     assert_eq!(bench.flow_count(), 0);
-}
-
-#[test]
-fn answers_of_from_pod_are_not_counted_again() {
-    let Some(bench) = Bench::new() else { return };
-    let reply = packet::arp(2, (HOST_MAC, [169, 254, 1, 1]), (A.mac, A.v4));
-    let frame = ethernet(A.mac, HOST_MAC, 0x0806, &reply);
-
-    let answer = bench.run(Program::ToPod, &frame, bench.ifindex);
-    assert_eq!((answer.action, answer.counter), (TC_ACT_UNSPEC, None));
-    let of_the_host = bench.stack_sends(&frame);
-    assert_eq!((of_the_host.action, of_the_host.counter), (TC_ACT_UNSPEC, Some(Counter::ToPod)));
 }

@@ -22,7 +22,6 @@ pub(crate) const UPLINK: u32 = 3;
 pub(crate) struct Buffer {
     pub(crate) bytes: Vec<u8>,
     pub(crate) ifindex: u32,
-    pub(crate) ingress_ifindex: u32,
     pub(crate) gso_size: u32,
     pub(crate) has_vlan_tag: bool,
     pub(crate) flow_hash: u32,
@@ -45,7 +44,6 @@ impl Buffer {
         Self {
             bytes,
             ifindex,
-            ingress_ifindex: ifindex,
             gso_size: 0,
             has_vlan_tag: false,
             flow_hash: 0,
@@ -81,10 +79,6 @@ impl Packet for Buffer {
 
     fn ifindex(&self) -> u32 {
         self.ifindex
-    }
-
-    fn ingress_ifindex(&self) -> u32 {
-        self.ingress_ifindex
     }
 
     fn has_vlan_tag(&self) -> bool {

@@ -65,7 +65,6 @@ mod choice {
     pub(super) const VLAN_TAG: u8 = 2;
     pub(super) const KNOWN: u8 = 4;
     pub(super) const VIA_STACK: u8 = 8;
-    pub(super) const FROM_ELSEWHERE: u8 = 16;
     pub(super) const WAS_IN_FROM_POD: u8 = 32;
 }
 
@@ -77,9 +76,6 @@ impl Scene {
         let mut packet = Buffer::new(frame.to_vec(), OWN.ifindex);
         packet.gso_size = u32::from(u16::from_be_bytes([gso_high, gso_low]));
         packet.has_vlan_tag = chosen(choice::VLAN_TAG);
-        if chosen(choice::FROM_ELSEWHERE) {
-            packet.ingress_ifindex = OTHER.ifindex;
-        }
         let known = match (chosen(choice::KNOWN), chosen(choice::VIA_STACK)) {
             (false, _) => None,
             (true, true) => Some(flow_verdict::VIA_STACK),
