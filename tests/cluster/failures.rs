@@ -1,6 +1,7 @@
 //! What goes on when something is lost: members of etcd, all of it, the network between the nodes.
 
 use std::thread;
+use std::time::{Duration, Instant};
 
 use margay_tests::cluster::{Cluster, Families, Layout, MemberPod, pairs, wait_until};
 use margay_tests::traffic::{Place, answers_ping, assert_ping, assert_tcp};
@@ -58,6 +59,58 @@ fn without_etcd_pods_go_on_adds_say_try_again_and_agents_go_on_when_it_is_back()
     for node in cluster.nodes() {
         wait_until("the agent is ready", || ready(node).contains("200 OK"));
     }
+}
+
+#[test]
+fn a_minute_without_etcd_costs_no_packet_and_what_came_meanwhile_is_made_good() {
+    const OUTAGE: Duration = Duration::from_secs(60);
+    let Some(mut cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
+    for node in cluster.nodes() {
+        node.start_agent_with(&json!({"upkeep_interval_seconds": 1, "upkeep_grace_seconds": 1}));
+    }
+    let mut pods = one_pod_each(&cluster, "before");
+    let leaving = cluster.nodes()[0].add("leaving", &cluster.nodes()[0].network("CrossSubnet"));
+    cluster.wait_until_all_reach_each_other(&[&pods[0], &pods[1], &leaving]);
+
+    let counters = [Counters::default(), Counters::default()];
+    let lost = thread::scope(|scope| {
+        let streams = [true, false].map(|ipv4| {
+            let counters = &counters[usize::from(ipv4)];
+            Stream::start(scope, counters, (&pods[0], &pods[1]), ipv4)
+        });
+        streams[0].wait_for(20);
+        cluster.etcd().kill(0);
+        let since = Instant::now();
+        let [one, other] = cluster.nodes() else { panic!("two nodes") };
+        one.del(&leaving, &hasty(one.network("CrossSubnet")));
+        for attempt in 0.. {
+            let node = if attempt % 2 == 0 { one } else { other };
+            let name = format!("during-{attempt}");
+            let (code, message) = node.add_fails(&name, &hasty(node.network("CrossSubnet")));
+            assert_eq!(code, 11, "{message}");
+            for stream in &streams {
+                stream.wait_for(20);
+            }
+            if since.elapsed() >= OUTAGE {
+                break;
+            }
+        }
+        cluster.etcd().restart(0);
+        for stream in &streams {
+            stream.wait_for(100);
+        }
+        streams.map(Stream::lost)
+    });
+
+    assert_eq!(lost, [0, 0]);
+    for node in cluster.nodes() {
+        wait_until("the agent is ready", || ready(node).contains("200 OK"));
+    }
+    wait_until("what the DEL put off is removed", || {
+        cluster.store().endpoints("podnet").unwrap().len() == pods.len()
+    });
+    pods.extend(one_pod_each(&cluster, "after"));
+    cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
 }
 
 #[test]

@@ -21,3 +21,4 @@ mod spoofing;
 mod stack_mode;
 mod tcx;
 mod upkeep;
+mod upkeep_killed;

@@ -14,6 +14,7 @@ use margay::netns::Netns;
 use margay::upkeep::{Reattached, Reclaimed, Upkeep};
 use margay_abi::{ABI_VERSION, PodInfo};
 use margay_datapath::{Datapath, ProgramId};
+use margay_datastore::Store;
 use margay_tests::node::node_address;
 use margay_tests::numbers::Numbers;
 use margay_tests::pod::address;
@@ -498,45 +499,56 @@ fn blocks_that_hold_nothing_are_given_up() {
 }
 
 /// The upkeep of a node with the runtime that it runs on.
-struct Keeper {
-    upkeep: Upkeep,
-    runtime: tokio::runtime::Runtime,
+pub(crate) struct Keeper {
+    pub(crate) upkeep: Upkeep,
+    pub(crate) runtime: tokio::runtime::Runtime,
 }
 
 impl Keeper {
-    fn reclaim(&mut self) -> Reclaimed {
+    /// That of the node that the calling thread is on, of which nothing but the configuration is known.
+    pub(crate) fn of(network: &Value) -> Self {
+        let conf = NetConf::from_map(network.as_object().unwrap()).unwrap();
+        let store = margay::ipam::open_store(&conf.datastore, &conf.paths.database()).unwrap();
+        Self::new(store, network, Duration::ZERO)
+    }
+
+    fn new(store: Store, network: &Value, grace: Duration) -> Self {
+        let conf = NetConf::from_map(network.as_object().unwrap()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let upkeep =
+            runtime.block_on(async { Upkeep::new(store, &conf.nodename, conf.paths, grace) });
+        Self { upkeep: upkeep.unwrap(), runtime }
+    }
+
+    pub(crate) fn reclaim(&mut self) -> Reclaimed {
         let report = self.runtime.block_on(self.upkeep.reclaim()).unwrap();
         assert!(report.failed.is_empty(), "{:?}", report.failed);
         report
     }
 
-    fn reattach(&self) -> Reattached {
+    pub(crate) fn reattach(&self) -> Reattached {
         self.runtime.block_on(self.upkeep.reattach()).unwrap()
     }
 
-    fn make_current(&self) {
+    pub(crate) fn make_current(&self) {
         self.upkeep.make_current().unwrap();
     }
 
-    fn remove_unused_pins(&self) -> Vec<PathBuf> {
+    pub(crate) fn remove_unused_pins(&self) -> Vec<PathBuf> {
         self.runtime.block_on(self.upkeep.remove_unused_pins()).unwrap()
     }
 }
 
-fn upkeep(node: &Node, network: &Value) -> Keeper {
+pub(crate) fn upkeep(node: &Node, network: &Value) -> Keeper {
     upkeep_after(node, network, Duration::ZERO)
 }
 
 fn upkeep_after(node: &Node, network: &Value, grace: Duration) -> Keeper {
-    let conf = NetConf::from_map(network.as_object().unwrap()).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
-    let upkeep =
-        runtime.block_on(async { Upkeep::new(node.store(), &conf.nodename, conf.paths, grace) });
-    Keeper { upkeep: upkeep.unwrap(), runtime }
+    Keeper::new(node.store(), network, grace)
 }
 
 /// Ends a sandbox and waits for its interfaces to be gone, which the kernel sees to later.
-fn end(node: &Node, pod: Pod<'_>) {
+pub(crate) fn end(node: &Node, pod: Pod<'_>) {
     let veth = naming::host_veth(&pod.attachment("podnet", "eth0"));
     pod.destroy();
     wait_until("the veth pair goes with the sandbox", || {
@@ -558,7 +570,7 @@ fn assert_nothing_done(report: &Reattached, pods: usize) {
     assert_eq!((report.pods, done), (pods, (0, 0, 0, 0, 0)), "{report:?}");
 }
 
-fn assert_only_that_of(node: &Node, pod: &Pod<'_>, network: &Value, result: &Value) {
+pub(crate) fn assert_only_that_of(node: &Node, pod: &Pod<'_>, network: &Value, result: &Value) {
     let check = pod.check(network, result);
     assert!(check.is_success(), "{}", check.stdout());
     assert_ping(pod, node_address(true));
@@ -567,7 +579,7 @@ fn assert_only_that_of(node: &Node, pod: &Pod<'_>, network: &Value, result: &Val
     assert_eq!(node.store().backend().list("handles/", None).unwrap().len(), 1);
 }
 
-fn assert_nothing_left(node: &Node) {
+pub(crate) fn assert_nothing_left(node: &Node) {
     assert_eq!(node.pod_links(), []);
     if let Some(pods) = margay_datapath::Pods::open(&node.bpffs_root()).unwrap() {
         assert_eq!(pods.entries().unwrap().len(), 0);
@@ -578,21 +590,21 @@ fn assert_nothing_left(node: &Node) {
     assert_eq!(locks.unwrap_or(0), 0);
 }
 
-fn veth(result: &Value) -> String {
+pub(crate) fn veth(result: &Value) -> String {
     result["interfaces"][0]["name"].as_str().unwrap().to_owned()
 }
 
 /// The folder of this ABI version's pins.
-fn pins(node: &Node) -> PathBuf {
+pub(crate) fn pins(node: &Node) -> PathBuf {
     node.bpffs_root().join(ABI_VERSION.to_string())
 }
 
-fn build_folder(node: &Node) -> PathBuf {
+pub(crate) fn build_folder(node: &Node) -> PathBuf {
     pins(node).join("progs").join(node.datapath().build())
 }
 
 /// What this build has pinned becomes another build's.
-fn rename_build(node: &Node, other: &str) {
+pub(crate) fn rename_build(node: &Node, other: &str) {
     fs::rename(build_folder(node), pins(node).join("progs").join(other)).unwrap();
 }
 
