@@ -2,8 +2,12 @@
 
 use std::thread;
 
+use margay_datapath::NodeDatapath;
 use margay_datastore::Topic;
 use margay_tests::cluster::{Cluster, Layout, Member, MemberPod, wait_until};
+use margay_tests::node::run;
+use margay_tests::traffic::Place;
+use serde_json::json;
 
 use crate::stream::{Counters, Stream};
 
@@ -73,6 +77,39 @@ fn an_agent_that_comes_after_the_pods_finds_them() {
     cluster.start_agents();
 
     cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn an_agent_does_all_with_the_capabilities_that_its_unit_leaves_it() {
+    let Some(cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
+    let unit = include_str!("../../conf/margay-agent.service");
+    let left = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let mut set = "-all".to_owned();
+    for capability in left.split_whitespace() {
+        set += &format!(",+{}", capability.strip_prefix("CAP_").unwrap().to_lowercase());
+    }
+    let wrapper = ["setpriv", "--bounding-set", &set, "--"].map(str::to_owned);
+    for node in cluster.nodes() {
+        node.start_agent_under(&wrapper, &json!({"upkeep_interval_seconds": 1}));
+    }
+
+    let pods = one_pod_each(&cluster, "Always");
+
+    cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+    for node in cluster.nodes() {
+        wait_until("programs that know the way", || {
+            let datapath = NodeDatapath::open(&node.bpffs_root()).unwrap();
+            datapath.is_some_and(|datapath| !datapath.remotes().entries().unwrap().is_empty())
+        });
+        let names = pods.iter().map(|pod| pod.result()["interfaces"][0]["name"].as_str().unwrap());
+        let name = names.into_iter().find(|name| node.link(name).is_some()).unwrap();
+        node.enter(|| drop(run(&["tc", "filter", "del", "dev", name, "ingress"])));
+        wait_until("upkeep puts the filter back", || {
+            node.enter(|| run(&["tc", "filter", "show", "dev", name, "ingress"]))
+                .contains("from_pod")
+        });
+        assert!(!node.agent_log().contains("ERROR"), "{}", node.agent_log());
+    }
 }
 
 #[test]

@@ -282,6 +282,33 @@ fn the_agent_starts_only_where_it_was_enabled_and_not_once_it_is_uninstalled() {
 }
 
 #[test]
+fn systemd_finds_nothing_wrong_with_the_units() {
+    let directory = tempfile::tempdir().unwrap();
+    let built = margay_tests::node::plugin_directory().join("margay-agent");
+    let units = ["margay-agent.service", "margay-boot.service"].map(|name| {
+        let unit = fs::read_to_string(Path::new(WORKSPACE).join("conf").join(name)).unwrap();
+        // It looks whether what a unit executes is there.
+        let unit = unit.replace("/usr/local/sbin/margay-agent", built.to_str().unwrap());
+        let path = directory.path().join(name);
+        fs::write(&path, unit).unwrap();
+        path
+    });
+
+    let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).args(units).output();
+
+    let output = match output {
+        Ok(output) => output,
+        // A machine without systemd.
+        Err(error) => return assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
+    };
+    // It speaks of other units, too.
+    let said = String::from_utf8_lossy(&output.stderr);
+    let of_ours: Vec<&str> = said.lines().filter(|line| line.contains("margay-")).collect();
+    assert_eq!(of_ours, [] as [&str; 0]);
+    assert!(output.status.success(), "{said}");
+}
+
+#[test]
 fn the_unit_of_the_agent_starts_the_one_of_its_prefix() {
     let Some(node) = Node::new() else { return };
     let system = System::new(&node);

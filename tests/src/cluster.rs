@@ -326,14 +326,30 @@ impl Member {
     /// # Panics
     /// When it cannot be started, or runs already.
     pub fn start_agent_with(&self, further: &Value) {
+        self.start_agent_under(&[], further);
+    }
+
+    /// The same, executed by this command.
+    ///
+    /// # Panics
+    /// When it cannot be started, or runs already.
+    pub fn start_agent_under(&self, wrapper: &[String], further: &Value) {
         let config = self.configuration(further);
         let path = self.path("agent.json");
         fs::write(&path, config.to_string()).expect("write the configuration");
         let log = File::options().create(true).append(true).open(self.path("agent.log"));
         let log = log.expect("open the log");
         let program = node::plugin_directory().join("margay-agent");
-        let mut command = Command::new(program);
-        command.arg("--config").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let program = show(&program).to_owned();
+        let mut words = wrapper.iter().chain([&program]);
+        let mut command = Command::new(words.next().expect("a command"));
+        command
+            .args(words)
+            .arg("--config")
+            .arg(path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
         let child = self.enter(|| command.spawn()).expect("start the agent");
         let before = self.agent.lock().expect("agent").replace(child);
         assert!(before.is_none(), "the agent runs already");
