@@ -168,6 +168,13 @@ pub fn map_entry(answer_any_arp: bool, host: &HostSide, endpoint: &Endpoint) -> 
     }
 }
 
+/// What the flags of a map entry say, in words.
+#[must_use]
+pub fn flag_names(flags: u32) -> Vec<&'static str> {
+    let names = [(pod_flags::ANSWER_ANY, "answer_any_arp"), (pod_flags::SHAPED, "shaped")];
+    names.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| *name).collect()
+}
+
 /// The node's map of pods, whichever build made it; none where no program was ever loaded.
 ///
 /// # Errors

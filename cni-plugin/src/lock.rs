@@ -52,6 +52,20 @@ impl Lock {
         Self::attempt(run_dir, name, FlockOperation::NonBlockingLockExclusive)
     }
 
+    /// Whether somebody has the lock `name` below `run_dir`. Makes nothing; what cannot be opened, nobody has.
+    ///
+    /// To see, it has the lock itself for a moment, beside others that look: whoever only tries it just
+    /// then leaves the attachment to its next time.
+    #[must_use]
+    pub fn is_held(run_dir: &Path, name: &str) -> bool {
+        let path = directory(run_dir).join(name);
+        let Ok(file) = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
+            return false;
+        };
+        let taken = retry_interrupted(|| flock(&file, FlockOperation::NonBlockingLockShared));
+        taken == Err(rustix::io::Errno::WOULDBLOCK)
+    }
+
     /// Removes the files of locks that nobody holds: those of processes that were killed.
     ///
     /// # Errors
@@ -236,6 +250,9 @@ mod tests {
         std::fs::write(run_dir.path().join("lock/of-a-dead-process"), "").unwrap();
 
         assert!(Lock::try_take(run_dir.path(), "held").unwrap().is_none());
+        assert!(Lock::is_held(run_dir.path(), "held"));
+        assert!(!Lock::is_held(run_dir.path(), "of-a-dead-process"));
+        assert!(!Lock::is_held(run_dir.path(), "nobodys"));
         Lock::sweep(run_dir.path()).unwrap();
 
         assert!(held.path.exists());

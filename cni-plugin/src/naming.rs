@@ -11,7 +11,7 @@ const IFB_PREFIX: &str = "mgi";
 /// Name of the node's overlay device. No host veth's: that has nothing but hex digits behind its prefix.
 pub const OVERLAY_DEVICE: &str = "mgyvxlan";
 /// The network of the attachments by which nodes hold their addresses on the overlay.
-const OVERLAY_NETWORK: &str = "margay.overlay";
+pub const OVERLAY_NETWORK: &str = "margay.overlay";
 /// Prefix of every alias.
 const ALIAS_PREFIX: &str = "margay:";
 

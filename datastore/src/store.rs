@@ -226,6 +226,12 @@ impl Store {
         Ok(names.filter_map(|name| name.parse().ok()).collect())
     }
 
+    /// The endpoints of every network on every node. As [`endpoints_on`](Self::endpoints_on).
+    pub fn every_endpoint(&self) -> Result<Vec<Endpoint>, StoreError> {
+        let listed = self.backend.list(keys::ENDPOINTS, None)?;
+        Ok(listed.iter().filter_map(legible::<Endpoint>).collect())
+    }
+
     /// The endpoints of every network on a node. A record that does not decode is left out and
     /// logged: whoever needs it will be told.
     pub fn endpoints_on(&self, node: &str) -> Result<Vec<Endpoint>, StoreError> {
@@ -241,6 +247,11 @@ impl Store {
     /// Writes down that the agent of a node runs.
     pub fn put_heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), StoreError> {
         self.put(&keys::alive(&heartbeat.node), heartbeat)
+    }
+
+    /// The record of every node.
+    pub fn nodes(&self) -> Result<Vec<Node>, StoreError> {
+        self.read_all(keys::NODES)
     }
 
     /// Every heartbeat, with the revision of its writing.

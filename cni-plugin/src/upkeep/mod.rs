@@ -18,6 +18,7 @@
 
 mod attach;
 mod reclaim;
+mod release;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use margay_datastore::{Attachment, Store};
 
 pub use attach::Reattached;
 pub use reclaim::Reclaimed;
+pub use release::{Released, release};
 
 use crate::config::Paths;
 use crate::dataplane::DataplaneError;

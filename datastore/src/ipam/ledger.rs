@@ -14,17 +14,19 @@ use super::clock::{Patience, now_ms};
 use super::pool::{Family, addresses};
 use super::{Ipam, IpamError};
 use crate::keys;
-use crate::records::PodRef;
+use crate::records::{Endpoint, PodRef};
 use crate::store::{Record, StoreError, Stored, decode};
 use crate::{Attachment, Store};
 
-/// Every block, and every attachment that has begun to be given addresses.
+/// Every block, every attachment that has begun to be given addresses, every endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// Blocks that were ever used or are claimed, in the order of their keys.
     pub blocks: Vec<BlockEntry>,
     /// Who holds something, or has begun to.
     pub holders: Vec<Holder>,
+    /// Every endpoint.
+    pub endpoints: Vec<Endpoint>,
     /// Keys of records that do not decode, and why.
     pub illegible: Vec<(String, String)>,
 }
@@ -109,7 +111,7 @@ impl Ledger {
 }
 
 impl Store {
-    /// All that address management has written down. Reads every block.
+    /// All that address management has written down, and who should have it. Reads every block.
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         let mut ledger = Ledger::default();
         for family in [Family::V4, Family::V6] {
@@ -129,6 +131,8 @@ impl Store {
         }
         let handles = self.legible_of::<Handle>(keys::HANDLES, &mut ledger)?;
         ledger.holders = handles.into_iter().map(|(handle, _)| handle.into()).collect();
+        let endpoints = self.legible_of::<Endpoint>(keys::ENDPOINTS, &mut ledger)?;
+        ledger.endpoints = endpoints.into_iter().map(|(endpoint, _)| endpoint).collect();
         Ok(ledger)
     }
 

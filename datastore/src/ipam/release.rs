@@ -22,6 +22,8 @@ pub struct Holding {
     pub attachment: Attachment,
     /// Unique to one call of [`Ipam::assign`].
     pub assignment: String,
+    /// The node that the attachment is on.
+    pub node: String,
     /// Path of the network namespace that they are for, if it was named.
     pub netns: Option<String>,
     /// The kernel's boot ID at the time.
@@ -30,8 +32,8 @@ pub struct Holding {
 
 impl From<Handle> for Holding {
     fn from(handle: Handle) -> Self {
-        let Handle { attachment, assignment, netns, boot_id, .. } = handle;
-        Self { attachment, assignment, netns, boot_id }
+        let Handle { attachment, assignment, node, netns, boot_id, .. } = handle;
+        Self { attachment, assignment, node, netns, boot_id }
     }
 }
 
