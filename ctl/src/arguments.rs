@@ -13,7 +13,7 @@ const CONF_DIR: &str = "/etc/cni/net.d";
 /// The agent's configuration, on a node among several.
 const AGENT_CONF: &str = "/etc/margay/agent.json";
 
-/// Shows what margay has on this node, says what is wrong, and what becomes of a packet.
+/// Shows what margay has on this says what is wrong, and what becomes of a packet.
 #[derive(Debug, Parser)]
 #[command(name = "margayctl", version, propagate_version = true, max_term_width = 100)]
 pub struct Arguments {
@@ -54,7 +54,7 @@ pub(crate) struct Watched {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Doctor(doctor::Doctor),
-    /// Pods' interfaces on this node, or on all
+    /// Pods' interfaces on this or on all
     #[command(subcommand)]
     Endpoint(endpoint::Command),
     /// What a shell needs to complete this command line, to standard output
@@ -63,7 +63,7 @@ pub(crate) enum Command {
     Man(man::Man),
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "must be a number of seconds".to_owned())?;
     let duration = Duration::try_from_secs_f64(seconds).ok();
     duration

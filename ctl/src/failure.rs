@@ -59,6 +59,22 @@ pub(crate) enum Failure {
         /// The command that lists what there is.
         list: &'static str,
     },
+    /// Several things go by the name that was given.
+    #[error("several {kind} go by {name:?}:\n  {}", candidates.join("\n  "))]
+    Ambiguous {
+        /// What was looked for.
+        kind: &'static str,
+        /// What was asked for.
+        name: String,
+        /// Names that tell them apart.
+        candidates: Vec<String>,
+    },
+    /// A node was not removed, or not to its end.
+    #[error(transparent)]
+    NodeRemoval(#[from] margay_datastore::RemoveNodeError),
+    /// What was asked for is not done.
+    #[error("{0}")]
+    Refused(String),
     /// The report cannot be written.
     #[error("write the report")]
     Output(#[source] std::io::Error),
@@ -109,12 +125,20 @@ impl Failure {
             }
             Self::Unknown { list, .. } => format!("{list} lists what there is"),
             Self::Datapath(_) | Self::Map(_) => "margayctl doctor looks deeper".to_owned(),
+            Self::Ambiguous { .. } => "name one of these".to_owned(),
             _ => return None,
         })
     }
 
     fn may_be_for_want_of_privilege(&self) -> bool {
-        !matches!(self, Self::Output(_) | Self::Configuration { .. } | Self::Unknown { .. })
+        !matches!(
+            self,
+            Self::Output(_)
+                | Self::Configuration { .. }
+                | Self::Unknown { .. }
+                | Self::Ambiguous { .. }
+                | Self::Refused(_)
+        )
     }
 
     pub(crate) fn print(&self) {

@@ -9,6 +9,7 @@
 mod arguments;
 mod commands;
 mod doctor;
+mod endpoints;
 mod failure;
 mod node;
 mod output;

@@ -5,8 +5,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use margay::config::{AgentConf, Datastore, IpamNetConf, NetConf, Paths};
+use margay::hold::Site;
 use margay::ipam;
 use margay::log::LogConf;
+use margay::netlink::Netlink;
 use margay_datapath::Datapath;
 use margay_datastore::{Ipam, Store};
 use serde_json::{Map, Value};
@@ -154,6 +156,13 @@ impl Node {
     pub(crate) fn allocator<'s>(&self, store: &'s Store) -> Result<Ipam<'s>, Failure> {
         let boot_id = ipam::boot_id()?;
         Ok(Ipam::new(store, &self.settings()?.nodename, &boot_id))
+    }
+
+    /// All that it takes to take something away.
+    pub(crate) fn site(&self, store: Store) -> Result<Site, Failure> {
+        let Settings { nodename, paths, .. } = self.settings()?;
+        let (boot_id, netlink) = (ipam::boot_id()?, Netlink::open()?);
+        Ok(Site { paths, nodename, boot_id, store, netlink })
     }
 
     /// What every build has pinned, the current one first; never empty.

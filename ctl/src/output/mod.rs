@@ -4,6 +4,7 @@
 //! terminal only, and never where `NO_COLOR` is set (`anstream` sees to that).
 
 mod table;
+mod units;
 mod watch;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 pub(crate) use table::{Cell, Table};
+pub(crate) use units::{age, bar, bit_rate, bytes};
 pub(crate) use watch::show_or_watch;
 
 use crate::failure::Failure;

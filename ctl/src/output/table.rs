@@ -87,10 +87,11 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let headings = self.headings.iter().filter(|heading| !heading.is_empty());
+        let headings: Vec<Cell> = headings.map(|heading| Cell::styled(heading, BOLD)).collect();
         let widths = self.widths();
-        let headings: Vec<Cell> =
-            self.headings.iter().map(|heading| Cell::styled(heading, BOLD)).collect();
-        for row in std::iter::once(&headings).chain(&self.rows) {
+        // Without headings the rows speak for themselves.
+        for row in Some(&headings).filter(|row| !row.is_empty()).into_iter().chain(&self.rows) {
             for (column, cell) in row.iter().enumerate() {
                 let is_last = column + 1 == row.len();
                 let room = " ".repeat(widths[column] - cell.width());
