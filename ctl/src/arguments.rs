@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{completion, doctor, endpoint, man};
+use crate::commands::{completion, doctor, endpoint, ipam, man, pool};
 use crate::output::Format;
 
 /// Where runtimes look for network configurations.
@@ -57,6 +57,12 @@ pub(crate) enum Command {
     /// Pods' interfaces on this or on all
     #[command(subcommand)]
     Endpoint(endpoint::Command),
+    /// Addresses: who has them, and what contradicts itself
+    #[command(subcommand)]
+    Ipam(ipam::Command),
+    /// Ranges that addresses come from
+    #[command(subcommand)]
+    Pool(pool::Command),
     /// What a shell needs to complete this command line, to standard output
     Completion(completion::Completion),
     /// Writes the manual pages, one for each command

@@ -1,6 +1,7 @@
 //! `margayctl endpoint`.
 
 use margay_tests::Node;
+use margay_tests::cluster::wait_until;
 use margay_tests::cni::with_bandwidth;
 use margay_tests::ctl::Ctl;
 use margay_tests::pod::address;
@@ -124,6 +125,8 @@ fn what_is_gone_of_an_endpoint_is_shown_as_missing() {
     let pod = node.sandbox("a");
     pod.add(&network);
     pod.destroy();
+    // The kernel takes a namespace apart by and by.
+    wait_until("the veth pair's end", || node.pod_links().is_empty());
 
     let shown = ctl.json(&["endpoint", "show", "a"]);
 

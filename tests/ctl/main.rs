@@ -1,7 +1,9 @@
 //! The real `margayctl` on a real node: what it shows is what there is.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod addresses;
 mod command_line;
 mod doctor;
 mod endpoints;
 mod fields;
+mod pools;

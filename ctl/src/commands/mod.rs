@@ -3,7 +3,9 @@
 pub(crate) mod completion;
 pub(crate) mod doctor;
 pub(crate) mod endpoint;
+pub(crate) mod ipam;
 pub(crate) mod man;
+pub(crate) mod pool;
 
 use std::process::ExitCode;
 
@@ -20,6 +22,8 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             return doctor::run(doctor, agent_config, &node, format).await;
         }
         Command::Endpoint(command) => endpoint::run(command, &node, format).await?,
+        Command::Ipam(command) => return ipam::run(command, &node, format).await,
+        Command::Pool(command) => pool::run(command, &node, format).await?,
         Command::Completion(arguments) => completion::run(arguments)?,
         Command::Man(arguments) => man::run(arguments)?,
     }

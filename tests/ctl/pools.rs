@@ -1,0 +1,105 @@
+//! `margayctl pool`.
+
+use margay_tests::Node;
+use margay_tests::ctl::Ctl;
+use margay_tests::pod::address;
+use serde_json::{Value, json};
+
+use crate::fields::assert_fields;
+
+const POOL: &str = "10.244.0.0/24";
+
+#[test]
+fn a_disabled_pool_gives_nothing_until_it_is_enabled_whatever_the_configuration_says() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let [stays, comes] = ["stays", "comes"].map(|name| node.sandbox(name));
+    stays.add(&network);
+
+    let done = ctl.json(&["pool", "disable", POOL]);
+
+    assert_fields(&done, "did networks note pool");
+    assert_eq!((&done["did"], &done["networks"]), (&json!("disabled"), &json!(["podnet"])));
+    let mut changed = network.clone();
+    changed["ipam"]["pools"][0]["nat_outgoing"] = json!(false);
+    changed["ipam"]["pools"][0]["vxlan_mode"] = json!("Always");
+    for network in [&network, &changed] {
+        let (code, _) = comes.invocation("ADD", network).execute().error();
+        assert_eq!(code, 101);
+    }
+    let row = pool(&ctl, POOL);
+    assert_eq!((&row["state"], &row["disabled_by_operator"]), (&json!("disabled"), &json!(true)));
+    assert!(ctl.text(&["pool", "list"]).contains("disabled by an operator"));
+    assert!(ctl.text(&["pool", "enable", POOL]).contains("enabled"));
+    assert_eq!(pool(&ctl, POOL)["state"], "enabled");
+    assert!(address(&comes.add(&network), true).is_ipv4());
+}
+
+#[test]
+fn a_pool_is_deleted_once_it_is_empty_and_comes_back_with_the_next_add() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let pod = node.sandbox("a");
+    pod.add(&network);
+
+    let refused = ctl.run(&["pool", "delete", POOL]);
+
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.contains("1 addresses in use"), "{refused:?}");
+    assert_eq!(pool(&ctl, POOL)["state"], "enabled");
+    pod.del(&network);
+    let deleted = ctl.json(&["pool", "delete", POOL]);
+    assert!(deleted["note"].as_str().unwrap().contains("next ADD"), "{deleted}");
+    assert_eq!(pool(&ctl, POOL)["state"], "unused");
+    assert_eq!(pool(&ctl, POOL)["blocks"], 0);
+    pod.add(&network);
+    assert_eq!(pool(&ctl, POOL)["state"], "enabled");
+}
+
+#[test]
+fn a_pool_that_is_created_first_holds_every_configuration_to_its_blocks() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+
+    let created = ctl.json(&["pool", "create", POOL, "--block-size", "28", "--disabled"]);
+
+    assert_eq!(created["did"], "created");
+    let pod = node.sandbox("a");
+    let (_, message) = pod.invocation("ADD", &network).execute().error();
+    assert!(message.contains("blocks of /28"), "{message}");
+    let mut fitting = network.clone();
+    fitting["ipam"]["pools"][0]["block_size"] = json!(28);
+    assert_eq!(pod.invocation("ADD", &fitting).execute().error().0, 101, "it is disabled");
+    assert!(ctl.text(&["pool", "enable", POOL]).contains("enabled"));
+    pod.add(&fitting);
+    assert_eq!(ctl.run(&["pool", "create", POOL]).code, 1, "it is there");
+    assert_eq!(ctl.run(&["pool", "create", "10.244.0.1/24"]).code, 1, "host bits");
+}
+
+#[test]
+fn what_the_configuration_disables_stays_so_and_pools_go_by_their_names() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["ipam"]["pools"].as_array_mut().unwrap().push(json!({
+        "cidr": "10.245.0.0/24", "name": "spare", "disabled": true,
+    }));
+    let ctl = Ctl::new(&node, &network);
+    let pod = node.sandbox("a");
+    pod.add(&network);
+
+    assert_eq!(pool(&ctl, "10.245.0.0/24")["state"], "unused");
+    let created = ctl.text(&["pool", "create", "10.245.0.0/24"]);
+    assert!(created.contains("a network configuration names it"), "{created}");
+    assert_eq!(ctl.json(&["pool", "disable", "spare"])["pool"], "10.245.0.0/24");
+    assert_eq!(ctl.run(&["pool", "disable", "no-such"]).code, 1);
+    assert_eq!(ctl.run(&["pool", "disable", "10.9.0.0/24"]).code, 1);
+}
+
+fn pool(ctl: &Ctl<'_>, cidr: &str) -> Value {
+    let listed = ctl.json(&["pool", "list"]);
+    let row = listed["pools"].as_array().unwrap().iter().find(|pool| pool["cidr"] == cidr);
+    row.unwrap_or_else(|| panic!("{cidr} is not in {listed}")).clone()
+}
