@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{completion, doctor, endpoint, ipam, man, pool};
+use crate::commands::{completion, doctor, endpoint, ipam, man, node, pool};
 use crate::output::Format;
 
 /// Where runtimes look for network configurations.
@@ -13,7 +13,7 @@ const CONF_DIR: &str = "/etc/cni/net.d";
 /// The agent's configuration, on a node among several.
 const AGENT_CONF: &str = "/etc/margay/agent.json";
 
-/// Shows what margay has on this says what is wrong, and what becomes of a packet.
+/// Shows what margay has on this node, says what is wrong, and what becomes of a packet.
 #[derive(Debug, Parser)]
 #[command(name = "margayctl", version, propagate_version = true, max_term_width = 100)]
 pub struct Arguments {
@@ -63,6 +63,9 @@ pub(crate) enum Command {
     /// Ranges that addresses come from
     #[command(subcommand)]
     Pool(pool::Command),
+    /// The nodes of the datastore
+    #[command(subcommand)]
+    Node(node::Command),
     /// What a shell needs to complete this command line, to standard output
     Completion(completion::Completion),
     /// Writes the manual pages, one for each command

@@ -6,4 +6,5 @@ mod command_line;
 mod doctor;
 mod endpoints;
 mod fields;
+mod nodes;
 mod pools;

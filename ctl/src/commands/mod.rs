@@ -5,6 +5,7 @@ pub(crate) mod doctor;
 pub(crate) mod endpoint;
 pub(crate) mod ipam;
 pub(crate) mod man;
+pub(crate) mod node;
 pub(crate) mod pool;
 
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Command::Endpoint(command) => endpoint::run(command, &node, format).await?,
         Command::Ipam(command) => return ipam::run(command, &node, format).await,
         Command::Pool(command) => pool::run(command, &node, format).await?,
+        Command::Node(command) => node::run(command, &node, format).await?,
         Command::Completion(arguments) => completion::run(arguments)?,
         Command::Man(arguments) => man::run(arguments)?,
     }
