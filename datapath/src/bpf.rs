@@ -103,6 +103,28 @@ pub(crate) fn freeze(map: &MapData) -> io::Result<()> {
     Ok(())
 }
 
+/// How many keys a map has, `most` at most: a walk begins anew where the key that it stands on goes.
+pub(crate) fn count_keys(map: &MapData, key_bytes: u32, most: u32) -> io::Result<u32> {
+    let mut key = vec![0_u8; key_bytes as usize];
+    let mut next = key.clone();
+    for count in 0..most {
+        let mut attr = no_attr();
+        // SAFETY: as in `load_btf`.
+        let request = unsafe { &mut attr.__bindgen_anon_2 };
+        request.map_fd = number(map.fd().as_fd());
+        request.key = if count == 0 { 0 } else { address(&key) };
+        request.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+        // SAFETY: the kernel reads and writes a key each, for which both have room; both live through the
+        // call. Without a key it answers with the first.
+        match unsafe { call(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) } {
+            Ok(_) => mem::swap(&mut key, &mut next),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(count),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(most)
+}
+
 /// Gives what `fd` is of a name on a BPF file system.
 pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;

@@ -216,7 +216,7 @@ fn links_in(version: &Path) -> impl Iterator<Item = (String, String)> {
 }
 
 /// The ABI versions that have pins below `root`, in order.
-fn versions(root: &Path) -> io::Result<BTreeSet<u32>> {
+pub(crate) fn versions(root: &Path) -> io::Result<BTreeSet<u32>> {
     let entries = match fs::read_dir(root) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         entries => entries?,

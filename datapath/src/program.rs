@@ -6,6 +6,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::time::SystemTime;
 
 use aya::programs::{ProgramError, ProgramFd, ProgramInfo};
 use margay_abi::program_name;
@@ -135,6 +136,16 @@ impl PinnedProgram {
             verified: self.info.verified_instruction_count()?,
             machine_code_bytes: self.info.size_jitted(),
         })
+    }
+
+    /// Digest of its instructions, as bpftool and tc write it.
+    pub(crate) fn tag(&self) -> String {
+        format!("{:016x}", self.info.tag())
+    }
+
+    /// When it was loaded.
+    pub(crate) fn loaded_at(&self) -> Option<SystemTime> {
+        self.info.loaded_at()
     }
 
     /// Kernel numbers of the maps the program refers to.

@@ -2,11 +2,23 @@
 //!
 //! The programs write them by themselves. Losing an entry costs speed, never correctness.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use margay_abi::{Flow, FlowKeyV4, FlowKeyV6};
 
 use super::{MapError, Table};
+
+/// What the programs remember of one flow, both directions in one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FlowEntry {
+    /// The two ends, the lesser first. For ICMP echo the identifier is both ports.
+    pub ends: [SocketAddr; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// One of [`margay_abi::flow_verdict`].
+    pub verdict: u8,
+}
 
 /// The flow verdicts of this node.
 #[derive(Debug)]
@@ -65,6 +77,23 @@ impl Flows {
             true => (keys(&self.v4)?.len(), self.v4.max_entries()),
             false => (keys(&self.v6)?.len(), self.v6.max_entries()),
         })
+    }
+
+    /// Every flow, in order. One that comes or goes during the walk may be missed.
+    pub fn entries(&self) -> Result<BTreeSet<FlowEntry>, MapError> {
+        let mut entries = BTreeSet::new();
+        let port = |octets| u16::from_be_bytes(octets);
+        self.v4.for_each(|key, flow| {
+            let end = |ip: [u8; 4], of| SocketAddr::new(Ipv4Addr::from(ip).into(), port(of));
+            let ends = [end(key.src, key.src_port), end(key.dst, key.dst_port)];
+            entries.insert(FlowEntry { ends, protocol: key.protocol, verdict: flow.verdict });
+        })?;
+        self.v6.for_each(|key, flow| {
+            let end = |ip: [u8; 16], of| SocketAddr::new(Ipv6Addr::from(ip).into(), port(of));
+            let ends = [end(key.src, key.src_port), end(key.dst, key.dst_port)];
+            entries.insert(FlowEntry { ends, protocol: key.protocol, verdict: flow.verdict });
+        })?;
+        Ok(entries)
     }
 
     /// Forgets every flow known at the time of the call.

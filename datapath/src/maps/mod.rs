@@ -20,7 +20,7 @@ use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::ProgramFd;
 use margay_abi::{Overlay, Settings, map_name};
 
-pub use flows::Flows;
+pub use flows::{FlowEntry, Flows};
 pub(crate) use layout::{LAYOUTS, Layout};
 pub use pods::Pods;
 pub(crate) use raw::RawTable;
