@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{completion, doctor, endpoint, ipam, man, node, pool};
+use crate::commands::{completion, datapath, doctor, endpoint, ipam, man, node, pool};
 use crate::output::Format;
 
 /// Where runtimes look for network configurations.
@@ -66,6 +66,9 @@ pub(crate) enum Command {
     /// The nodes of the datastore
     #[command(subcommand)]
     Node(node::Command),
+    /// Maps and programs, and what they have counted
+    #[command(subcommand)]
+    Datapath(datapath::Command),
     /// What a shell needs to complete this command line, to standard output
     Completion(completion::Completion),
     /// Writes the manual pages, one for each command

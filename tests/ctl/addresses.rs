@@ -60,7 +60,9 @@ fn a_node_with_pods_contradicts_itself_nowhere() {
     let network = node.network();
     let ctl = Ctl::new(&node, &network);
     let pods = [node.sandbox("a"), node.sandbox("b")];
-    pods.each_ref().map(|pod| pod.add(&network));
+    for pod in &pods {
+        pod.add(&network);
+    }
     pods[1].del(&network);
 
     let report = ctl.json(&["ipam", "check"]);

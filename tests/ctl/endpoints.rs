@@ -141,7 +141,9 @@ fn a_name_that_several_go_by_is_refused_with_what_they_are() {
     let network = node.network();
     let ctl = Ctl::new(&node, &network);
     let pods = [node.sandbox("web-1"), node.sandbox("web-2")];
-    pods.each_ref().map(|pod| pod.add(&network));
+    for pod in &pods {
+        pod.add(&network);
+    }
 
     let ambiguous = ctl.run(&["endpoint", "show", "web"]);
     let unknown = ctl.run(&["endpoint", "show", "db"]);

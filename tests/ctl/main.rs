@@ -4,7 +4,9 @@
 mod addresses;
 mod command_line;
 mod doctor;
+mod datapath;
 mod endpoints;
 mod fields;
 mod nodes;
 mod pools;
+mod unprivileged;

@@ -2,6 +2,7 @@
 
 pub(crate) mod completion;
 pub(crate) mod doctor;
+pub(crate) mod datapath;
 pub(crate) mod endpoint;
 pub(crate) mod ipam;
 pub(crate) mod man;
@@ -26,6 +27,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Command::Ipam(command) => return ipam::run(command, &node, format).await,
         Command::Pool(command) => pool::run(command, &node, format).await?,
         Command::Node(command) => node::run(command, &node, format).await?,
+        Command::Datapath(command) => datapath::run(command, &node, format).await?,
         Command::Completion(arguments) => completion::run(arguments)?,
         Command::Man(arguments) => man::run(arguments)?,
     }
