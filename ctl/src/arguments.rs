@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{completion, datapath, doctor, endpoint, ipam, man, node, pool};
+use crate::commands::{completion, datapath, doctor, endpoint, ipam, man, node, pool, status};
 use crate::output::Format;
 
 /// Where runtimes look for network configurations.
@@ -53,6 +53,7 @@ pub(crate) struct Watched {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Status(status::Status),
     Doctor(doctor::Doctor),
     /// Pods' interfaces on this or on all
     #[command(subcommand)]

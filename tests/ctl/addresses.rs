@@ -85,7 +85,7 @@ fn every_contradiction_is_found_by_its_name() {
 
     backend.delete("handles/podnet/lost/eth0", None).unwrap();
     scene.change("handles/podnet/empty/eth0", |handle| handle["assignment"] = json!("other"));
-    store.delete_endpoint(&pods[2].attachment("podnet", "eth0")).unwrap();
+    store.delete_endpoint(&pods[2].attachment("podnet", "eth0"), "node-under-test").unwrap();
     let [_, _, _, gone, twin, unmapped] = pods;
     gone.destroy();
     wait_until("the veth pair's end", || node.pod_links().len() == 5);
@@ -128,7 +128,7 @@ fn warnings_alone_are_another_exit_code() {
     let ctl = Ctl::new(&node, &network);
     let pod = node.sandbox("a");
     pod.add(&network);
-    node.store().delete_endpoint(&pod.attachment("podnet", "eth0")).unwrap();
+    node.store().delete_endpoint(&pod.attachment("podnet", "eth0"), "node-under-test").unwrap();
     node.datapath().pods().entries().unwrap().into_keys().for_each(|ip| {
         node.datapath().pods().remove(ip).unwrap();
     });

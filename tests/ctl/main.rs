@@ -3,10 +3,12 @@
 
 mod addresses;
 mod command_line;
-mod doctor;
+
 mod datapath;
+mod doctor;
 mod endpoints;
 mod fields;
 mod nodes;
 mod pools;
+mod status;
 mod unprivileged;

@@ -43,8 +43,8 @@ pub(crate) async fn run(
         output::show(&Catalogue { findings: doctor::ALL }, format)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let examine =
-        async || doctor::examine(node, agent_config, &arguments.bin_dir, Depth::Deep).await;
+    let bin_dir = &arguments.bin_dir;
+    let examine = async || doctor::examine(node, agent_config, bin_dir, Depth::Deep).await.1;
     let mut diagnosis = examine().await;
     if arguments.fix {
         let mended = doctor::mend(node, &diagnosis).await?;

@@ -1,13 +1,14 @@
 //! The commands, one file each.
 
 pub(crate) mod completion;
-pub(crate) mod doctor;
 pub(crate) mod datapath;
+pub(crate) mod doctor;
 pub(crate) mod endpoint;
 pub(crate) mod ipam;
 pub(crate) mod man;
 pub(crate) mod node;
 pub(crate) mod pool;
+pub(crate) mod status;
 
 use std::process::ExitCode;
 
@@ -19,6 +20,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let node = Node::find(&arguments.shared);
     let format = arguments.shared.output;
     match &arguments.command {
+        Command::Status(status) => status::run(status, &arguments.shared, format).await?,
         Command::Doctor(doctor) => {
             let agent_config = &arguments.shared.agent_config;
             return doctor::run(doctor, agent_config, &node, format).await;

@@ -124,7 +124,7 @@ impl One {
         deleted.map_err(ipam::IpamError::from)?;
         let networks = named(node, &pool);
         let note = (!networks.is_empty())
-            .then(|| "a network configuration names it: the next ADD brings it back, enabled");
+            .then_some("a network configuration names it: the next ADD brings it back, enabled");
         Ok(Done { pool, did: "deleted", networks, note: note.map(str::to_owned) })
     }
 

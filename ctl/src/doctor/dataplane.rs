@@ -95,7 +95,7 @@ async fn runs_programs(picture: &Picture<'_>) -> bool {
 }
 
 /// The build that pods get: of the latest version the one that was published or made current last.
-pub(super) fn current(builds: &[PinnedBuild]) -> Option<&PinnedBuild> {
+pub(crate) fn current(builds: &[PinnedBuild]) -> Option<&PinnedBuild> {
     builds.iter().max_by_key(|build| (build.abi_version, build.current_since))
 }
 

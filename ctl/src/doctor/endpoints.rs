@@ -26,7 +26,7 @@ use super::catalogue::{
 use super::dataplane;
 use super::finding::Findings;
 use super::picture::Picture;
-use crate::commands::endpoint::name;
+use crate::endpoints::name;
 use crate::node::Part;
 
 /// How long an ADD can take at most, whatever it waits for.

@@ -15,7 +15,7 @@ use super::finding::Findings;
 use super::is_nearly_full;
 use super::leftovers::MAIN_TABLE;
 use super::picture::Picture;
-use crate::commands::endpoint::name;
+use crate::endpoints::name;
 
 pub(super) async fn look(picture: &Picture<'_>, findings: &mut Findings) {
     look_at_forwarding(picture, findings);

@@ -26,10 +26,12 @@ mod pools;
 
 use std::path::Path;
 
+pub(crate) use agent::ask;
 pub(crate) use catalogue::{ALL, Gravity, Kind};
+pub(crate) use dataplane::current;
 pub(crate) use finding::Diagnosis;
 pub(crate) use mend::mend;
-use picture::Picture;
+pub(crate) use picture::Picture;
 
 use crate::node::Node;
 use catalogue::WITHOUT_ROOT;
@@ -44,20 +46,21 @@ pub(crate) enum Depth {
     Deep,
 }
 
-/// Looks the node over.
-pub(crate) async fn examine(
-    node: &Node,
+/// Looks the node over, and returns what it looked at as well.
+pub(crate) async fn examine<'n>(
+    node: &'n Node,
     agent_config: &Path,
     bin_dir: &Path,
     depth: Depth,
-) -> Diagnosis {
+) -> (Option<Picture<'n>>, Diagnosis) {
     let mut findings = Findings::default();
     configuration::look(node, agent_config, bin_dir, &mut findings);
     // Without any configuration nothing says where the rest would be, and that has been said.
-    if let Ok(picture) = Picture::take(node, &mut findings).await {
-        examine_node(&picture, depth, &mut findings).await;
+    let picture = Picture::take(node, &mut findings).await.ok();
+    if let Some(picture) = &picture {
+        examine_node(picture, depth, &mut findings).await;
     }
-    findings.into_diagnosis()
+    (picture, findings.into_diagnosis())
 }
 
 async fn examine_node(picture: &Picture<'_>, depth: Depth, findings: &mut Findings) {
