@@ -75,6 +75,32 @@ pub(crate) enum Failure {
     /// What was asked for is not done.
     #[error("{0}")]
     Refused(String),
+    /// Something would do harm.
+    #[error("{reason}")]
+    Harmful {
+        /// What is in the way.
+        reason: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// A program cannot be run.
+    #[error("run {}", program.display())]
+    Run {
+        /// Which.
+        program: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file cannot be written.
+    #[error("write {}", path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The report cannot be written.
     #[error("write the report")]
     Output(#[source] std::io::Error),
@@ -123,6 +149,7 @@ impl Failure {
             Self::NoDatastore { .. } | Self::NoDatapath { .. } => {
                 "margayctl doctor says what this node still needs".to_owned()
             }
+            Self::Harmful { hint, .. } => (*hint).to_owned(),
             Self::Unknown { list, .. } => format!("{list} lists what there is"),
             Self::Datapath(_) | Self::Map(_) => "margayctl doctor looks deeper".to_owned(),
             Self::Ambiguous { .. } => "name one of these".to_owned(),
@@ -138,6 +165,7 @@ impl Failure {
                 | Self::Unknown { .. }
                 | Self::Ambiguous { .. }
                 | Self::Refused(_)
+                | Self::Harmful { .. }
         )
     }
 

@@ -29,6 +29,7 @@ mod program;
 mod test_run;
 #[cfg(test)]
 mod tests;
+mod unload;
 
 pub use attach::{AttachError, AttachMode, AttachedFilter, AttachedPrograms};
 pub use bpffs::{BpffsError, ensure_bpffs};

@@ -12,3 +12,4 @@ mod nodes;
 mod pools;
 mod status;
 mod unprivileged;
+mod upgrade;

@@ -7,6 +7,7 @@
 //! | [`Upkeep::remove_unused_pins`] | removes programs and maps of other builds and versions that nothing uses |
 //! | [`Upkeep::drain_deletions`] | removes from the datastore what DELs had to put off |
 //! | [`Upkeep::release_empty_blocks`] | lets other nodes have blocks of addresses that this one does not need |
+//! | [`Upkeep::unload`] | hands pods over to the host's stack and takes the programs away; by an operator alone |
 //!
 //! Each can be repeated at any time and killed at any moment, does what it can, and says in its
 //! report what it did, by name, and what failed. Each looks at everything of this node once.
@@ -19,6 +20,7 @@
 mod attach;
 mod reclaim;
 mod release;
+mod unload;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -30,6 +32,7 @@ use margay_datastore::{Attachment, Store};
 pub use attach::Reattached;
 pub use reclaim::Reclaimed;
 pub use release::{Released, release};
+pub use unload::Unloaded;
 
 use crate::config::Paths;
 use crate::dataplane::DataplaneError;

@@ -29,7 +29,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Command::Ipam(command) => return ipam::run(command, &node, format).await,
         Command::Pool(command) => pool::run(command, &node, format).await?,
         Command::Node(command) => node::run(command, &node, format).await?,
-        Command::Datapath(command) => datapath::run(command, &node, format).await?,
+        Command::Datapath(command) => return datapath::run(command, &node, format).await,
         Command::Completion(arguments) => completion::run(arguments)?,
         Command::Man(arguments) => man::run(arguments)?,
     }

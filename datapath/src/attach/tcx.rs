@@ -17,6 +17,7 @@ use margay_failpoints as failpoints;
 use rustix::net::{AddressFamily, SocketType};
 
 use super::{AttachError, AttachMode, AttachedFilter};
+use crate::earlier;
 use crate::pins::{self, Pins};
 use crate::{Program, ProgramId};
 
@@ -110,6 +111,19 @@ pub(crate) fn remove_links(root: &Path, interface: &str) -> Result<bool, AttachE
     let mut removed = false;
     for program in Program::OF_POD {
         removed |= remove_pin(&pins::link(root, interface, program))?;
+    }
+    Ok(removed)
+}
+
+/// The same with those of a node among others, and of every ABI version.
+pub(crate) fn remove_all_links(root: &Path, interface: &str) -> Result<bool, AttachError> {
+    let mut removed = false;
+    for version in earlier::versions(root).unwrap_or_default() {
+        for program in Program::OF_POD.into_iter().chain(Program::OF_NODE) {
+            let link = pins::link(root, interface, program);
+            let Some(name) = link.file_name() else { continue };
+            removed |= remove_pin(&root.join(version.to_string()).join("links").join(name))?;
+        }
     }
     Ok(removed)
 }

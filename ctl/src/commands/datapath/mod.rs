@@ -1,11 +1,16 @@
-//! `margayctl datapath`: what is pinned and what it has counted.
+//! `margayctl datapath`: what is pinned and what it has counted; and replacing it or taking it away.
 
 mod counters;
 mod flows;
 mod maps;
 mod programs;
+mod unload;
+mod upgrade;
+
+use std::process::ExitCode;
 
 use clap::Subcommand;
+use margay::upkeep::{DEFAULT_GRACE, Upkeep};
 
 use crate::failure::Failure;
 use crate::node::Node;
@@ -22,13 +27,28 @@ pub(crate) enum Command {
     Programs(programs::Programs),
     /// What became of packets; with --watch, how many a second
     Counters(counters::Counters),
+    Upgrade(upgrade::Upgrade),
+    Unload(unload::Unload),
 }
 
-pub(crate) async fn run(command: &Command, node: &Node, format: Format) -> Result<(), Failure> {
+pub(crate) async fn run(
+    command: &Command,
+    node: &Node,
+    format: Format,
+) -> Result<ExitCode, Failure> {
     match command {
-        Command::Maps(arguments) => maps::run(arguments, node, format).await,
-        Command::Flows(arguments) => flows::run(arguments, node, format).await,
-        Command::Programs(arguments) => programs::run(arguments, node, format).await,
-        Command::Counters(arguments) => counters::run(arguments, node, format).await,
+        Command::Maps(arguments) => maps::run(arguments, node, format).await?,
+        Command::Flows(arguments) => flows::run(arguments, node, format).await?,
+        Command::Programs(arguments) => programs::run(arguments, node, format).await?,
+        Command::Counters(arguments) => counters::run(arguments, node, format).await?,
+        Command::Upgrade(arguments) => return upgrade::run(arguments, node, format).await,
+        Command::Unload(arguments) => return unload::run(arguments, node, format).await,
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The upkeep of this node.
+fn upkeep(node: &Node) -> Result<Upkeep, Failure> {
+    let settings = node.settings()?;
+    Ok(Upkeep::new(node.store()?, &settings.nodename, settings.paths, DEFAULT_GRACE)?)
 }

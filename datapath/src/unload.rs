@@ -1,0 +1,46 @@
+//! Takes margay's programs away: from an interface, and from the node.
+//!
+//! Invariant: what others have attached stays. Whoever does it sees to it that pods go on by the host's
+//! stack first.
+
+use std::path::{Path, PathBuf};
+
+use rtnetlink::Handle;
+
+use crate::attach::{self, AttachError};
+use crate::earlier::{Removed, versions};
+use crate::load::{self, LoadOptions};
+use crate::{Datapath, DatapathError, Program};
+
+impl Datapath {
+    /// Detaches whatever is in margay's places on an interface, of whatever build and version and by
+    /// whichever way; `false` if there was nothing. Needs no pins.
+    pub async fn detach_all(
+        root: &Path,
+        netlink: &Handle,
+        ifindex: u32,
+        interface: &str,
+    ) -> Result<bool, AttachError> {
+        let found = attach::clsact::inspect(Program::OF_POD, netlink, ifindex).await?;
+        let is_attached = found.iter().any(Option::is_some);
+        if is_attached {
+            attach::clsact::detach(Program::OF_POD, netlink, ifindex).await?;
+        }
+        let had_links = attach::tcx::remove_all_links(root, interface)?;
+        Ok(is_attached || had_links)
+    }
+
+    /// Removes every pin below `root`, of every build and version. What is attached stays so, but for
+    /// links of TCX. No process loads meanwhile.
+    pub fn remove_all_pins(root: &Path, options: &LoadOptions) -> Result<Removed, DatapathError> {
+        let _lock = load::lock(&options.lock_dir)?;
+        let failed = |source| DatapathError::Builds { root: root.display().to_string(), source };
+        let mut removed = Removed::new();
+        for version in versions(root).map_err(failed)? {
+            let folder = PathBuf::from(version.to_string());
+            load::remove_programs(&root.join(&folder))?;
+            removed.push(folder);
+        }
+        Ok(removed)
+    }
+}
