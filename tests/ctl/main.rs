@@ -11,5 +11,6 @@ mod fields;
 mod nodes;
 mod pools;
 mod status;
+mod uninstall;
 mod unprivileged;
 mod upgrade;

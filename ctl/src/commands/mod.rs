@@ -9,6 +9,7 @@ pub(crate) mod man;
 pub(crate) mod node;
 pub(crate) mod pool;
 pub(crate) mod status;
+pub(crate) mod uninstall;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Command::Pool(command) => pool::run(command, &node, format).await?,
         Command::Node(command) => node::run(command, &node, format).await?,
         Command::Datapath(command) => return datapath::run(command, &node, format).await,
+        Command::Uninstall(uninstall) => return uninstall::run(uninstall),
         Command::Completion(arguments) => completion::run(arguments)?,
         Command::Man(arguments) => man::run(arguments)?,
     }
