@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{completion, datapath, doctor, endpoint, ipam, man, node, pool, status, uninstall};
+use crate::commands::{
+    bundle, completion, datapath, doctor, endpoint, ipam, man, node, pool, status, uninstall,
+};
 use crate::output::Format;
 
 /// Where runtimes look for network configurations.
@@ -70,6 +72,7 @@ pub(crate) enum Command {
     /// Maps and programs, and what they have counted
     #[command(subcommand)]
     Datapath(datapath::Command),
+    Bundle(bundle::Bundle),
     Uninstall(uninstall::Uninstall),
     /// What a shell needs to complete this command line, to standard output
     Completion(completion::Completion),

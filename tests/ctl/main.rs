@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod addresses;
+mod bundle;
 mod command_line;
-
 mod datapath;
 mod doctor;
 mod endpoints;

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod bundle;
 pub(crate) mod completion;
 pub(crate) mod datapath;
 pub(crate) mod doctor;
@@ -31,6 +32,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Command::Pool(command) => pool::run(command, &node, format).await?,
         Command::Node(command) => node::run(command, &node, format).await?,
         Command::Datapath(command) => return datapath::run(command, &node, format).await,
+        Command::Bundle(bundle) => bundle::run(bundle, &arguments.shared, &node).await?,
         Command::Uninstall(uninstall) => return uninstall::run(uninstall),
         Command::Completion(arguments) => completion::run(arguments)?,
         Command::Man(arguments) => man::run(arguments)?,

@@ -1,0 +1,237 @@
+//! `margayctl bundle`: all that somebody needs who is asked for help, without what is nobody's business.
+
+mod archive;
+mod secrets;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use archive::Archive;
+use clap::Args;
+use margay::nat;
+use margay_abi::ABI_VERSION;
+use margay_datapath::{Datapath, Program, Remotes};
+use margay_datastore::Placement;
+use secrets::Secrets;
+use serde_json::{Value, json};
+
+use super::doctor::BIN_DIR;
+use super::status;
+use crate::arguments::Shared;
+use crate::doctor::{self, Depth, Picture};
+use crate::failure::Failure;
+use crate::node::Node;
+
+/// How much of the log's end is taken.
+const LOG_END_BYTES: u64 = 1 << 20;
+
+const README: &str = "\
+A support archive of margayctl bundle.
+
+doctor.json         what is wrong with the node
+status.json         the node on one screen
+versions.json       releases, builds, kernel
+configuration/      networks and the agent's configuration, without secrets
+endpoints.json      records of this node's pods
+pools.json, blocks.json, nodes.json
+                    address management, and the other nodes
+maps/               what the programs know; of flows, how many
+filters.json        what is attached to pods' interfaces, anybody's
+links.json, addresses.json, routes.json, nft.txt
+                    the host's network
+log.txt             the end of the plugin's log
+
+Passwords, tokens and keys were taken out of everything, wherever they stood. Names and
+addresses of pods are in it.
+";
+
+/// Writes a support archive: versions, configurations without secrets, records, maps, filters, routes, logs
+#[derive(Debug, Args)]
+pub(crate) struct Bundle {
+    /// Where to write it. A file that is there is left alone
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Where the runtime looks for plugins
+    #[arg(long, value_name = "DIR", default_value = BIN_DIR)]
+    bin_dir: PathBuf,
+}
+
+pub(crate) async fn run(bundle: &Bundle, shared: &Shared, node: &Node) -> Result<(), Failure> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let name = node.settings().map_or("node".to_owned(), |settings| settings.nodename);
+    let folder = format!("margay-{name}-{now}");
+    let file = bundle.file.clone().unwrap_or_else(|| format!("{folder}.tar.gz").into());
+    let failed = |source| Failure::Write { path: file.clone(), source };
+
+    let mut secrets = Secrets::default();
+    let configurations = configurations(shared, node, &mut secrets);
+    let mut archive = Archive::create(&file, &folder, now, secrets).map_err(failed)?;
+    let write = async {
+        archive.text("README.txt", README)?;
+        for (name, document) in &configurations {
+            archive.json(&format!("configuration/{name}"), document)?;
+        }
+        let overview = status::overview(shared, &bundle.bin_dir).await;
+        archive.json("status.json", &overview)?;
+        let examined =
+            doctor::examine(node, &shared.agent_config, &bundle.bin_dir, Depth::Deep).await;
+        let (picture, diagnosis) = examined;
+        archive.json("doctor.json", &diagnosis)?;
+        if let Some(picture) = &picture {
+            add_records(&mut archive, picture)?;
+            add_network(&mut archive, picture).await?;
+            add_maps(&mut archive, picture)?;
+            add_log(&mut archive, picture)?;
+        }
+        archive.finish()
+    };
+    if let Err(error) = write.await {
+        // Half of one helps nobody.
+        _ = fs::remove_file(&file);
+        return Err(failed(error));
+    }
+    anstream::println!("{}", file.display());
+    Ok(())
+}
+
+/// Every file that is one, by its name, without secrets.
+fn configurations(shared: &Shared, node: &Node, secrets: &mut Secrets) -> Vec<(String, Value)> {
+    let agents = shared.agent_config.exists().then(|| shared.agent_config.clone());
+    let mut configurations = Vec::new();
+    for file in node.files.iter().chain(&agents) {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let text = fs::read_to_string(file);
+        let document = match text.map(|text| serde_json::from_str::<Value>(&text)) {
+            Ok(Ok(document)) => secrets.take_from(&document),
+            // Where a secret is in it, nobody can tell.
+            Ok(Err(error)) => json!({"left out": format!("not JSON: {error}")}),
+            Err(error) => json!({"left out": error.to_string()}),
+        };
+        configurations.push((name, document));
+    }
+    configurations
+}
+
+fn add_records(archive: &mut Archive, picture: &Picture<'_>) -> io::Result<()> {
+    let kernel = rustix::system::uname();
+    archive.json(
+        "versions.json",
+        &json!({
+            "margayctl": env!("CARGO_PKG_VERSION"),
+            "abi_version": ABI_VERSION,
+            "build": Datapath::embedded_build().ok(),
+            "builds": picture.builds.iter().map(|build| json!({
+                "abi_version": build.abi_version,
+                "build": build.build,
+                "programs": build.programs.iter().map(|id| id.0).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
+            "kernel": kernel.release().to_string_lossy(),
+            "kernel_version": kernel.version().to_string_lossy(),
+            "machine": kernel.machine().to_string_lossy(),
+        }),
+    )?;
+    archive.json("endpoints.json", &picture.endpoints)?;
+    archive.json("pools.json", &picture.pools)?;
+    archive.json("nodes.json", &picture.nodes)?;
+    let block = |block: &Placement| {
+        let Placement { cidr, node, taken, borrowed } = block;
+        json!({"cidr": cidr, "node": node, "taken": taken, "borrowed": borrowed})
+    };
+    archive.json("blocks.json", &picture.blocks.iter().map(block).collect::<Vec<_>>())
+}
+
+async fn add_network(archive: &mut Archive, picture: &Picture<'_>) -> io::Result<()> {
+    let link = |link: &margay::netlink::LinkInfo| {
+        json!({
+            "index": link.index, "name": link.name, "alias": link.alias, "mtu": link.mtu,
+            "up": link.up, "kind": link.kind, "mac": link.mac.map(|byte| format!("{byte:02x}")).join(":"),
+        })
+    };
+    archive.json("links.json", &picture.links.iter().map(link).collect::<Vec<_>>())?;
+    let route = |route: &margay::netlink::RouteInfo| {
+        json!({
+            "destination": route.destination, "prefix_length": route.prefix_length,
+            "gateway": route.gateway, "ifindex": route.ifindex,
+            "protocol": route.protocol, "table": route.table,
+        })
+    };
+    archive.json("routes.json", &picture.routes.iter().map(route).collect::<Vec<_>>())?;
+    let (mut addresses, mut filters) = (Vec::new(), Vec::new());
+    let root = &picture.paths().bpffs_root;
+    for link in &picture.links {
+        let name = &link.name;
+        for info in picture.netlink.addresses(link.index).await.unwrap_or_default() {
+            addresses.push(json!({"interface": name, "address": info.address}));
+        }
+        for hook in Program::OF_POD {
+            let found = Datapath::filters(root, picture.netlink.handle(), link.index, hook).await;
+            for filter in found.unwrap_or_default() {
+                filters.push(json!({
+                    "interface": name,
+                    "hook": if hook == Program::FromPod { "ingress" } else { "egress" },
+                    "kind": filter.kind, "priority": filter.priority,
+                    "program": filter.program.map(|id| id.0),
+                    "is_in_margays_place": filter.is_in_margays_place,
+                }));
+            }
+        }
+    }
+    archive.json("addresses.json", &addresses)?;
+    archive.json("filters.json", &filters)?;
+    archive.text("nft.txt", &nft())
+}
+
+/// As nftables prints it.
+fn nft() -> String {
+    let list = ["list", "table", "inet", nat::TABLE];
+    match Command::new("nft").args(list).stdin(Stdio::null()).output() {
+        Ok(output) => {
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+        }
+        Err(error) => format!("nft: {error}\n"),
+    }
+}
+
+fn add_maps(archive: &mut Archive, picture: &Picture<'_>) -> io::Result<()> {
+    let root = &picture.paths().bpffs_root;
+    let pods: Vec<Value> = picture.entries.iter().flatten().map(|(address, entry)| {
+        json!({"address": address, "ifindex": entry.ifindex, "mtu": entry.mtu, "flags": entry.flags})
+    }).collect();
+    archive.json("maps/pods.json", &pods)?;
+    let Some(datapath) = opened(root) else { return Ok(()) };
+    let stats = datapath.stats().unwrap_or_default();
+    let stats: Value = stats
+        .into_iter()
+        .map(|(counter, traffic)| {
+            let row = json!({"packets": traffic.packets, "bytes": traffic.bytes});
+            (format!("{counter:?}"), row)
+        })
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    archive.json("maps/stats.json", &stats)?;
+    let settings = datapath.settings().map(|settings| format!("{settings:?}"));
+    archive.text("maps/settings.txt", &settings.unwrap_or_else(|error| error.to_string()))?;
+    archive.text("maps/remotes.txt", &remotes(datapath.remotes()))?;
+    let flows = [true, false].map(|ipv4| datapath.flows().fill(ipv4).ok());
+    archive.json("maps/flows.json", &json!({"v4": flows[0], "v6": flows[1]}))
+}
+
+fn opened(root: &Path) -> Option<Datapath> {
+    Datapath::open_builds(root).ok()?.into_iter().next()
+}
+
+fn remotes(remotes: &Remotes) -> String {
+    match remotes.entries() {
+        Ok(entries) => entries.iter().map(|entry| format!("{entry:?}\n")).collect(),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn add_log(archive: &mut Archive, picture: &Picture<'_>) -> io::Result<()> {
+    let Some(log) = &picture.settings.log.file else { return Ok(()) };
+    let text = status::end_of(log, LOG_END_BYTES);
+    archive.text("log.txt", &text.unwrap_or_else(|error| format!("{}: {error}\n", log.display())))
+}
