@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use aya::EbpfError;
 use aya::maps::{MapData, MapError};
@@ -21,7 +21,7 @@ use aya_obj::{EbpfSectionKind, Map, Object, VerifierLog};
 use crate::Program;
 use crate::bpf::{self, Records, TcProgram};
 use crate::load::LoadOptions;
-use crate::maps::LAYOUTS;
+use crate::maps::{LAYOUTS, Layout};
 use crate::pins::Pins;
 
 /// How often a program is handed to the verifier at most.
@@ -33,33 +33,71 @@ const LOG_BYTES: usize = 1 << 23;
 pub(crate) struct Bound {
     object: Object,
     btf: OwnedFd,
-    /// The programs name them by their descriptors.
-    _maps: Vec<MapData>,
+    /// By their names. The programs name them by their descriptors.
+    maps: Vec<(String, MapData)>,
 }
+
+/// Where a map of the ABI comes from.
+type Source<'a> = dyn Fn(&Layout, &mut Map, &OwnedFd) -> Result<MapData, EbpfError> + 'a;
 
 impl Bound {
     /// Makes and pins the maps that are not pinned yet, and binds the programs to all of them.
     pub(crate) fn new(elf: &[u8], pins: &Pins, options: &LoadOptions) -> Result<Self, EbpfError> {
+        Self::with_maps(elf, &|layout, definition, btf| {
+            definition.set_max_entries(layout.max_entries(options));
+            open_or_create(layout.name, definition, btf, pins)
+        })
+    }
+
+    /// Binds the programs to maps that are pinned, but for those that are in `own`, of which it makes new
+    /// ones without a pin.
+    pub(crate) fn beside(
+        elf: &[u8],
+        pins: &Pins,
+        own: &[&str],
+        options: &LoadOptions,
+    ) -> Result<Self, EbpfError> {
+        Self::with_maps(elf, &|layout, definition, btf| {
+            if !own.contains(&layout.name) {
+                return Ok(MapData::from_pin(pins.map(layout.name))?);
+            }
+            definition.set_max_entries(layout.max_entries(options));
+            create(layout.name, definition, btf)
+        })
+    }
+
+    fn with_maps(elf: &[u8], source: &Source<'_>) -> Result<Self, EbpfError> {
         let mut object = Object::parse(elf)?;
         let btf = load_btf(&mut object)?;
         let mut definitions = mem::take(&mut object.maps);
         let mut maps = Vec::with_capacity(definitions.len());
         for (name, definition) in &mut definitions {
-            maps.push(match LAYOUTS.iter().find(|layout| layout.name == name) {
-                Some(layout) => {
-                    definition.set_max_entries(layout.max_entries(options));
-                    open_or_create(name, definition, &btf, pins)?
-                }
+            let map = match LAYOUTS.iter().find(|layout| layout.name == name) {
+                Some(layout) => source(layout, definition, &btf)?,
                 None => create(name, definition, &btf)?,
-            });
+            };
+            maps.push((name.clone(), map));
         }
 
         let text = object.functions.keys().map(|(section, _)| *section).collect::<HashSet<_>>();
-        let made = definitions.iter().zip(&maps);
-        let made = made.map(|((name, map), data)| (&**name, data.fd().as_fd().as_raw_fd(), map));
+        let made = maps.iter().filter_map(|(name, data)| {
+            let definition = definitions.get(name)?;
+            Some((&**name, data.fd().as_fd().as_raw_fd(), definition))
+        });
         object.relocate_maps(made, &text)?;
         object.relocate_calls(&text)?;
-        Ok(Self { object, btf, _maps: maps })
+        Ok(Self { object, btf, maps })
+    }
+
+    /// Hands over one of the maps, which has to outlive every [`load`](Self::load).
+    pub(crate) fn take_map(&mut self, name: &str) -> Option<MapData> {
+        let place = self.maps.iter().position(|(other, _)| other == name)?;
+        Some(self.maps.swap_remove(place).1)
+    }
+
+    /// The object's types, for a program that belongs to it.
+    pub(crate) fn btf(&self) -> BorrowedFd<'_> {
+        self.btf.as_fd()
     }
 
     /// Whether the object has the program.
@@ -134,7 +172,7 @@ fn failed(call: &'static str) -> impl Fn(io::Error) -> MapError {
 /// Hands the program to the verifier, which gives up with `EAGAIN` when the kernel wants the thread
 /// for something else meanwhile (`signal_pending` in `do_check`), and can be asked again. What it
 /// has against a program takes much longer to write down, so that is asked for afterwards.
-fn verify(program: &TcProgram<'_>) -> Result<OwnedFd, ProgramError> {
+pub(crate) fn verify(program: &TcProgram<'_>) -> Result<OwnedFd, ProgramError> {
     let mut outcome = bpf::load_program(program, &mut []);
     for _ in 1..VERIFIER_ATTEMPTS {
         match &outcome {

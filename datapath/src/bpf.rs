@@ -125,6 +125,36 @@ pub(crate) fn count_keys(map: &MapData, key_bytes: u32, most: u32) -> io::Result
     Ok(most)
 }
 
+/// Runs a program once on a frame (`BPF_PROG_TEST_RUN`). Returns what it returned, and leaves in `frame`
+/// what it made of it.
+pub(crate) fn run_program(
+    program: BorrowedFd<'_>,
+    frame: &mut Vec<u8>,
+    context: &[u8],
+) -> io::Result<i32> {
+    /// What a program may put in front or behind.
+    const GROWTH_BYTES: usize = 256;
+    let mut out = vec![0; frame.len() + GROWTH_BYTES];
+    let mut attr = no_attr();
+    // SAFETY: as in `load_btf`.
+    let request = unsafe { &mut attr.test };
+    request.prog_fd = number(program);
+    request.data_in = address(frame);
+    request.data_size_in = length(frame);
+    request.data_out = out.as_mut_ptr() as u64;
+    request.data_size_out = length(&out);
+    request.ctx_in = address(context);
+    request.ctx_size_in = length(context);
+    request.repeat = 1;
+    // SAFETY: frame, its copy and the context live through the call, each with its own length.
+    unsafe { call(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }?;
+    // SAFETY: the kernel has written integers over integers.
+    let answer = unsafe { attr.test };
+    out.truncate(answer.data_size_out as usize);
+    *frame = out;
+    Ok(answer.retval.cast_signed())
+}
+
 /// Gives what `fd` is of a name on a BPF file system.
 pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;

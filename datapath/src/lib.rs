@@ -26,6 +26,7 @@ mod object;
 mod pins;
 mod probe;
 mod program;
+mod rehearsal;
 mod test_run;
 #[cfg(test)]
 mod tests;
@@ -43,4 +44,5 @@ pub use margay_abi::{Overlay, Remote, remote_mode};
 pub use node::{NodeDatapath, NodeInterface};
 pub use probe::{ProbeError, probe};
 pub use program::{Program, ProgramId, ProgramSize};
+pub use rehearsal::{Arrival, Rehearsal, RehearsalError, Rehearsed};
 pub use test_run::{TestContext, TestRun, TestRunError};

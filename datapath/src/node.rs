@@ -201,6 +201,15 @@ impl NodeDatapath {
         Ok(found == programs.map(|program| self.program_id(program)))
     }
 
+    /// Which programs are attached as filters in margay's place on an interface, of whatever build.
+    pub async fn inspect(
+        netlink: &Handle,
+        ifindex: u32,
+        interface: NodeInterface,
+    ) -> Result<[Option<ProgramId>; 2], AttachError> {
+        attach::clsact::inspect(interface.programs(), netlink, ifindex).await
+    }
+
     fn pinned(&self, program: Program) -> Option<&PinnedProgram> {
         let place = Program::OF_NODE.iter().position(|other| *other == program)?;
         self.programs.get(place)

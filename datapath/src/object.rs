@@ -17,6 +17,9 @@ pub(crate) struct Build {
 }
 
 impl Build {
+    /// Name of the embedded build; empty where there is none.
+    pub(crate) const ID: &str = BUILD_ID;
+
     pub(crate) fn embedded() -> Result<Self, DatapathError> {
         if OBJECT.is_empty() {
             return Err(DatapathError::NoObject);

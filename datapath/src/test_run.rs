@@ -78,7 +78,7 @@ pub struct TestRun {
 /// zero, and insists on zero in the fields that are named here with an underscore.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct SkBuff {
+pub(crate) struct SkBuff {
     _len: u32,
     _pkt_type: u32,
     mark: u32,
@@ -90,6 +90,12 @@ struct SkBuff {
     _priority: u32,
     ingress_ifindex: u32,
     ifindex: u32,
+}
+
+impl From<TestContext> for SkBuff {
+    fn from(TestContext { ifindex, ingress_ifindex, mark, .. }: TestContext) -> Self {
+        Self { mark, ingress_ifindex, ifindex, ..Self::zeroed() }
+    }
 }
 
 impl Datapath {
@@ -113,12 +119,7 @@ fn run(
     let classifier = SchedClassifier::from_pin(pins.program(program))
         .map_err(|source| TestRunError::Open { program, source: Box::new(source) })?;
 
-    let sk_buff = SkBuff {
-        mark: context.mark,
-        ingress_ifindex: context.ingress_ifindex,
-        ifindex: context.ifindex,
-        ..SkBuff::zeroed()
-    };
+    let sk_buff = SkBuff::from(context);
     let mut out = vec![0; frame.len() + GROWTH_BYTES];
     let options = aya::TestRunOptions {
         data_in: Some(frame),

@@ -27,6 +27,8 @@ pub(crate) use raw::RawTable;
 pub use remotes::Remotes;
 pub(crate) use stats::Stats;
 
+use crate::ProgramId;
+use crate::bound::Bound;
 use crate::load::LoadOptions;
 use crate::pins::Pins;
 use plain::Plain;
@@ -154,6 +156,44 @@ impl Maps {
     }
 }
 
+/// The maps that programs write, without pins: a rehearsal's own.
+pub(crate) struct OwnMaps {
+    pub(crate) flows: Flows,
+    pub(crate) stats: Stats,
+    pub(crate) node_program: MapData,
+}
+
+impl OwnMaps {
+    /// What they are called.
+    pub(crate) const NAMES: [&str; 4] =
+        [map_name::FLOWS_V4, map_name::FLOWS_V6, map_name::STATS, map_name::NODE_PROGRAM];
+
+    pub(crate) fn of(bound: &mut Bound) -> Result<Self, MapError> {
+        let mut take = |name| {
+            let missing = || aya::maps::MapError::InvalidName { name: String::from(name) };
+            open_error(name, bound.take_map(name).ok_or_else(missing))
+        };
+        let typed = |name, data| open_error(name, aya::maps::Map::from_map_data(data));
+        let [flows_v4, flows_v6, stats, _] = Self::NAMES;
+        let v4 = open_error(flows_v4, typed(flows_v4, take(flows_v4)?)?.try_into())?;
+        let v6 = open_error(flows_v6, typed(flows_v6, take(flows_v6)?)?.try_into())?;
+        let counters = open_error(stats, typed(stats, take(stats)?)?.try_into())?;
+        Ok(Self {
+            flows: Flows::new(Table::new(flows_v4, v4), Table::new(flows_v6, v6)),
+            stats: Stats::new(counters),
+            node_program: take(map_name::NODE_PROGRAM)?,
+        })
+    }
+}
+
+/// The program that `from_pod` goes on in, if there is one.
+pub(crate) fn pinned_node_program(pins: &Pins) -> Result<Option<ProgramId>, MapError> {
+    let name = map_name::NODE_PROGRAM;
+    let Some(slot) = RawTable::open(name, &pins.map(name))? else { return Ok(None) };
+    let id = slot.get(&0_u32.to_ne_bytes())?;
+    Ok(id.and_then(|id| Some(ProgramId(u32::from_ne_bytes(id.try_into().ok()?)))))
+}
+
 struct Opener<'a> {
     pins: &'a Pins,
     ids: Vec<u32>,
@@ -199,6 +239,15 @@ pub(crate) fn check_pinned(pins: &Pins, options: &LoadOptions) -> Result<(), Map
                 "the pinned map keeps the size it was created with"
             );
         }
+    }
+    Ok(())
+}
+
+/// Fails if a map of this ABI version is missing or not what this build knows by its name.
+pub(crate) fn check_layouts(pins: &Pins) -> Result<(), MapError> {
+    for layout in &LAYOUTS {
+        let data = open_error(layout.name, MapData::from_pin(pins.map(layout.name)))?;
+        layout.check(&open_error(layout.name, data.info())?)?;
     }
     Ok(())
 }
