@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    bundle, completion, datapath, doctor, endpoint, ipam, man, node, pool, status, uninstall,
+    bundle, completion, datapath, doctor, endpoint, ipam, man, node, pool, status, trace, uninstall,
 };
 use crate::output::Format;
 
@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Completion(completion::Completion),
     /// Writes the manual pages, one for each command
     Man(man::Man),
+    /// What would become of a packet, by the programs' own code; nothing is sent. Needs root
+    Trace(trace::Arguments),
 }
 
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {

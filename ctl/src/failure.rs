@@ -6,8 +6,10 @@ use anstyle::AnsiColor;
 use margay::error::chain;
 use margay::ipam::IpamError;
 use margay::netlink::NetlinkError;
-use margay_datapath::{DatapathError, MapError};
+use margay_datapath::{AttachError, DatapathError, MapError, RehearsalError};
 use margay_datastore::StoreError;
+
+use crate::commands::trace::PacketError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +51,15 @@ pub(crate) enum Failure {
     /// A pinned map cannot be read or written.
     #[error("dataplane")]
     Map(#[from] MapError),
+    /// What is attached to an interface cannot be looked at.
+    #[error("dataplane")]
+    Attach(#[from] AttachError),
+    /// A packet cannot be rehearsed.
+    #[error("rehearse the packet")]
+    Rehearsal(#[from] RehearsalError),
+    /// The packet that was asked about cannot be made.
+    #[error(transparent)]
+    Packet(#[from] PacketError),
     /// Nothing goes by the name that was given.
     #[error("there is no {kind} {name:?}")]
     Unknown {
@@ -166,6 +177,7 @@ impl Failure {
                 | Self::Ambiguous { .. }
                 | Self::Refused(_)
                 | Self::Harmful { .. }
+                | Self::Packet(_)
         )
     }
 

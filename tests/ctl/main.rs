@@ -11,6 +11,7 @@ mod fields;
 mod nodes;
 mod pools;
 mod status;
+mod trace;
 mod uninstall;
 mod unprivileged;
 mod upgrade;

@@ -31,7 +31,7 @@ pub use netfilter::{Intervals, Netfilter, RuleInfo};
 pub use overlay::{NewOverlay, OverlayInfo};
 pub use qdisc::{TokenBucket, TokenBucketInfo};
 pub use remote::{REMOTE_ROUTE_PROTOCOL, RemoteHop, RemoteRoute};
-pub use route::{NewRoute, RouteInfo};
+pub use route::{NewRoute, PacketRoute, RouteInfo};
 
 /// Number in the protocol field of every route that margay makes, so that its routes can be told
 /// from those of an administrator, a routing daemon or another plugin. Not assigned to anybody in

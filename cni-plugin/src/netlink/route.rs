@@ -46,6 +46,15 @@ pub struct RouteInfo {
     pub table: u32,
 }
 
+/// Where the kernel would send a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PacketRoute {
+    /// The route.
+    pub route: RouteInfo,
+    /// To the host itself.
+    pub is_local: bool,
+}
+
 impl NewRoute {
     /// A route to one address on the link.
     #[must_use]
@@ -100,6 +109,33 @@ impl Netlink {
         }
     }
 
+    /// The route of a packet that comes to the host's stack by an interface, or begins there (`None`);
+    /// no route if the kernel has none, or refuses to forward.
+    ///
+    /// # Errors
+    /// Any errno but those that say that there is no route.
+    pub async fn route_of(
+        &self,
+        source: IpAddr,
+        destination: IpAddr,
+        came_by: Option<u32>,
+    ) -> Result<Option<PacketRoute>, NetlinkError> {
+        let mut message = to(IpNetwork::from(destination));
+        message.header.flags = RouteFlags::FibMatch;
+        if let Some(ifindex) = came_by {
+            message.header.source_prefix_length = IpNetwork::from(source).prefix();
+            message.attributes.push(RouteAttribute::Source(source.into()));
+            message.attributes.push(RouteAttribute::Iif(ifindex));
+        }
+        let message = RouteNetlinkMessage::GetRoute(message);
+        let object = format!("from {source} to {destination}");
+        match self.query("look up route", &object, message, 0).await {
+            Ok(answers) => Ok(answers.into_iter().find_map(packet_route)),
+            Err(error) if no_route(&error) || error.is(rustix::io::Errno::XDEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The routes of both families over one interface. The kernel has no request for one
     /// interface's routes, so this dumps those of the namespace: for CHECK, never for an ADD
     /// or a DEL.
@@ -139,6 +175,17 @@ pub(super) fn no_route(error: &NetlinkError) -> bool {
         || [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS, Errno::INVAL, Errno::OPNOTSUPP]
             .iter()
             .any(|&errno| error.is(errno))
+}
+
+/// `None` of what leads nowhere (`unreachable`, `blackhole`).
+fn packet_route(message: RouteNetlinkMessage) -> Option<PacketRoute> {
+    let RouteNetlinkMessage::NewRoute(route) = &message else { return None };
+    let is_local = match route.header.kind {
+        RouteType::Local => true,
+        RouteType::Unicast => false,
+        _ => return None,
+    };
+    Some(PacketRoute { route: route_info(message)?, is_local })
 }
 
 fn route_info(message: RouteNetlinkMessage) -> Option<RouteInfo> {

@@ -10,6 +10,7 @@ pub(crate) mod man;
 pub(crate) mod node;
 pub(crate) mod pool;
 pub(crate) mod status;
+pub(crate) mod trace;
 pub(crate) mod uninstall;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Command::Uninstall(uninstall) => return uninstall::run(uninstall),
         Command::Completion(arguments) => completion::run(arguments)?,
         Command::Man(arguments) => man::run(arguments)?,
+        Command::Trace(arguments) => trace::run(arguments, &node, format).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
