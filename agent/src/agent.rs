@@ -160,6 +160,7 @@ impl<'a> Agent<'a> {
                 conf.paths.bpffs_root.clone(),
                 conf.paths.run_dir.join("load"),
                 settings,
+                conf.fast_path,
             ),
             netlink,
             topology: Topology::default(),

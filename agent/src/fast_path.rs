@@ -5,6 +5,9 @@
 //! this the kernel's routes carry everything, so nothing here is an error of the agent's: it is noted
 //! and tried again. The maps are made by a node's first ADD, which knows how large they are to be; until
 //! then there is no pod either.
+//!
+//! Where it is switched off, what an agent made before is taken back, and the programs are told of the overlay
+//! alone, whose port pods may not send to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -51,6 +54,7 @@ pub struct FastPath {
     root: PathBuf,
     options: LoadOptions,
     settings: OverlaySettings,
+    is_on: bool,
     datapath: Option<NodeDatapath>,
     /// Interfaces with our programs.
     attached: BTreeMap<u32, NodeInterface>,
@@ -63,11 +67,12 @@ pub struct FastPath {
 impl FastPath {
     /// With the pins below `root`; `lock_dir` is where their loading is locked.
     #[must_use]
-    pub fn new(root: PathBuf, lock_dir: PathBuf, settings: OverlaySettings) -> Self {
+    pub fn new(root: PathBuf, lock_dir: PathBuf, settings: OverlaySettings, is_on: bool) -> Self {
         Self {
             root,
             options: LoadOptions::new(lock_dir),
             settings,
+            is_on,
             datapath: None,
             attached: BTreeMap::new(),
             looks: true,
@@ -95,21 +100,15 @@ impl FastPath {
         if !self.open()? {
             return Ok(());
         }
+        if !self.is_on {
+            self.set_overlay(routes.overlay)?;
+            return self.withdraw(netlink, &routes).await;
+        }
         let wanted = interfaces(&routes);
         let attached = self.attach(netlink, &wanted).await;
         let usable: BTreeSet<u32> =
             self.attached.keys().filter(|ifindex| wanted.contains_key(ifindex)).copied().collect();
-        let Some(datapath) = &self.datapath else { return Ok(()) };
-        let overlay = routes.overlay.filter(|(ifindex, _)| usable.contains(ifindex));
-        let overlay = overlay.map_or_else(Overlay::default, |(ifindex, mac)| Overlay {
-            ifindex,
-            vni: self.settings.vni,
-            port: self.settings.port.to_be_bytes(),
-            mac,
-        });
-        if datapath.overlay()? != overlay {
-            datapath.set_overlay(&overlay)?;
-        }
+        self.set_overlay(routes.overlay.filter(|(ifindex, _)| usable.contains(ifindex)))?;
         let remotes = remotes(table, &routes, &usable);
         self.set_remotes(&remotes)?;
         if let Some(datapath) = &self.datapath {
@@ -125,6 +124,52 @@ impl FastPath {
             self.datapath = Some(NodeDatapath::open_or_load(&self.root, &self.options)?);
         }
         Ok(self.datapath.is_some())
+    }
+
+    fn set_overlay(&self, overlay: Option<(u32, [u8; 6])>) -> Result<(), FastPathError> {
+        let Some(datapath) = &self.datapath else { return Ok(()) };
+        let overlay = overlay.map_or_else(Overlay::default, |(ifindex, mac)| Overlay {
+            ifindex,
+            vni: self.settings.vni,
+            port: self.settings.port.to_be_bytes(),
+            mac,
+        });
+        if datapath.overlay()? != overlay {
+            datapath.set_overlay(&overlay)?;
+        }
+        Ok(())
+    }
+
+    /// Takes back what an agent that was to be fast has made, its programs last: where these are, there
+    /// may be more. Flows are forgotten, since what is direct today may be under NAT by the time that the
+    /// programs learn again.
+    async fn withdraw(
+        &mut self,
+        netlink: &Netlink,
+        routes: &Routes<'_>,
+    ) -> Result<(), FastPathError> {
+        let Some(datapath) = &self.datapath else { return Ok(()) };
+        datapath.take_over_from_pods()?;
+        if !self.looks {
+            return Ok(());
+        }
+        let (handle, interfaces) = (netlink.handle(), interfaces(routes));
+        let remotes = datapath.remotes().entries()?;
+        let mut is_there = !remotes.is_empty();
+        for (&ifindex, &interface) in &interfaces {
+            is_there |= datapath.is_attached(handle, ifindex, interface, MODE).await?;
+        }
+        if is_there {
+            for prefix in remotes.into_keys() {
+                datapath.remotes().remove(prefix)?;
+            }
+            datapath.flows().clear()?;
+            for (ifindex, interface) in interfaces {
+                datapath.detach(handle, ifindex, interface, MODE).await?;
+            }
+        }
+        self.looks = false;
+        Ok(())
     }
 
     async fn attach(

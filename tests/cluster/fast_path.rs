@@ -2,9 +2,10 @@
 
 use margay::naming::OVERLAY_DEVICE;
 use margay_abi::{Counter, remote_mode};
-use margay_datapath::NodeDatapath;
+use margay_datapath::{AttachMode, NodeDatapath, NodeInterface};
 use margay_tests::cluster::{Cluster, Layout, Member, MemberPod, pairs, wait_until};
 use margay_tests::traffic::assert_tcp;
+use serde_json::json;
 
 #[test]
 fn connections_between_nodes_take_the_fast_path_through_vxlan() {
@@ -48,6 +49,46 @@ fn agents_may_come_and_go_while_the_fast_path_stays() {
     }
 
     assert_fast(&cluster, &pods);
+}
+
+#[test]
+fn where_the_fast_path_is_switched_off_the_routes_carry_what_it_did() {
+    let Some(cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
+    let pods = pods_with_a_fast_path(&cluster, "Always", remote_mode::VXLAN);
+    let everyone: Vec<&MemberPod> = pods.iter().collect();
+    assert_fast(&cluster, &pods);
+
+    for node in cluster.nodes() {
+        node.kill_agent();
+        node.start_agent_with(&json!({"fast_path": false}));
+    }
+
+    for node in cluster.nodes() {
+        wait_until("nothing of it", || {
+            let datapath = datapath(node).unwrap();
+            datapath.remotes().entries().unwrap().is_empty() && !is_attached(node, &datapath)
+        });
+    }
+    let counted = || cluster.nodes().iter().map(|node| packets(node, Counter::ToNodeV4)).sum();
+    let before: u64 = counted();
+    cluster.wait_until_all_reach_each_other(&everyone);
+    for (client, server) in pairs(&everyone) {
+        assert_tcp(*client, *server, server.address(true));
+    }
+    assert_eq!(counted(), before);
+    for node in cluster.nodes() {
+        let overlay = datapath(node).unwrap().overlay().unwrap();
+        assert_ne!(overlay.ifindex, 0, "its port is guarded all the same");
+    }
+}
+
+fn is_attached(node: &Member, datapath: &NodeDatapath) -> bool {
+    let ifindex = node.link(OVERLAY_DEVICE).expect("overlay").index;
+    let overlay = NodeInterface::Overlay;
+    node.netlink(async |netlink| {
+        let netlink = netlink.handle();
+        datapath.is_attached(netlink, ifindex, overlay, AttachMode::Clsact).await.unwrap()
+    })
 }
 
 /// A pod on each node, whose programs know the way to the other.

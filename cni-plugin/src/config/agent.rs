@@ -39,6 +39,8 @@ pub struct AgentConf {
     pub upkeep_interval: Duration,
     /// How long something must look as if it were of no use before upkeep takes it away.
     pub upkeep_grace: Duration,
+    /// Whether programs carry packets between nodes past the stack.
+    pub fast_path: bool,
     /// UDP port of the overlay, the same on every node.
     pub vxlan_port: u16,
     /// Network identifier of the overlay.
@@ -64,6 +66,7 @@ impl AgentConf {
             metrics_address: metrics_address(&object)?,
             upkeep_interval: seconds(&object, "upkeep_interval_seconds", 1)?,
             upkeep_grace: seconds(&object, "upkeep_grace_seconds", 0)?,
+            fast_path: object.boolean("fast_path")?.unwrap_or(true),
             vxlan_port: port.and_then(|port| port.try_into().ok()).unwrap_or(DEFAULT_VXLAN_PORT),
             vxlan_vni: vni.unwrap_or(DEFAULT_VXLAN_VNI),
         })
@@ -130,6 +133,7 @@ mod tests {
 
         assert_eq!(conf.paths.state_dir, std::path::Path::new("/var/lib/margay"));
         assert_eq!((conf.vxlan_port, conf.vxlan_vni), (4789, 4096));
+        assert!(conf.fast_path);
         assert!(!conf.nodename.is_empty() && conf.node_addresses.is_empty());
     }
 

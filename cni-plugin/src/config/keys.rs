@@ -202,6 +202,7 @@ pub(crate) const AGENT_KEYS: &[Key] = &[
     used("metrics_address", Text, "127.0.0.1:9091"),
     used("upkeep_interval_seconds", Number, "60"),
     used("upkeep_grace_seconds", Number, "60"),
+    used("fast_path", Truth, "true"),
     used("vxlan_port", Number, "4789"),
     used("vxlan_vni", Number, "4096"),
 ];
