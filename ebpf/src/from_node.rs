@@ -57,10 +57,38 @@ pub(crate) fn handle(
 ) -> Option<Verdict> {
     let ethernet: Ethernet = packet.read(0)?;
     match ethernet.ethertype {
-        ethertype::IPV4 => receive::<Ipv4>(packet, origin, tables),
-        ethertype::IPV6 => receive::<Ipv6>(packet, origin, tables),
+        ethertype::IPV4 => {
+            let verdict = receive::<Ipv4>(packet, origin, tables);
+            learn_if_of_another::<Ipv4>(packet, verdict, tables);
+            verdict
+        }
+        ethertype::IPV6 => {
+            let verdict = receive::<Ipv6>(packet, origin, tables);
+            learn_if_of_another::<Ipv6>(packet, verdict, tables);
+            verdict
+        }
         _ => None,
     }
+}
+
+/// Both ways: conntrack must see all of a flow or nothing.
+#[inline(always)]
+fn learn_if_of_another<H: Header>(
+    packet: &impl Packet,
+    verdict: Option<Verdict>,
+    tables: &impl Tables<H>,
+) {
+    if verdict == Some(Verdict::Stack(StackReason::OtherNode)) {
+        learn_again::<H>(packet, tables);
+    }
+}
+
+/// Reads the packet once more: beside what [`receive`] has read, the stack has no room for the frame of
+/// [`learn_flow`], with frames rounded up to 32 bytes as older kernels do.
+#[inline(never)]
+fn learn_again<H: Header>(packet: &impl Packet, tables: &impl Tables<H>) -> Option<()> {
+    let (ip, payload) = ip::read::<H>(packet).ok()?;
+    learn_flow(packet, &ip, payload, tables, Hook::ToPod)
 }
 
 #[inline(never)]
@@ -76,8 +104,6 @@ fn receive<H: Header>(
         return Some(Verdict::Stack(StackReason::Unsupported));
     }
     if origin == Origin::Overlay && !packet.is_from_tunnel(&sender.node) {
-        // Both ways: conntrack must see all of a flow or nothing.
-        learn_flow(packet, &ip, payload, tables, Hook::ToPod);
         return Some(Verdict::Stack(StackReason::OtherNode));
     }
     let outcome = from_pod::deliver(packet, &ip, payload.len, 0, receiver, tables);
