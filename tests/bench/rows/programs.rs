@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use margay_abi::{FlowKeyV4, FlowKeyV6, HOST_VETH_MAC, PodInfo, flow_verdict};
+use margay_abi::{DEFAULT_MAX_FLOWS, FlowKeyV4, FlowKeyV6, HOST_VETH_MAC, PodInfo, flow_verdict};
 use margay_datapath::{Datapath, LoadOptions, Program, TestContext};
 use margay_tests::Node;
 use margay_tests::node::UPLINK;
@@ -20,7 +20,8 @@ pub(super) const ROW: Row = Row {
     title: "The programs alone",
     method: "`BPF_PROG_TEST_RUN` on one processor: the mean of 250 runs on one packet, again and again. Cold is \
              one run each on packets to 4,096 pods in turn, of as many flows, with the time that the clock \
-             takes. Every run of `from_pod` that delivers a packet ends with the redirect, which is not \
+             takes; a new flow is a SYN from another port each time, for which a full table has to forget \
+             another flow. Every run of `from_pod` that delivers a packet ends with the redirect, which is not \
              carried out.",
     run,
 };
@@ -54,6 +55,12 @@ const CASES: [Case; 8] = [
 /// Those that are measured cold as well.
 const COLD: usize = 2;
 
+/// Those that are measured cold alone: of no flow twice.
+const NEW: [Case; 2] = [
+    Case { name: "from_pod, new flow, IPv4", program: Program::FromPod, frame: new_v4 },
+    Case { name: "from_pod, new flow, IPv6", program: Program::FromPod, frame: new_v6 },
+];
+
 fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
     let levels: [u32; 2] = if effort.quick { [10, 1000] } else { [10, 60_000] };
     let rounds = effort.samples(200);
@@ -61,15 +68,20 @@ fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
         let subject = Subject::new(node, pods)?;
         turn.pass();
         let mut warm: Vec<Vec<f64>> = CASES.iter().map(|_| Vec::new()).collect();
-        let mut cold: Vec<Vec<f64>> = (0..COLD).map(|_| Vec::new()).collect();
+        let mut cold: Vec<Vec<f64>> = (0..COLD + NEW.len()).map(|_| Vec::new()).collect();
         for round in 0..rounds {
             for (case, times) in CASES.iter().zip(&mut warm) {
                 times.push(subject.run(case, 1, REPEAT)?);
             }
-            for (case, times) in CASES.iter().zip(&mut cold) {
+            for (case, times) in CASES[..COLD].iter().zip(&mut cold) {
                 for step in 0..16 {
                     let next = (round as u32 * 16 + step) * 61 % PARTNERS.min(pods - 1);
                     times.push(subject.run(case, 1 + next, 1)?);
+                }
+            }
+            for (case, times) in NEW.iter().zip(&mut cold[COLD..]) {
+                for step in 0..16 {
+                    times.push(subject.run(case, round as u32 * 16 + step, 1)?);
                 }
             }
             turn.pass();
@@ -79,10 +91,14 @@ fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
     for (index, case) in CASES.iter().enumerate() {
         for (pods, (warm, cold, _)) in &measured {
             sheet.record(key(case, *pods), Unit::Nanoseconds, warm[index].clone());
-            if let Some(cold) = cold.get(index) {
-                let peer = format!("{pods} pods, cold");
-                sheet.record(Key::new(TIME, case.name, peer), Unit::Nanoseconds, cold.clone());
+            if index < COLD {
+                sheet.record(cold_key(case, *pods), Unit::Nanoseconds, cold[index].clone());
             }
+        }
+    }
+    for (index, case) in NEW.iter().enumerate() {
+        for (pods, (_, cold, _)) in &measured {
+            sheet.record(cold_key(case, *pods), Unit::Nanoseconds, cold[COLD + index].clone());
         }
     }
     for size in &measured[0].1.2 {
@@ -99,6 +115,10 @@ fn key(case: &Case, pods: u32) -> Key {
     Key::new(TIME, case.name, format!("{pods} pods"))
 }
 
+fn cold_key(case: &Case, pods: u32) -> Key {
+    Key::new(TIME, case.name, format!("{pods} pods, cold"))
+}
+
 /// The programs, and pods that exist in the maps alone.
 struct Subject {
     datapath: Datapath,
@@ -112,6 +132,7 @@ impl Subject {
         let links = node.netlink(async |netlink| netlink.links().await)?;
         let uplink = links.iter().find(|link| link.name == UPLINK).context("an interface")?;
         let subject = Self { datapath, ifindex: uplink.index };
+        subject.fill_flows()?;
         for pod in 0..pods {
             // What is delivered to a partner looks like what the sender sent, but for its hop limit,
             // so that the same packet can be run again.
@@ -129,6 +150,20 @@ impl Subject {
             }
         }
         Ok(subject)
+    }
+
+    /// With flows of nobody.
+    fn fill_flows(&self) -> Result<()> {
+        for number in 0..DEFAULT_MAX_FLOWS {
+            let stranger = number.to_be_bytes();
+            let key = FlowKeyV4 { src: stranger, ..flow_v4(1) };
+            self.datapath.flows().set_v4(&key, flow_verdict::DIRECT)?;
+            let mut src = v6(1);
+            src[..4].copy_from_slice(&stranger);
+            let key = FlowKeyV6 { src, ..flow_v6(1) };
+            self.datapath.flows().set_v6(&key, flow_verdict::DIRECT)?;
+        }
+        Ok(())
     }
 
     /// Mean time of a run, in nanoseconds.
@@ -190,6 +225,21 @@ fn syn_v4(partner: u32) -> Vec<u8> {
 
 fn syn_v6(partner: u32) -> Vec<u8> {
     sent_v6(v6(partner), 50_000, tcp_flags::SYN)
+}
+
+fn new_v4(number: u32) -> Vec<u8> {
+    let (pod, port) = new(number);
+    sent_v4(v4(pod), port, tcp_flags::SYN)
+}
+
+fn new_v6(number: u32) -> Vec<u8> {
+    let (pod, port) = new(number);
+    sent_v6(v6(pod), port, tcp_flags::SYN)
+}
+
+/// A pod and a port that no other number has.
+fn new(number: u32) -> (u32, u16) {
+    (1 + number % 8, 10_000 + (number / 8) as u16)
 }
 
 fn elsewhere_v4(_: u32) -> Vec<u8> {
