@@ -362,6 +362,26 @@ mod tests {
     use crate::peer::Peer;
 
     #[test]
+    fn each_connection_is_a_flow_that_the_programs_have_not_seen() {
+        thread::spawn(|| {
+            let Some(node) = Node::new() else { return };
+            let pair = Peer::Margay.pair(&node).unwrap();
+            prepare(&pair).unwrap();
+            let pattern = Pattern::Connections;
+            let traffic = Traffic { pattern, placement: Placement::Together, ipv4: true };
+            let window = Duration::from_millis(100);
+            for _ in 0..2 {
+                node.datapath().flows().clear().unwrap();
+                let seen = traffic.watch(&pair, window).unwrap();
+                let flows = node.datapath().flows().count().unwrap() as f64;
+                assert!(flows >= seen.rate * window.as_secs_f64(), "{flows} flows, {seen:?}");
+            }
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
     fn every_pattern_is_seen_over_both_families() {
         // A thread of its own: it becomes the node.
         thread::spawn(|| {

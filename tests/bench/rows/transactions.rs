@@ -12,7 +12,7 @@ pub(super) const ROW: Row = Row {
     name: "transactions",
     title: "TCP request-response and connect-request-response, pod to pod",
     method: "A request of 64 bytes, and an answer of as many, one at a time: all on one connection, or on a \
-             new one for each, which the server closes. Both ends are on one processor: on two, it takes \
+             new one for each, which the server closes and whose tuple no table knows. Both ends are on one processor: on two, it takes \
              longer to wake the other one than to do all the rest.",
     run,
 };
