@@ -61,7 +61,7 @@ pub(crate) struct Seen {
 const MESSAGE: usize = 64;
 /// What a stream writes and reads at once.
 const CHUNK: usize = 128 * 1024;
-/// Until windows have opened and tables know the flows.
+/// Until windows have opened and tables know the flows; no longer than is then watched.
 const WARM_UP: Duration = Duration::from_millis(200);
 /// The kernel's default, in place of the machine's: with one that paces, as BBR does, a stream runs as
 /// fast as timers and its guesses let it, and not as fast as the way is.
@@ -152,7 +152,7 @@ impl Progress {
     /// What is counted in a window, its length in seconds, and the processor time in it.
     fn watch(&self, window: Duration) -> Result<(u64, f64, f64)> {
         self.wait_for_more_than(0)?;
-        thread::sleep(WARM_UP);
+        thread::sleep(WARM_UP.min(window));
         let (count, started, used) = (self.count(), Instant::now(), Used::now()?);
         thread::sleep(window);
         // On a busy machine nothing may have come in a short window.
