@@ -95,14 +95,7 @@ impl<'a> Parties<'a> {
         if let Ok(address) = text.parse() {
             return Ok(Party { name: self.name_of(address), addresses: vec![address] });
         }
-        let found = self.endpoints.iter().find(|endpoint| {
-            endpoints::name(endpoint) == text || endpoint.attachment.container_id() == text
-        });
-        let endpoint = found.ok_or_else(|| Failure::Unknown {
-            kind: "pod",
-            name: text.to_owned(),
-            list: "margayctl endpoint list",
-        })?;
+        let endpoint = endpoints::find(&self.endpoints, text)?;
         let addresses = endpoint.ips.iter().map(|ip| ip.ip()).collect();
         Ok(Party { name: endpoints::name(endpoint), addresses })
     }
