@@ -80,6 +80,20 @@ pub(crate) async fn detach(
     delete_qdisc(&netlink).await
 }
 
+/// Removes the filters and leaves the qdisc: with it the kernel would stop the interface's queues for a
+/// moment, and drop what is sent then (`qdisc_graft` calls `dev_deactivate`).
+pub(crate) async fn remove_filters(
+    programs: [Program; 2],
+    netlink: &Handle,
+    ifindex: u32,
+) -> Result<(), AttachError> {
+    let netlink = Netlink { handle: netlink, ifindex };
+    for program in programs {
+        delete_filter(&netlink, program).await?;
+    }
+    Ok(())
+}
+
 async fn ensure_qdisc(netlink: &Netlink<'_>) -> Result<(), AttachError> {
     let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
     let request = RouteNetlinkMessage::NewQueueDiscipline(netlink.qdisc());
