@@ -65,6 +65,24 @@ fn every_finding_has_a_test_that_causes_it() {
     assert_eq!(without, [] as [&str; 0]);
 }
 
+#[test]
+fn every_finding_is_in_the_table_of_the_troubleshooting_page() {
+    let page = include_str!("../../../docs/troubleshooting.md");
+    let (_, table) = page.split_once("| finding | gravity |").unwrap();
+    let rows: Vec<String> = table.lines().skip(2).map(|row| row.replace('`', "")).collect();
+    let Some(node) = Node::new() else { return };
+    let ctl = Ctl::new(&node, &node.network());
+
+    let listed = ctl.json(&["doctor", "--list"]);
+
+    let row = |kind: &Value| {
+        let cell = |key: &str| kind[key].as_str().unwrap().to_owned();
+        format!("| {} |", ["id", "gravity", "meaning", "remedy"].map(cell).join(" | "))
+    };
+    let wanted: Vec<_> = listed["findings"].as_array().unwrap().iter().map(row).collect();
+    assert_eq!(rows, wanted);
+}
+
 /// What doctor says.
 #[derive(Debug)]
 struct Diagnosis {
