@@ -18,7 +18,8 @@ fn colours_are_for_terminals_and_for_nobody_who_wants_none() {
     let Some(node) = Node::new() else { return };
     let network = node.network();
     let ctl = Ctl::new(&node, &network);
-    node.sandbox("a").add(&network);
+    let pod = node.sandbox("a");
+    pod.add(&network);
     let list = ["endpoint", "list"];
 
     assert!(!ctl.text(&list).contains(COLOUR), "a pipe");
