@@ -16,6 +16,8 @@
 //! succeeded. Whoever does what the file asks for removes it last; killed before that, it is done again, and
 //! finds nothing to do.
 //!
+//! **Of whom.** margay's, and where margay-ipam serves another plugin its own, which takes the same locks.
+//!
 //! **Who does it.** DEL, STATUS and GC at their end, an ADD one or two so that a pool does not run dry of
 //! addresses that nobody has, and the node's agent, by [`drain`]. The addresses are held till then.
 
@@ -56,7 +58,7 @@ pub enum Share {
 }
 
 impl Share {
-    fn attachments(self) -> usize {
+    pub(crate) fn attachments(self) -> usize {
         match self {
             Self::OfAdd => 2,
             Self::OfOthers => 64,

@@ -271,11 +271,12 @@ impl BackendError {
         matches!(self, Self::Busy { .. })
     }
 
-    /// Whether a store that other machines keep cannot be written to, which nobody on this one can
-    /// mend: what is to be removed from it can be put off. A local one never is.
+    /// Whether a store that other machines keep cannot be written to, or does not let this one in: what is
+    /// to be removed from it can be put off, since no pod is to wait for that to be mended. A local one never is.
     pub fn is_out_of_reach(&self) -> bool {
         match self {
             Self::Busy { source, .. } | Self::Full { source, .. } => etcd::is_of_etcd(&**source),
+            Self::Failed { source, .. } => etcd::is_denial(&**source),
             _ => false,
         }
     }

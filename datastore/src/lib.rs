@@ -31,7 +31,9 @@ pub mod testing;
 pub use attachment::{Attachment, AttachmentError, is_cni_name};
 pub use backend::{Along, Backend, BackendError, Cause, Event, Revision, Versioned, Watch, Write};
 pub use departure::{Caution, HEARTBEAT_INTERVAL, RemoveNodeError, RemovedNode, remove_node};
-pub use etcd::{ClientCert, Credentials, Etcd, EtcdConf, EtcdConfError, Lease, Password};
+pub use etcd::{
+    ClientCert, Credentials, Etcd, EtcdConf, EtcdConfError, Lease, Password, UnopenedEtcd,
+};
 pub use follow::{Change, Fact, Follower, Topic};
 pub use ipam::{
     AssignRequest, BlockEntry, DEFAULT_COOL_DOWN, Encapsulation, Holder, Holding, Ipam, IpamError,

@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use margay::config::NetConf;
+use margay::ipam::open_store;
+use margay::upkeep::Upkeep;
 use margay_datastore::testing::etcd::EtcdCluster;
 use margay_datastore::{Backend, Store};
 use margay_tests::pod::address;
@@ -81,21 +84,142 @@ fn margay_ipam_under_another_plugin_finds_etcd_where_calicos_does() {
         "ipam": {
             "type": "margay-ipam",
             "state_dir": node.path("state"),
+            "run_dir": node.path("run"),
             "pools": [{"cidr": "10.251.0.0/24"}],
         },
     });
-    let verb = |verb| {
-        Invocation::new("margay-ipam", verb, &network)
-            .env("CNI_CONTAINERID", "a")
-            .env("CNI_NETNS", "/nowhere/netns")
-            .env("CNI_IFNAME", "eth0")
-            .execute()
-    };
+    let verb = |verb| ipam_verb(verb, "a", &network);
 
     verb("ADD").success();
     assert_eq!(scene.keys("handles/"), ["handles/podnet/a/eth0"]);
     assert!(verb("DEL").is_success());
     assert_eq!(scene.keys("handles/"), [] as [&str; 0]);
+}
+
+#[test]
+fn a_del_of_margay_ipam_without_etcd_succeeds_and_what_comes_next_gives_the_addresses_back() {
+    let Some(node) = Node::new() else { return };
+    let mut scene = Scene::new(&node, EtcdCluster::start());
+    let network = json!({
+        "cniVersion": "1.1.0",
+        "name": "podnet",
+        "type": "ptp",
+        "etcd_endpoints": scene.network["etcd_endpoints"],
+        "etcd_connect_timeout_ms": 1000,
+        "etcd_request_timeout_ms": 2000,
+        "ipam": {
+            "type": "margay-ipam",
+            "nodename": "node-under-test",
+            "state_dir": node.path("state"),
+            "run_dir": node.path("run"),
+            // One address.
+            "pools": [{"cidr": "10.251.0.0/30"}],
+        },
+    });
+    type Next = fn(&Node, &Value);
+    let next: [(&str, Next); 4] = [
+        ("its own ADD", |_, network| drop(ipam_verb("ADD", "a", network).success())),
+        ("another's ADD", |_, network| drop(ipam_verb("ADD", "b", network).success())),
+        ("STATUS", |_, network| drop(Invocation::new("margay-ipam", "STATUS", network).execute())),
+        ("upkeep", |node, network| {
+            let mut margays = node.network();
+            for key in ["etcd_endpoints", "etcd_connect_timeout_ms", "etcd_request_timeout_ms"] {
+                margays[key] = network[key].clone();
+            }
+            let conf = NetConf::from_map(margays.as_object().unwrap()).unwrap();
+            let store = open_store(&conf.datastore, &conf.paths.database()).unwrap();
+            let drained = margay_tests::node::block_on(async {
+                let upkeep = Upkeep::new(store, &conf.nodename, conf.paths, Duration::ZERO);
+                upkeep.unwrap().drain_deletions().await.unwrap()
+            });
+            assert_eq!(drained, 1);
+        }),
+    ];
+    for (name, next) in next {
+        ipam_verb("ADD", "a", &network).success();
+        scene.cluster.kill(0);
+        let (code, _) = ipam_verb("ADD", "c", &network).error();
+        assert_eq!(code, 11, "{name}");
+        for _ in 0..2 {
+            assert!(ipam_verb("DEL", "a", &network).is_success(), "{name}");
+        }
+        assert_eq!(scene.put_off(), 1, "{name}");
+
+        scene.cluster.restart(0);
+        assert_eq!(scene.keys("handles/"), ["handles/podnet/a/eth0"], "{name}");
+        next(&node, &network);
+
+        assert_eq!(scene.put_off(), 0, "{name}");
+        let left: &[&str] = match name {
+            "its own ADD" => &["handles/podnet/a/eth0"],
+            "another's ADD" => &["handles/podnet/b/eth0"],
+            _ => &[],
+        };
+        assert_eq!(scene.keys("handles/"), left, "{name}");
+        for container in ["a", "b"] {
+            assert!(ipam_verb("DEL", container, &network).is_success(), "{name}");
+        }
+        assert_eq!(scene.keys("handles/"), [] as [&str; 0], "{name}");
+        assert_eq!(std::fs::read_dir(node.path("run/lock")).unwrap().count(), 0, "{name}");
+    }
+}
+
+#[test]
+fn a_del_that_etcd_does_not_let_in_succeeds_and_is_made_good_when_it_does() {
+    let Some(node) = Node::new() else { return };
+    let scene = Scene::new(&node, EtcdCluster::start_with_tls());
+    let client_cert = scene.cluster.tls().client_cert();
+    for (key, value) in [
+        ("etcd_ca_cert_file", json!(client_cert.cert_file)),
+        ("etcd_ca_cert_file", json!(node.path("nowhere"))),
+        ("etcd_cert_file", json!(node.path("nowhere"))),
+    ] {
+        let pod = node.sandbox("a");
+        pod.add(&scene.network);
+        let mut refused = scene.network.clone();
+        refused[key] = value;
+
+        pod.del(&refused);
+
+        assert_eq!(node.pod_links(), [], "{key}");
+        assert_eq!(node.datapath().pods().entries().unwrap().len(), 0, "{key}");
+        assert_eq!((scene.put_off(), scene.keys("endpoints/").len()), (1, 1), "{key}");
+        let (code, message) = pod.invocation("ADD", &refused).execute().error();
+        assert_eq!(code, 5, "{key}: {message}");
+        scene.status().success();
+        scene.assert_only(&[], key);
+        assert_eq!(scene.put_off(), 0, "{key}");
+        pod.destroy();
+    }
+}
+
+#[test]
+fn a_del_without_the_right_password_succeeds() {
+    let Some(node) = Node::new() else { return };
+    let mut scene = Scene::new(&node, EtcdCluster::start());
+    let pod = node.sandbox("a");
+    pod.add(&scene.network);
+    scene.cluster.ask_for_password("right-one");
+    let without = scene.network.clone();
+    scene.network["etcd_username"] = json!("root");
+    scene.network["etcd_password"] = json!("wrong-one");
+    for denied in [&without, &scene.network] {
+        pod.del(denied);
+        assert_eq!((node.pod_links(), scene.put_off()), (vec![], 1));
+    }
+
+    scene.network["etcd_password"] = json!("right-one");
+    scene.status().success();
+
+    assert_eq!(scene.put_off(), 0);
+}
+
+fn ipam_verb(verb: &str, container: &str, network: &Value) -> CniOutput {
+    Invocation::new("margay-ipam", verb, network)
+        .env("CNI_CONTAINERID", container)
+        .env("CNI_NETNS", "/nowhere/netns")
+        .env("CNI_IFNAME", "eth0")
+        .execute()
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::fmt::Display;
 use std::ops::Deref;
+use std::path::Path;
 
-use margay_datastore::Attachment;
+use margay_datastore::{Attachment, Store};
 use rscni_types::types::CNI_NETNS;
 
 use super::teardown::{Teardown, teardown};
@@ -11,7 +12,7 @@ use crate::config::{Datastore, IpamConf, NetConf};
 use crate::deletions::{self, Share};
 use crate::error::Error;
 use crate::hold::{Hold, Site};
-use crate::ipam::{self, Ipam};
+use crate::ipam::{self, Ipam, IpamError};
 use crate::lock::Lock;
 use crate::log;
 use crate::naming;
@@ -76,19 +77,20 @@ impl<'a> Session<'a> {
         conf: &'a NetConf,
         attachment: Attachment,
     ) -> Result<Self, Error> {
-        let session = Self::open_anyway(call, conf, attachment)?;
-        session.reclaim_earlier_boots()?;
-        Ok(session)
+        let lock = Lock::take(&conf.paths.run_dir, &naming::host_veth(&attachment))?;
+        let site = site_of_this_boot(conf)?;
+        Ok(Self { call, conf, hold: Hold::new(site, attachment, lock) })
     }
 
-    /// Waits for the attachment's lock and opens the rest, without a look at the datastore.
+    /// Waits for the attachment's lock and opens the rest, without a look at the datastore and though that may
+    /// not be opened.
     pub(super) fn open_anyway(
         call: &'a Call,
         conf: &'a NetConf,
         attachment: Attachment,
     ) -> Result<Self, Error> {
         let lock = Lock::take(&conf.paths.run_dir, &naming::host_veth(&attachment))?;
-        let site = site(conf)?;
+        let site = site(conf, ipam::open_store_anyway)?;
         Ok(Self { call, conf, hold: Hold::new(site, attachment, lock) })
     }
 
@@ -136,19 +138,22 @@ impl<'a> Session<'a> {
 }
 
 /// The node as a network's configuration describes it. Its datastore is not talked to yet.
-pub(super) fn site(conf: &NetConf) -> Result<Site, Error> {
+fn site(
+    conf: &NetConf,
+    open_store: fn(&Datastore, &Path) -> Result<Store, IpamError>,
+) -> Result<Site, Error> {
     Ok(Site {
         paths: conf.paths.clone(),
         nodename: conf.nodename.clone(),
         boot_id: ipam::boot_id()?,
-        store: ipam::open_store(&conf.datastore, &conf.paths.database())?,
+        store: open_store(&conf.datastore, &conf.paths.database())?,
         netlink: Netlink::open()?,
     })
 }
 
 /// The same. The first verb of a boot takes back what earlier boots left behind.
 pub(super) fn site_of_this_boot(conf: &NetConf) -> Result<Site, Error> {
-    let site = site(conf)?;
+    let site = site(conf, ipam::open_store)?;
     ipam::reclaim_earlier_boots(&site.store, &site.nodename, &site.boot_id)?;
     Ok(site)
 }

@@ -167,6 +167,7 @@ pub(crate) const IPAM_KEYS: &[Key] = &[
     used("ipam.pools[].vxlan_mode", Text, "Never"),
     used("ipam.strict_affinity", Truth, "false"),
     used("ipam.state_dir", Text, ""),
+    used("ipam.run_dir", Text, ""),
     used("ipam.nodename", Text, ""),
     used("ipam.log_level", Text, ""),
     used("ipam.log_file_path", Text, ""),

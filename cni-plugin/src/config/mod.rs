@@ -218,6 +218,8 @@ pub struct IpamNetConf {
     pub nodename: String,
     /// Directory of the local datastore.
     pub state_dir: PathBuf,
+    /// Directory of locks, those of the node's agent.
+    pub run_dir: PathBuf,
     /// Where records are.
     pub datastore: Datastore,
     /// Where logs go.
@@ -241,6 +243,7 @@ impl IpamNetConf {
             name: name(&netconf)?,
             nodename: nodename(&ipam)?,
             state_dir: directory(&ipam, "state_dir", DEFAULT_STATE_DIR)?,
+            run_dir: directory(&ipam, "run_dir", DEFAULT_RUN_DIR)?,
             datastore: Datastore::from_object(&netconf, &mut unused)?,
             log: log(&ipam)?,
             pools,
@@ -354,19 +357,22 @@ fn ipam_conf(ipam: &Object<'_>, unused: &mut Vec<String>) -> Result<IpamConf, Co
     Ok(IpamConf::Delegated(kind.to_owned()))
 }
 
-/// `ipam.state_dir` serves margay-ipam under other plugins; under margay there is one datastore.
+/// `ipam.state_dir` and `ipam.run_dir` serve margay-ipam under other plugins; under margay there is one of
+/// each.
 fn paths(netconf: &Object<'_>, builtin_ipam: Option<&Object<'_>>) -> Result<Paths, ConfigError> {
-    let mut state_dir = directory(netconf, "state_dir", DEFAULT_STATE_DIR)?;
-    if let Some(field) = builtin_ipam.and_then(|ipam| ipam.get("state_dir")) {
-        let other = path_of(&field)?;
-        if netconf.get("state_dir").is_some() && other != state_dir {
-            return Err(field.invalid("differs from state_dir, and there is one datastore"));
+    let one_of = |key, default, defect| {
+        let outside = directory(netconf, key, default)?;
+        let Some(field) = builtin_ipam.and_then(|ipam| ipam.get(key)) else { return Ok(outside) };
+        let inside = path_of(&field)?;
+        match netconf.get(key).is_some() && inside != outside {
+            true => Err(field.invalid(defect)),
+            false => Ok(inside),
         }
-        state_dir = other;
-    }
+    };
+    let one_datastore = "differs from state_dir, and there is one datastore";
     Ok(Paths {
-        state_dir,
-        run_dir: directory(netconf, "run_dir", DEFAULT_RUN_DIR)?,
+        state_dir: one_of("state_dir", DEFAULT_STATE_DIR, one_datastore)?,
+        run_dir: one_of("run_dir", DEFAULT_RUN_DIR, "differs from run_dir, and locks are in one")?,
         bpffs_root: directory(netconf, "bpffs_root", DEFAULT_BPFFS_ROOT)?,
     })
 }

@@ -462,6 +462,9 @@ fn one_state_directory_serves_endpoints_and_addresses() {
     let mut two = with("/ipam/state_dir", json!("/tmp/a"));
     two["state_dir"] = json!("/tmp/b");
     assert!(refused(&two).contains("ipam.state_dir"));
+    let mut two = with("/ipam/run_dir", json!("/tmp/a"));
+    two["run_dir"] = json!("/tmp/b");
+    assert!(refused(&two).contains("ipam.run_dir"));
 }
 
 #[test]

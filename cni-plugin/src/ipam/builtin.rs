@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use margay_datastore::{
-    AssignRequest, Attachment, Etcd, EtcdConf, PodRef, Sqlite, Store, StoreError,
+    AssignRequest, Attachment, Etcd, EtcdConf, PodRef, Sqlite, Store, StoreError, UnopenedEtcd,
 };
 
 use super::{AssignedIp, IpamError, IpamResult};
@@ -129,6 +129,15 @@ pub fn open_store(datastore: &Datastore, database: &Path) -> Result<Store, IpamE
         Datastore::Etcd(conf) => {
             Ok(Store::new(Etcd::open(EtcdConf::clone(conf)).map_err(IpamError::Etcd)?))
         }
+    }
+}
+
+/// The same. An etcd that this node has not what it takes to be let in to is out of reach, and no reason to
+/// leave undone what is to be done on the node.
+pub fn open_store_anyway(datastore: &Datastore, database: &Path) -> Result<Store, IpamError> {
+    match open_store(datastore, database) {
+        Err(IpamError::Etcd(reason)) => Ok(Store::new(UnopenedEtcd::new(reason))),
+        opened => opened,
     }
 }
 

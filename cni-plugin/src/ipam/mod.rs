@@ -14,7 +14,8 @@ use margay_datastore::{Attachment, Store};
 
 pub(crate) use builtin::pod_ref;
 pub use builtin::{
-    Builtin, boot_id, is_netns_alive, netns_inode, open_store, reclaim_earlier_boots, upkeep,
+    Builtin, boot_id, is_netns_alive, netns_inode, open_store, open_store_anyway,
+    reclaim_earlier_boots, upkeep,
 };
 pub use delegated::Delegated;
 pub use plugin::MargayIpam;

@@ -8,11 +8,16 @@ use margay_datastore::{Attachment, Store};
 use rscni_types::ipnet::IpNet;
 use rscni_types::types::{CNIResult, IpConfig};
 
-use super::builtin::{Builtin, boot_id, open_store, reclaim_earlier_boots, upkeep};
+use super::builtin::{
+    Builtin, boot_id, open_store, open_store_anyway, reclaim_earlier_boots, upkeep,
+};
 use super::{AssignedIp, IpamError};
-use crate::config::{IpamNetConf, Requested, prev_result, valid_attachments};
-use crate::error::Error;
+use crate::config::{Datastore, IpamNetConf, Requested, prev_result, valid_attachments};
+use crate::deletions::{Deletions, Share};
+use crate::error::{Error, chain};
+use crate::lock::Lock;
 use crate::log;
+use crate::naming;
 use crate::phases::Phases;
 use crate::protocol::{Call, Plugin, Target};
 
@@ -30,10 +35,16 @@ impl Plugin for MargayIpam {
             }
             let requested = Requested::from_map(&call.config)?.or_args(&target.args);
             phases.enter("open_datastore")?;
+            let queue = Queue::of(&netconf);
+            let _lock = queue.as_ref().map(|queue| queue.lock(&attachment)).transpose()?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
             reclaim_earlier_boots(&store, &netconf.nodename, &boot_id)?;
             phases.enter("reserve_addresses")?;
             let builtin = builtin(&netconf, &store, &boot_id);
+            if let Some(queue) = queue {
+                queue.give_back(&builtin, &attachment)?;
+                queue.drain(&builtin, Share::OfAdd);
+            }
             let result = builtin.add(&attachment, target, &requested.ips)?;
             let ips = result.ips.iter().map(ip_config).collect();
             Ok(CNIResult { ips, dns: result.dns, ..CNIResult::default() })
@@ -45,9 +56,24 @@ impl Plugin for MargayIpam {
         logged("DEL", &subject(&netconf, target), |phases| {
             let attachment = attachment(&netconf, &target.container_id, &target.ifname)?;
             phases.enter("open_datastore")?;
-            let (store, boot_id) = (open(&netconf)?, boot_id()?);
+            let queue = Queue::of(&netconf);
+            let _lock = queue.as_ref().map(|queue| queue.lock(&attachment)).transpose()?;
+            let store = open_store_anyway(&netconf.datastore, &netconf.database())?;
+            let boot_id = boot_id()?;
             phases.enter("release_addresses")?;
-            builtin(&netconf, &store, &boot_id).del(&attachment)?;
+            let builtin = builtin(&netconf, &store, &boot_id);
+            match (builtin.del(&attachment).map_err(Error::from), &queue) {
+                (Err(error), Some(queue)) if error.is_out_of_reach() => {
+                    let error = chain(&error);
+                    tracing::warn!(error, "the datastore is out of reach: the DEL is put off");
+                    return Ok(queue.deletions.put_off(&attachment)?);
+                }
+                (outcome, _) => outcome?,
+            }
+            if let Some(queue) = queue {
+                queue.deletions.done(&attachment)?;
+                queue.drain(&builtin, Share::OfOthers);
+            }
             upkeep(&store);
             Ok(())
         })
@@ -79,7 +105,11 @@ impl Plugin for MargayIpam {
             phases.enter("open_datastore")?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
             phases.enter("release_addresses")?;
-            let released = builtin(&netconf, &store, &boot_id).gc(&netconf.name, &valid)?;
+            let builtin = builtin(&netconf, &store, &boot_id);
+            if let Some(queue) = Queue::of(&netconf) {
+                queue.drain(&builtin, Share::OfOthers);
+            }
+            let released = builtin.gc(&netconf.name, &valid)?;
             released.iter().for_each(|attachment| tracing::info!("{attachment} was stale"));
             upkeep(&store);
             Ok(())
@@ -92,11 +122,61 @@ impl Plugin for MargayIpam {
             phases.enter("open_datastore")?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
             phases.enter("look_for_free_addresses")?;
-            builtin(&netconf, &store, &boot_id).status()?;
+            let builtin = builtin(&netconf, &store, &boot_id);
+            if let Some(queue) = Queue::of(&netconf) {
+                queue.drain(&builtin, Share::OfOthers);
+            }
+            builtin.status()?;
             upkeep(&store);
             Ok(())
         })
         .map_err(Error::into_status)
+    }
+}
+
+/// What DELs put off that did not reach etcd: see [`crate::deletions`], whose rules about locks hold here. A
+/// local datastore is always in reach.
+struct Queue<'a> {
+    netconf: &'a IpamNetConf,
+    deletions: Deletions,
+}
+
+impl<'a> Queue<'a> {
+    fn of(netconf: &'a IpamNetConf) -> Option<Self> {
+        matches!(netconf.datastore, Datastore::Etcd(_))
+            .then(|| Self { netconf, deletions: Deletions::below(&netconf.state_dir) })
+    }
+
+    fn lock(&self, attachment: &Attachment) -> Result<Lock, Error> {
+        Ok(Lock::take(&self.netconf.run_dir, &naming::host_veth(attachment))?)
+    }
+
+    /// Does what was put off of an attachment whose lock the caller has.
+    fn give_back(&self, builtin: &Builtin<'_>, attachment: &Attachment) -> Result<(), Error> {
+        if self.deletions.has(attachment) {
+            builtin.del(attachment)?;
+            self.deletions.done(attachment)?;
+            tracing::info!(%attachment, "gave back what a DEL had put off");
+        }
+        Ok(())
+    }
+
+    /// The same for others of the network, in passing: a failure is not the verb's.
+    fn drain(&self, builtin: &Builtin<'_>, share: Share) {
+        let drain = || {
+            let mut attachments = self.deletions.attachments()?;
+            attachments.retain(|attachment| attachment.network() == self.netconf.name);
+            for attachment in attachments.iter().take(share.attachments()) {
+                let name = naming::host_veth(attachment);
+                if let Some(_lock) = Lock::try_take(&self.netconf.run_dir, &name)? {
+                    self.give_back(builtin, attachment)?;
+                }
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = drain() {
+            tracing::warn!(error = chain(&error), "what a DEL had put off is put off again");
+        }
     }
 }
 

@@ -36,6 +36,11 @@ pub(super) enum Failure {
 mod refusal {
     pub(super) const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
     pub(super) const NO_LEADER: &str = "etcdserver: no leader";
+    pub(super) const OF_AUTHENTICATION: [&str; 3] = [
+        "etcdserver: authentication failed, invalid user ID or password",
+        "etcdserver: user name is empty",
+        "etcdserver: authentication is not enabled",
+    ];
     pub(super) const OLD_AUTH_REVISION: &str = "etcdserver: revision of auth store is old";
 }
 
@@ -82,6 +87,16 @@ impl Failure {
     /// Whether certificates are in the way, which do not mend themselves.
     pub(super) fn is_of_tls(&self) -> bool {
         matches!(self, Self::Connect { is_tls: true, .. } | Self::Refused { is_tls: true, .. })
+    }
+
+    /// Whether the member does not take this node for who may ask, or this node the member: for want of a
+    /// certificate, a password or a permission.
+    pub(super) fn is_denial(&self) -> bool {
+        match self {
+            Self::Refused { code: Code::Unauthenticated | Code::PermissionDenied, .. } => true,
+            Self::Refused { reason, .. } if refusal::OF_AUTHENTICATION.contains(&&**reason) => true,
+            _ => self.is_of_tls(),
+        }
     }
 
     /// Whether the token that came with the request is no longer good.

@@ -22,6 +22,7 @@ mod lease;
 mod messages;
 #[cfg(test)]
 mod tests;
+mod unopened;
 mod watch;
 mod worker;
 
@@ -40,6 +41,7 @@ use messages::{
     Compare, CompareResult, CompareTarget, CompareWith, DeleteRangeRequest, KeyValue, Operation,
     PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
 };
+pub use unopened::UnopenedEtcd;
 use worker::Worker;
 
 use crate::backend::{
@@ -260,6 +262,12 @@ fn before_write(verb: &str, key: &str) -> Result<String, BackendError> {
 /// Whether an error's source is one of etcd's.
 pub(crate) fn is_of_etcd(source: &(dyn std::error::Error + 'static)) -> bool {
     source.is::<Failure>()
+}
+
+/// Whether an error's source is that etcd does not let this node in.
+pub(crate) fn is_denial(source: &(dyn std::error::Error + 'static)) -> bool {
+    source.is::<unopened::Unopened>()
+        || source.downcast_ref::<Failure>().is_some_and(Failure::is_denial)
 }
 
 fn revision(header: Option<ResponseHeader>) -> Revision {

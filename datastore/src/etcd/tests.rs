@@ -168,6 +168,7 @@ fn wrong_certificates_are_errors_that_say_so() {
         let text = chain(&error);
         assert!(text.contains(expected), "{text}");
         assert!(!error.is_transient(), "nothing that waiting mends: {text}");
+        assert!(error.is_out_of_reach(), "{text}");
     }
 }
 
@@ -204,7 +205,7 @@ fn a_user_needs_the_right_password_and_no_error_shows_it() {
         let text = format!("{} {error:?}", chain(&error));
         assert!(text.contains(expected), "{text}");
         assert!(!text.contains("-one"), "{text}");
-        assert!(!error.is_transient(), "{text}");
+        assert!(!error.is_transient() && error.is_out_of_reach(), "{text}");
     }
     let conf = EtcdConf {
         credentials: Some(Credentials {
