@@ -5,7 +5,6 @@ mod list;
 
 use clap::Subcommand;
 
-pub(crate) use crate::endpoints::name;
 use crate::failure::Failure;
 use crate::node::Node;
 use crate::output::Format;
