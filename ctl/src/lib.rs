@@ -1,9 +1,8 @@
 //! What a person types on a node: what there is, what is wrong with it, and what becomes of a packet.
 //!
-//! Each command is a file below `commands/`. It looks at the node ([`node`]), makes a report of it ([`output`]), and
-//! the report is printed as text for people, as JSON or as YAML: so whatever a person gets to see, a
-//! script can have. Invariant: a command that only looks changes nothing, not even by making a
-//! datastore or a directory that is missing.
+//! Each command is a file below `commands/`. It looks at the node (`node`), makes a report of it (`output`), and the report
+//! is printed as text for people, as JSON or as YAML: so whatever a person gets to see, a script can have. Invariant: a
+//! command that only looks changes nothing, not even by making a datastore or a directory that is missing.
 #![deny(unsafe_code)]
 
 mod arguments;
