@@ -32,7 +32,9 @@ fn a_node_that_leaves_is_forgotten_by_all_and_can_join_again() {
     leaver.kill_agent();
     let removed = remove_node(&cluster.store(), leaver.name(), Caution::Forced).unwrap();
 
-    assert_eq!((removed.endpoints.len(), removed.blocks.len()), (1, 2));
+    assert_eq!(removed.endpoints.len(), 1, "{removed:?}");
+    // Agent and plugin, who began at once, may each have claimed a block of a family.
+    assert!((2..=4).contains(&removed.blocks.len()), "{removed:?}");
     assert_eq!(removed.released.len(), 3, "a pod, and the overlay in two families: {removed:?}");
     for node in [one, other] {
         wait_until("nothing leads to the node", || {
