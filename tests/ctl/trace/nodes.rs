@@ -140,6 +140,11 @@ fn on_nodes(way: Way, test: impl FnOnce(&Pods<'_>)) {
         mute(pod);
         nodes.enter(number, mute_node);
     }
+    // A packet that waited for its next hop's address would be counted among later ones.
+    for is_ipv4 in [true, false] {
+        let other = neighbours::underlay_address(1, is_ipv4).to_string();
+        nodes.enter(0, || node::run(&["ping", "-n", "-c", "1", "-W", "5", &other]));
+    }
     test(&Pods { ends, nodes: &nodes });
 }
 
