@@ -45,7 +45,10 @@ fn a_slot_that_nothing_leads_to_is_given_back_and_no_other() {
     let pools = [pool("10.0.0.0/24", 26)];
     let held = ipam.assign(&request(1, &pools)).unwrap()[0];
     let lost = ipam.assign(&request(2, &pools)).unwrap()[0];
-    store.backend().delete(&keys::handle(&attachment(2)), None).unwrap();
+    let handle = keys::handle(&attachment(2));
+    for key in [keys::on("a", &handle), handle] {
+        store.backend().delete(&key, None).unwrap();
+    }
 
     assert_eq!(ipam.release_orphan(held).unwrap(), None);
     assert_eq!(ipam.release_orphan(lost).unwrap(), Some(attachment(2)));
