@@ -70,8 +70,13 @@ impl Ipam<'_> {
                 Some(Stored { record, revision }) => (record, Some(revision)),
                 None => (Block::new(*block, &self.node), None),
             };
-            if found.ended_claim == Some(claim.0) || (revision.is_some() && found.node != self.node)
-            {
+            let is_of_another = revision.is_some() && found.node != self.node;
+            if found.ended_claim == Some(claim.0) || (is_of_another && !found.is_given_up()) {
+                break;
+            }
+            // Given up before, and claimed again: that claim too ends by a write of the block, if it still
+            // holds. It is looked at behind the block, which a claim that ends meanwhile would change.
+            if is_of_another && !self.has_claim(block, *claim)? {
                 break;
             }
             if found.taken.values().any(|allocation| allocation.node == self.node) {
@@ -85,6 +90,11 @@ impl Ipam<'_> {
         let removed = self.store.remove(&keys::affinity(block), Some(*claim));
         won(removed.map_err(StoreError::from))?;
         Ok(true)
+    }
+
+    fn has_claim(&self, block: &IpNetwork, claim: Revision) -> Result<bool, IpamError> {
+        let affinity = self.store.read::<Affinity>(&keys::affinity(block))?;
+        Ok(affinity.is_some_and(|stored| stored.revision == claim))
     }
 
     /// Removes the node's hints, which lead to nothing of its own any more.

@@ -190,3 +190,26 @@ fn assert_nothing_of_a(store: &Store) {
         }
     }
 }
+
+#[test]
+fn a_claim_of_a_block_that_was_given_up_before_ends_by_a_write_of_the_block() {
+    let store = store();
+    let pools = [pool("10.0.0.0/30", 30)];
+    let (a, b) = (node(&store, "a").cool_down(Duration::ZERO), node(&store, "b"));
+    let had = a.assign(&request("a1", &pools)).unwrap()[0];
+    let lent = b.assign(&request("b1", &pools)).unwrap()[0];
+    let block = pools[0].block_of(had);
+    remove_node(&store, "a", Caution::Forced).unwrap();
+    // Claimed again, and cut short before the block was written.
+    let claim = Affinity { block, node: "a".to_owned() };
+    store.create(&keys::affinity(&block), &claim).unwrap();
+    let before = store.read::<Block>(&keys::block(&block)).unwrap().unwrap().revision;
+
+    remove_node(&store, "a", Caution::Forced).unwrap();
+
+    let after = store.read::<Block>(&keys::block(&block)).unwrap().unwrap();
+    assert_ne!(after.revision, before, "whoever holds the block as it was loses");
+    assert!(store.read::<Affinity>(&keys::affinity(&block)).unwrap().is_none());
+    assert_eq!(taken(&store).into_keys().collect::<Vec<_>>(), [lent]);
+    node(&store, "c").cool_down(Duration::ZERO).assign(&request("c1", &pools)).unwrap();
+}
