@@ -187,13 +187,15 @@ impl Ipam<'_> {
 /// Claims.
 impl Ipam<'_> {
     /// Claims a block of the pool that no node has, if there is one. Ends, since each turn leaves
-    /// one block fewer to claim.
+    /// one block fewer to claim: of a block that names a node without a claim, the claim is made good.
     fn claim<'p>(&self, pool: &'p Pool) -> Result<Option<Target<'p>>, IpamError> {
         while let Some(block) = self.unclaimed(pool)? {
             let target = self.claim_block(pool, &block)?;
             if target.block.node == self.node && target.vacancy().is_some() {
                 return Ok(Some(target));
             }
+            let affinity = Affinity { block, node: target.block.node };
+            won(self.store.create(&keys::affinity(&block), &affinity))?;
         }
         Ok(None)
     }
