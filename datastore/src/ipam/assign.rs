@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use super::block::{Allocation, Handle};
 use super::clock::{Patience, now_ms, unique};
 use super::pool::{Family, Pool, PoolError};
+use super::pools::is_closed;
 use super::select::Target;
 use super::{AssignRequest, Ipam, IpamError};
 use crate::backend::{Along, BackendError, Revision};
@@ -51,10 +52,12 @@ impl Ipam<'_> {
                 return Err(error.into());
             }
             let stored = known.iter().find(|other| other.cidr == cidr);
-            accepted.push(match stored.map(|stored| (stored, pool.as_closed_as(stored))) {
+            let counted = match stored.map(|stored| (stored, pool.as_closed_as(stored))) {
                 Some((stored, pool)) if *stored == pool => pool,
                 _ => self.write_pool(pool)?,
-            });
+            };
+            let closed = counted.closed || is_closed(pool, &known);
+            accepted.push(Pool { closed, ..counted });
         }
         Ok(accepted)
     }

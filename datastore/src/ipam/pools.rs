@@ -19,6 +19,11 @@ impl Pool {
     }
 }
 
+/// Whether the operator has closed the pool's range, or any part of it, by whatever pool.
+pub(super) fn is_closed(pool: &Pool, known: &[Pool]) -> bool {
+    known.iter().any(|known| known.closed && known.overlaps(pool))
+}
+
 impl Ipam<'_> {
     /// Writes a pool down before any configuration that names it has come to a node. From then on
     /// no node can use the range with blocks of another size.
@@ -49,7 +54,8 @@ impl Ipam<'_> {
     }
 
     /// Forgets a pool that has no addresses out, with its blocks; one that has stays as it is. It is closed
-    /// first, so that nobody begins to assign from it meanwhile. Comes back, open, with the next assignment
+    /// first, so that nobody begins to assign from it meanwhile; who has begun before does not see that, so this is
+    /// for a moment when no pod that takes from it is being made. Comes back, open, with the next assignment
     /// by a configuration that names it.
     pub fn delete_pool(&self, pool: &IpNetwork) -> Result<(), IpamError> {
         let was_open = self.set_pool_closed(pool, true)?;
@@ -78,10 +84,11 @@ impl Ipam<'_> {
         for (key, stored) in blocks {
             self.store.remove(&key, Some(stored.revision))?;
         }
-        for affinity in self.store.read_all::<Affinity>(&keys::affinities(family))? {
+        for versioned in self.store.backend().list(&keys::affinities(family), None)? {
+            let Stored { record: affinity, revision } = decode::<Affinity>(&versioned)?;
             if pool.contains(affinity.block.ip()) {
                 self.store.remove(&keys::open(&affinity.node, &affinity.block), None)?;
-                self.store.remove(&keys::affinity(&affinity.block), None)?;
+                self.store.remove(&keys::affinity(&affinity.block), Some(revision))?;
             }
         }
         self.store.remove(&keys::pool(pool), None)?;

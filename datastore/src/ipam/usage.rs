@@ -2,6 +2,7 @@
 
 use super::block::Block;
 use super::pool::{Family, Pool};
+use super::pools::is_closed;
 use super::{Ipam, IpamError, PoolUsage};
 use crate::keys;
 
@@ -11,9 +12,8 @@ impl Ipam<'_> {
     /// pool is full.
     pub fn has_free(&self, pools: &[Pool], strict_affinity: bool) -> Result<Vec<bool>, IpamError> {
         let known = self.store.pools()?;
-        let is_closed =
-            |pool: &Pool| known.iter().any(|known| known.cidr == pool.cidr && known.closed);
-        let has_free = |pool| Ok(!is_closed(pool) && self.pool_has_free(pool, strict_affinity)?);
+        let has_free =
+            |pool| Ok(!is_closed(pool, &known) && self.pool_has_free(pool, strict_affinity)?);
         pools.iter().map(has_free).collect()
     }
 

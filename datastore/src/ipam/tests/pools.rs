@@ -189,3 +189,34 @@ fn a_pool_that_cannot_be_deleted_stays_as_it_was() {
     assert_eq!(store.pools().unwrap(), []);
     ipam.assign(&request(1, &[pool("10.0.0.0/24", 28)])).expect("another block size");
 }
+
+#[test]
+fn a_pool_within_a_closed_one_is_closed_too_but_its_record_is_its_own() {
+    let store = store();
+    let ipam = node(&store, "a");
+    let outer = Pool { closed: true, ..pool("10.0.0.0/16", 26) };
+    ipam.create_pool(&outer).unwrap();
+    let inner = [pool("10.0.1.0/24", 26)];
+
+    let refused = ipam.assign(&request(1, &inner));
+
+    assert!(matches!(refused, Err(IpamError::NoPool { .. })), "{refused:?}");
+    assert_eq!(ipam.has_free(&inner, false).unwrap(), [false]);
+    ipam.set_pool_closed(&outer.cidr, false).unwrap();
+    ipam.assign(&request(1, &inner)).unwrap();
+}
+
+#[test]
+fn a_block_of_a_node_without_a_claim_is_claimed_for_it_and_passed_by() {
+    let store = store();
+    let pools = [pool("10.0.0.0/30", 30)];
+    let [held] = node(&store, "a").assign(&request(1, &pools)).unwrap()[..] else { panic!() };
+    let block = pools[0].block_of(held);
+    store.backend().delete(&keys::affinity(&block), None).unwrap();
+
+    node(&store, "b").assign(&request(2, &pools)).unwrap();
+
+    let claim = store.read::<Affinity>(&keys::affinity(&block)).unwrap().unwrap();
+    assert_eq!(claim.record.node, "a");
+    assert_eq!(taken(&store).len(), 2);
+}
