@@ -9,13 +9,15 @@
 use std::net::IpAddr;
 
 use margay_datapath::{Datapath, Removed};
-use margay_datastore::{Attachment, EndpointState};
+use margay_datastore::{Attachment, Endpoint, EndpointState};
 
 use super::{Failures, Upkeep};
 use crate::dataplane::{self, DataplaneError};
 use crate::error::{Error, chain};
 use crate::hold::{Hold, HostVeth};
 use crate::host::HostSide;
+use crate::naming;
+use crate::netlink::LinkInfo;
 
 /// What a call of [`Upkeep::unload`] did.
 #[derive(Debug, Default)]
@@ -32,6 +34,14 @@ pub struct Unloaded {
     pub failed: Failures,
 }
 
+impl Unloaded {
+    fn names(&self, attachment: &Attachment) -> bool {
+        let mut named = self.handed_over.iter().chain(&self.busy);
+        named.any(|other| other == attachment)
+            || self.failed.iter().any(|(name, _)| *name == attachment.to_string())
+    }
+}
+
 impl Upkeep {
     /// Hands every pod of this node over to the host's stack, and removes programs, links and pins. Pods that come
     /// after it get what their network's configuration says.
@@ -43,34 +53,51 @@ impl Upkeep {
         let mut report = Unloaded::default();
         let endpoints = self.site.store.endpoints_on(&self.site.nodename)?;
         for endpoint in endpoints.into_iter().filter(|it| it.dataplane == dataplane::EBPF) {
-            let attachment = endpoint.attachment;
-            let Some(hold) = self.hold(&attachment)? else {
-                report.busy.push(attachment);
-                continue;
-            };
-            match hand_over(&hold).await {
-                Ok(true) => report.handed_over.push(attachment),
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(%attachment, error = chain(&error), "not handed over");
-                    report.failed.push((attachment.to_string(), error));
-                }
+            self.hand_over(endpoint.attachment, &mut report).await?;
+        }
+        // An ADD that came to its end meanwhile, or is about to, is known by its interface.
+        let links = self.site.netlink.links().await?;
+        let aliases = links.iter().filter_map(|link| link.alias.as_deref());
+        for attachment in aliases.filter_map(naming::attachment_of_alias) {
+            if !report.names(&attachment) {
+                self.hand_over(attachment, &mut report).await?;
             }
         }
         if report.busy.is_empty() && report.failed.is_empty() {
-            self.remove_what_is_the_nodes(&mut report).await?;
+            self.remove_what_is_the_nodes(&links, &mut report).await?;
         }
         Ok(report)
     }
 
-    async fn remove_what_is_the_nodes(&self, report: &mut Unloaded) -> Result<(), Error> {
+    async fn hand_over(&self, attachment: Attachment, report: &mut Unloaded) -> Result<(), Error> {
+        let Some(hold) = self.hold(&attachment)? else {
+            report.busy.push(attachment);
+            return Ok(());
+        };
+        match hand_over(&hold).await {
+            Ok(true) => report.handed_over.push(attachment),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%attachment, error = chain(&error), "not handed over");
+                report.failed.push((attachment.to_string(), error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Of these links, which were there before every pod was looked at.
+    async fn remove_what_is_the_nodes(
+        &self,
+        links: &[LinkInfo],
+        report: &mut Unloaded,
+    ) -> Result<(), Error> {
         let root = &self.site.paths.bpffs_root;
-        for link in self.site.netlink.links().await? {
+        for link in links {
             let handle = self.site.netlink.handle();
             let detached = Datapath::detach_all(root, handle, link.index, &link.name).await;
             let interface = link.name.clone();
             if detached.map_err(|source| DataplaneError::Attach { interface, source })? {
-                report.interfaces.push(link.name);
+                report.interfaces.push(link.name.clone());
             }
         }
         let removed = Datapath::remove_all_pins(root, &self.load);
@@ -79,9 +106,13 @@ impl Upkeep {
     }
 }
 
-/// `false` where there is nothing to hand over: no interface, or an ADD that was cut short.
+/// `false` where there is nothing to hand over: no interface, an ADD that was cut short, or a pod that the
+/// stack carries.
 async fn hand_over(hold: &Hold) -> Result<bool, Error> {
-    let endpoint = hold.endpoint()?.filter(|endpoint| endpoint.state == EndpointState::Ready);
+    let is_ours = |endpoint: &Endpoint| {
+        endpoint.state == EndpointState::Ready && endpoint.dataplane == dataplane::EBPF
+    };
+    let endpoint = hold.endpoint()?.filter(is_ours);
     let (Some(mut endpoint), HostVeth::Ours(link)) = (endpoint, hold.host_veth().await?) else {
         return Ok(false);
     };
