@@ -214,5 +214,6 @@ impl Upkeep {
 fn look_at(site: &Site, attachment: &Attachment) -> Result<Sighting, Error> {
     let endpoint = site.store.endpoint(attachment)?.filter(|found| found.node == site.nodename);
     let holding = site.allocator().holding(attachment).map_err(IpamError::from)?;
+    let holding = holding.filter(|found| found.node == site.nodename);
     Ok(Sighting { endpoint, holding })
 }
