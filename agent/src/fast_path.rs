@@ -157,7 +157,9 @@ impl FastPath {
         let remotes = datapath.remotes().entries()?;
         let mut is_there = !remotes.is_empty();
         for (&ifindex, &interface) in &interfaces {
-            is_there |= datapath.is_attached(handle, ifindex, interface, MODE).await?;
+            // Of whatever build, and be it one of two.
+            let found = NodeDatapath::inspect(handle, ifindex, interface).await?;
+            is_there |= found.iter().any(Option::is_some);
         }
         if is_there {
             for prefix in remotes.into_keys() {

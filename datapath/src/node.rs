@@ -180,7 +180,8 @@ impl NodeDatapath {
     ) -> Result<(), AttachError> {
         let programs = interface.programs();
         match mode {
-            AttachMode::Clsact => attach::clsact::detach(programs, netlink, ifindex).await,
+            // The rest of the node's traffic goes by there.
+            AttachMode::Clsact => attach::clsact::remove_filters(programs, netlink, ifindex).await,
             AttachMode::Tcx => attach::tcx::detach(programs, &self.pins, ifindex),
         }
     }
