@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use margay::lock::Lock;
 use margay_datastore::Revision;
 use margay_tests::Node;
 use margay_tests::cluster::wait_until;
@@ -200,13 +201,43 @@ fn an_address_that_nothing_leads_to_is_released_by_its_number() {
     let ctl = Ctl::new(&node, &network);
     let lost = node.sandbox("lost");
     let result = lost.add(&network);
-    node.store().backend().delete("handles/podnet/lost/eth0", None).unwrap();
+    let store = node.store();
+    store.backend().delete("handles/podnet/lost/eth0", None).unwrap();
+    let [ipv4, ipv6] = [true, false].map(|ipv4| address(&result, ipv4).to_string());
+    let release = |why: &str| {
+        let refused = ctl.run(&["ipam", "release", &ipv4]);
+        assert_eq!(refused.code, 1, "{why}: {refused:?}");
+        assert!(refused.stderr.contains(why), "{why}: {refused:?}");
+        assert_eq!(ctl.json(&["ipam", "show", &ipv4])["state"], "taken");
+    };
 
-    for ipv4 in [true, false] {
-        let ip = address(&result, ipv4).to_string();
-        assert_eq!(ctl.json(&["ipam", "release", &ip])["addresses"], json!([ip]));
-        assert_eq!(ctl.json(&["ipam", "show", &ip])["state"], "free");
-    }
+    let endpoint = store.endpoint(&lost.attachment("podnet", "eth0")).unwrap().unwrap();
+    release("the endpoint podnet/lost/eth0 has");
+    let lock = Lock::take(&node.path("run"), &endpoint.host_veth).unwrap();
+    release("a verb is at work");
+    drop(lock);
+    store.delete_endpoint(&endpoint.attachment, &endpoint.node).unwrap();
+    release("its host veth");
+    assert_ping(&node, ipv4.parse().unwrap());
+    let forced = ctl.json(&["ipam", "release", &ipv6, "--force"]);
+    assert_eq!(forced["addresses"], json!([ipv6]));
+    lost.destroy();
+    wait_until("the veth pair's end", || node.pod_links().is_empty());
+    let scene = Scene { node: &node, ctl: &ctl };
+    let block = &store.backend().list("blocks/ipv4/", None).unwrap()[0].key;
+    let change = |key: &str, value: Value| {
+        scene.change(block, |block| block["taken"][&ipv4][key] = value);
+    };
+    let other = node.sandbox("other");
+    change("netns", json!(other.netns_path()));
+    release("its network namespace");
+    change("netns", Value::Null);
+    change("node", json!("another"));
+    release("is on node another");
+    change("node", json!("node-under-test"));
+
+    assert_eq!(ctl.json(&["ipam", "release", &ipv4])["addresses"], json!([ipv4]));
+    assert_eq!(ctl.json(&["ipam", "show", &ipv4])["state"], "free");
 }
 
 #[test]

@@ -31,7 +31,7 @@ use margay_datastore::{Attachment, Store};
 
 pub use attach::Reattached;
 pub use reclaim::Reclaimed;
-pub use release::{Released, release};
+pub use release::{Released, release, release_orphan};
 pub use unload::Unloaded;
 
 use crate::config::Paths;

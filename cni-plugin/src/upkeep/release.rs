@@ -3,7 +3,9 @@
 //! Invariant: nothing is taken of a sandbox that lives, by its veth pair or its namespace, unless the
 //! operator insists; it goes by the one teardown, under the attachment's lock.
 
-use margay_datastore::Attachment;
+use std::net::IpAddr;
+
+use margay_datastore::{Attachment, Slot};
 
 use crate::commands::teardown::teardown;
 use crate::error::Error;
@@ -16,7 +18,7 @@ use crate::naming;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Released {
     /// Everything of the attachment is gone; these addresses went back.
-    Done(Vec<std::net::IpAddr>),
+    Done(Vec<IpAddr>),
     /// There is nothing of it on this node or in the datastore.
     Unknown,
     /// Nothing was done: a verb is at work on it.
@@ -83,4 +85,45 @@ pub async fn release(
     teardown(&hold, None, give_back).await?.or_out_of_reach()?;
     tracing::info!(%attachment, ?addresses, "released, since an operator said so");
     Ok(Released::Done(addresses))
+}
+
+/// Gives back an address whose slot nothing leads to, so that neither a DEL nor [`release`] can: a pod of this node may
+/// have it all the same. `insists` is to give it back though one has it, or though another node's may.
+/// [`Released::Unknown`] where the address has changed hands since the slot was read.
+///
+/// # Errors
+/// When the datastore or the kernel fails.
+pub async fn release_orphan(
+    site: &Site,
+    address: IpAddr,
+    slot: &Slot,
+    insists: bool,
+) -> Result<Released, Error> {
+    let attachment = &slot.attachment;
+    let Some(_lock) = Lock::try_take(&site.paths.run_dir, &naming::host_veth(attachment))? else {
+        return Ok(Released::Busy);
+    };
+    if !insists {
+        if slot.node != site.nodename {
+            return Ok(Released::Elsewhere { node: slot.node.clone() });
+        }
+        let mut endpoints = site.store.every_endpoint()?.into_iter();
+        if let Some(user) = endpoints.find(|it| it.ips.iter().any(|ip| ip.ip() == address)) {
+            let because = format!("the endpoint {} has {address}", user.attachment);
+            return Ok(Released::Alive { because });
+        }
+        if let HostVeth::Ours(link) = site.host_veth(attachment).await? {
+            return Ok(Released::Alive {
+                because: format!("its host veth {} is there", link.name),
+            });
+        }
+        if let Some(netns) = slot.netns.as_ref().filter(|netns| ipam::is_netns_alive(netns)) {
+            let because = format!("its network namespace {netns} is there");
+            return Ok(Released::Alive { because });
+        }
+    }
+    let released = site.allocator().release_orphan(address).map_err(IpamError::from)?;
+    let Some(attachment) = released else { return Ok(Released::Unknown) };
+    tracing::info!(%attachment, %address, "released, since an operator said so");
+    Ok(Released::Done(vec![address]))
 }

@@ -59,6 +59,8 @@ pub struct Slot {
     pub assignment: String,
     /// The pod, if the runtime named one.
     pub pod: Option<PodRef>,
+    /// Path of the network namespace that the address is for, if it was named.
+    pub netns: Option<String>,
     /// The node that the attachment is on; another than the block's if the address is borrowed.
     pub node: String,
     /// When, in seconds since the Unix epoch.
@@ -162,8 +164,8 @@ fn entry(block: Block, claim: Option<(String, u64)>) -> BlockEntry {
         .as_ref()
         .is_some_and(|(_, revision)| block.is_given_up() && block.ended_claim == Some(*revision));
     let slot = |(ip, allocation)| {
-        let Allocation { attachment, assignment, pod, node, assigned_at, .. } = allocation;
-        (ip, Slot { attachment, assignment, pod, node, assigned_at })
+        let Allocation { attachment, assignment, pod, netns, node, assigned_at, .. } = allocation;
+        (ip, Slot { attachment, assignment, pod, netns, node, assigned_at })
     };
     BlockEntry {
         cidr: block.cidr,

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use clap::Args;
 use margay::naming;
 use margay::upkeep::{self, Released};
-use margay_datastore::{Attachment, Store};
+use margay_datastore::{Attachment, Slot, Store};
 use serde::Serialize;
 
 use crate::endpoints;
@@ -20,36 +20,44 @@ pub(crate) struct Release {
     /// An address, an attachment (NETWORK/CONTAINER/INTERFACE), or what `endpoint show` takes
     #[arg(value_name = "ADDRESS|ATTACHMENT")]
     what: String,
-    /// Also where the sandbox lives: it loses its network
+    /// Also where the sandbox lives: it loses its network. Of an address that no record leads to, also where a pod
+    /// or another node has it
     #[arg(long)]
     force: bool,
 }
 
 pub(super) async fn run(release: &Release, node: &Node, format: Format) -> Result<(), Failure> {
     let store = node.store()?;
-    let attachment = match holder(&store, &release.what)? {
-        Holder::Attachment(attachment) => attachment,
-        Holder::Nobody(address) => return release_orphan(node, &store, address, format),
-    };
-    if is_overlays(&attachment) && !release.force {
+    let holder = holder(&store, &release.what)?;
+    let attachment = holder.attachment();
+    if is_overlays(attachment) && !release.force {
         return Err(Failure::Refused(format!(
             "{attachment} is a node's end of the overlay: its agent holds it, and `margayctl node \
              delete` takes it back where the node is gone (--force does it all the same)"
         )));
     }
     let site = node.site(store)?;
-    let refused = match upkeep::release(&site, &attachment, release.force).await? {
+    let released = match &holder {
+        Holder::Attachment(attachment) => upkeep::release(&site, attachment, release.force).await?,
+        Holder::Nobody(address, slot) => {
+            upkeep::release_orphan(&site, *address, slot, release.force).await?
+        }
+    };
+    let refused = match released {
         Released::Done(addresses) => {
             let attachment = attachment.to_string();
             return output::show(&GivenBack { attachment, addresses }, format);
         }
-        Released::Unknown => {
-            return Err(Failure::Unknown {
-                kind: "attachment",
-                name: attachment.to_string(),
-                list: "margayctl ipam show",
-            });
-        }
+        Released::Unknown => match holder {
+            Holder::Attachment(attachment) => {
+                return Err(Failure::Unknown {
+                    kind: "attachment",
+                    name: attachment.to_string(),
+                    list: "margayctl ipam show",
+                });
+            }
+            Holder::Nobody(address, _) => format!("{address} changed hands meanwhile: try again"),
+        },
         Released::Busy => format!("a verb is at work on {attachment}: try again"),
         Released::Alive { because } => format!(
             "{attachment} is alive: {because}. Remove the pod; --force takes its network away"
@@ -69,7 +77,16 @@ pub(super) async fn run(release: &Release, node: &Node, format: Format) -> Resul
 enum Holder {
     Attachment(Attachment),
     /// A slot that nothing leads to has this address.
-    Nobody(IpAddr),
+    Nobody(IpAddr, Slot),
+}
+
+impl Holder {
+    fn attachment(&self) -> &Attachment {
+        match self {
+            Self::Attachment(attachment) => attachment,
+            Self::Nobody(_, slot) => &slot.attachment,
+        }
+    }
 }
 
 fn holder(store: &Store, what: &str) -> Result<Holder, Failure> {
@@ -87,26 +104,11 @@ fn holder(store: &Store, what: &str) -> Result<Holder, Failure> {
         });
         return Ok(match leads_here {
             true => Holder::Attachment(slot.attachment.clone()),
-            false => Holder::Nobody(address),
+            false => Holder::Nobody(address, slot.clone()),
         });
     }
     let endpoint = endpoints::find(&ledger.endpoints, what)?;
     Ok(Holder::Attachment(endpoint.attachment.clone()))
-}
-
-fn release_orphan(
-    node: &Node,
-    store: &Store,
-    address: IpAddr,
-    format: Format,
-) -> Result<(), Failure> {
-    let released =
-        node.allocator(store)?.release_orphan(address).map_err(margay::ipam::IpamError::from)?;
-    let Some(attachment) = released else {
-        return Err(Failure::Refused(format!("{address} changed hands meanwhile: try again")));
-    };
-    let (attachment, addresses) = (attachment.to_string(), vec![address]);
-    output::show(&GivenBack { attachment, addresses }, format)
 }
 
 fn is_overlays(attachment: &Attachment) -> bool {
