@@ -132,14 +132,22 @@ impl Node {
                 Part::Whole(_) => None,
                 Part::Addresses(conf) => Some(Settings {
                     nodename: conf.nodename.clone(),
-                    paths: Paths { state_dir: conf.state_dir.clone(), ..Paths::default() },
+                    paths: Paths {
+                        state_dir: conf.state_dir.clone(),
+                        run_dir: conf.run_dir.clone(),
+                        ..Paths::default()
+                    },
                     datastore: conf.datastore.clone(),
                     log: conf.log.clone(),
                 }),
             })
         };
         let found = whole.or_else(agent).or_else(addresses);
-        found.ok_or_else(|| Failure::NoConfiguration { path: self.config.clone() })
+        let mut settings =
+            found.ok_or_else(|| Failure::NoConfiguration { path: self.config.clone() })?;
+        // What a verb may take is nothing to a command that is watched.
+        settings.datastore = settings.datastore.for_a_daemon();
+        Ok(settings)
     }
 
     /// The datastore, if there is one.
@@ -272,4 +280,63 @@ fn read(file: &Path) -> Result<Map<String, Value>, Failure> {
     let text = fs::read_to_string(file).map_err(failed)?;
     serde_json::from_str(&text)
         .map_err(|source| Failure::Configuration { path: path(), source: source.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn settings_are_those_of_the_network_or_the_agent_without_a_verbs_patience() {
+        let etcd = json!({"datastore_type": "etcdv3", "etcd_endpoints": "http://192.0.2.1:2379"});
+        let with = |more: Value| {
+            let mut conf = etcd.clone();
+            conf.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            conf
+        };
+        let net = |more: Value| {
+            let mut conf = with(more);
+            conf["cniVersion"] = json!("1.1.0");
+            conf["name"] = json!("podnet");
+            conf
+        };
+        let pools = json!([{"cidr": "10.244.0.0/16"}]);
+        let whole = net(json!({
+            "type": "margay", "run_dir": "/run/x", "ipam": {"type": "margay-ipam", "pools": pools},
+        }));
+        let addresses = net(json!({
+            "type": "ptp", "ipam": {"type": "margay-ipam", "pools": pools, "run_dir": "/run/x"},
+        }));
+        let agent = with(json!({"run_dir": "/run/x"}));
+
+        for (what, network, agent) in [
+            ("whole", Some(whole), None),
+            ("agent", None, Some(agent)),
+            ("addresses", Some(addresses), None),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let shared = Shared {
+                config: directory.path().join("net.d"),
+                agent_config: directory.path().join("agent.json"),
+                output: crate::output::Format::default(),
+            };
+            fs::create_dir(&shared.config).unwrap();
+            if let Some(network) = network {
+                fs::write(shared.config.join("10-x.conf"), network.to_string()).unwrap();
+            }
+            if let Some(agent) = agent {
+                fs::write(&shared.agent_config, agent.to_string()).unwrap();
+            }
+
+            let node = Node::find(&shared);
+
+            let settings =
+                node.settings().unwrap_or_else(|_| panic!("{what}: {:?}", node.unusable));
+            assert_eq!(settings.paths.run_dir, Path::new("/run/x"), "{what}");
+            let Datastore::Etcd(conf) = settings.datastore else { panic!("{what} is local") };
+            assert_eq!(conf.patience, None, "{what}");
+        }
+    }
 }

@@ -62,8 +62,10 @@ impl Datastore {
 }
 
 impl Datastore {
-    /// The same without a limit to how long it may fail in all: a daemon goes on trying.
-    pub(super) fn for_a_daemon(mut self) -> Self {
+    /// The same without a limit to how long all calls may take together, which is a verb's: for a daemon, and whatever
+    /// else an operator ends. Each call keeps its own.
+    #[must_use]
+    pub fn for_a_daemon(mut self) -> Self {
         if let Self::Etcd(conf) = &mut self {
             conf.patience = None;
         }
