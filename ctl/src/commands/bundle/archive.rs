@@ -35,24 +35,30 @@ impl Archive {
 
     /// Puts a text in, without secrets.
     pub(super) fn text(&mut self, name: &str, text: &str) -> io::Result<()> {
-        let text = self.secrets.removed_from(text);
+        let clean = self.secrets.removed_from(text);
+        self.put(name, &clean)
+    }
+
+    /// The same with a document.
+    pub(super) fn json(&mut self, name: &str, document: &impl Serialize) -> io::Result<()> {
+        // Out of its values: a number that is one would leave what is no document.
+        let document = self.secrets.removed_from_document(serde_json::to_value(document)?);
+        let mut text = serde_json::to_string_pretty(&document)?;
+        text.push('\n');
+        self.put(name, &text)
+    }
+
+    /// Writes the rest, to the disk.
+    pub(super) fn finish(self) -> io::Result<()> {
+        self.tar.into_inner()?.finish()?.sync_all()
+    }
+
+    fn put(&mut self, name: &str, text: &str) -> io::Result<()> {
         let mut header = Header::new_gnu();
         header.set_size(text.len() as u64);
         header.set_mode(0o600);
         header.set_mtime(self.time);
         let path = format!("{}/{name}", self.folder);
         self.tar.append_data(&mut header, path, text.as_bytes())
-    }
-
-    /// The same with a document.
-    pub(super) fn json(&mut self, name: &str, document: &impl Serialize) -> io::Result<()> {
-        let mut text = serde_json::to_string_pretty(document)?;
-        text.push('\n');
-        self.text(name, &text)
-    }
-
-    /// Writes the rest, to the disk.
-    pub(super) fn finish(self) -> io::Result<()> {
-        self.tar.into_inner()?.finish()?.sync_all()
     }
 }
