@@ -10,6 +10,7 @@ use margay_datapath::{AttachError, DatapathError, MapError, RehearsalError};
 use margay_datastore::StoreError;
 
 use crate::commands::trace::PacketError;
+use crate::output::printable;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +72,7 @@ pub(crate) enum Failure {
         list: &'static str,
     },
     /// Several things go by the name that was given.
-    #[error("several {kind} go by {name:?}:\n  {}", candidates.join("\n  "))]
+    #[error("several {kind} go by {name:?}: {}", candidates.join(", "))]
     Ambiguous {
         /// What was looked for.
         kind: &'static str,
@@ -183,9 +184,37 @@ impl Failure {
 
     pub(crate) fn print(&self) {
         let red = AnsiColor::Red.on_default().bold();
-        anstream::eprintln!("{red}margayctl:{red:#} {}", chain(self));
+        anstream::eprintln!("{red}margayctl:{red:#} {}", self.text());
         if let Some(hint) = self.hint() {
-            anstream::eprintln!("{hint}");
+            anstream::eprintln!("{}", printable(&hint));
         }
+    }
+
+    /// In lines, the first of which says what it is; each printable.
+    fn text(&self) -> String {
+        let Self::Ambiguous { kind, name, candidates } = self else {
+            return chain(self);
+        };
+        let mut text = printable(&format!("several {kind} go by {name:?}:"));
+        for candidate in candidates {
+            text += "\n  ";
+            text += &printable(candidate);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_tells_a_terminal_nothing_and_candidates_keep_their_lines() {
+        let candidates = vec!["a\u{1b}[2J\nb".to_owned(), "c".to_owned()];
+        let ambiguous = Failure::Ambiguous { kind: "pods", name: "web".to_owned(), candidates };
+        let refused = Failure::Refused("x\u{1b}]0;y\u{7}\n".to_owned());
+
+        assert_eq!(ambiguous.text(), "several pods go by \"web\":\n  a[2Jb\n  c");
+        assert!(!refused.text().contains(char::is_control), "{}", refused.text());
     }
 }

@@ -17,7 +17,7 @@ use crate::arguments::{Shared, Watched};
 use crate::doctor::{self, Depth, Diagnosis, Picture};
 use crate::failure::Failure;
 use crate::node::{Node, Part};
-use crate::output::{self, BAD, BOLD, DIM, Format, GOOD, Report, WARNING};
+use crate::output::{self, BAD, BOLD, DIM, Format, GOOD, Report, WARNING, printable};
 
 /// How much of the log's end is looked through for errors.
 const LOG_END_BYTES: u64 = 256 << 10;
@@ -311,7 +311,7 @@ impl Report for Overview {
             _ => writeln!(out, ", {of_earlier_boots} of earlier boots")?,
         }
         if let Some(agent) = &self.agent {
-            writeln!(out, "{BOLD}agent{BOLD:#}      {agent}")?;
+            writeln!(out, "{BOLD}agent{BOLD:#}      {}", printable(agent))?;
         }
         for (heading, fills) in [("maps", &self.maps), ("pools", &self.pools)] {
             if !fills.is_empty() {
@@ -323,8 +323,7 @@ impl Report for Overview {
             writeln!(out, "{BOLD}recent errors{BOLD:#}")?;
         }
         for error in &self.recent_errors {
-            let printable: String = error.chars().filter(|c| !c.is_control()).collect();
-            writeln!(out, "  {printable}")?;
+            writeln!(out, "  {}", printable(error))?;
         }
         writeln!(out)?;
         self.diagnosis.write(out)

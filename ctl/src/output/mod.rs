@@ -54,6 +54,11 @@ pub(crate) const WARNING: Style = AnsiColor::Yellow.on_default();
 /// Broken.
 pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
 
+/// What comes from elsewhere loses its control characters, which a terminal would obey.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).collect()
+}
+
 /// Prints a report.
 pub(crate) fn show(report: &impl Report, format: Format) -> Result<(), Failure> {
     let mut out = anstream::stdout().lock();
@@ -74,4 +79,14 @@ fn rendered(report: &impl Report, format: Format) -> Result<String, Failure> {
         Format::Yaml => text = yaml_serde::to_string(report).map_err(|error| failed(&error))?,
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_not_printable() {
+        assert_eq!(printable("a\u{1b}[2J\r\n\u{9b}1mb é"), "a[2J1mb é");
+    }
 }

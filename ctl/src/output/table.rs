@@ -68,7 +68,7 @@ impl Table {
     /// characters, which a terminal would obey.
     pub(crate) fn row<const COLUMNS: usize>(&mut self, cells: [Cell; COLUMNS]) {
         let printable = |mut cell: Cell| {
-            cell.text.retain(|character| !character.is_control());
+            cell.text = super::printable(&cell.text);
             if cell.text.is_empty() { Cell::styled(NOTHING, DIM) } else { cell }
         };
         self.rows.push(cells.into_iter().map(printable).collect());

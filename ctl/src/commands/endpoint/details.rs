@@ -21,7 +21,7 @@ use crate::arguments::Watched;
 use crate::endpoints;
 use crate::failure::Failure;
 use crate::node::{Node, Settings};
-use crate::output::{self, BOLD, Format, Report, WARNING, age, bit_rate, bytes};
+use crate::output::{self, BOLD, Format, Report, WARNING, age, bit_rate, bytes, printable};
 
 /// `endpoint show`.
 #[derive(Debug, Args)]
@@ -402,9 +402,4 @@ fn each(out: &mut dyn fmt::Write, heading: &str, values: &[impl fmt::Display]) -
 
 fn line(out: &mut dyn fmt::Write, heading: &str, value: impl fmt::Display) -> fmt::Result {
     writeln!(out, "  {heading:<14} {}", printable(&value.to_string()))
-}
-
-/// Names come from elsewhere: what a terminal would obey stays out.
-fn printable(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).collect()
 }

@@ -135,7 +135,7 @@ impl Report for Contradictions {
                 Gravity::Error => (BAD, "error"),
                 Gravity::Warning => (WARNING, "warning"),
             };
-            let text: String = text.chars().filter(|c| !c.is_control()).collect();
+            let text = output::printable(text);
             writeln!(out, "{style}{word}{style:#} {BOLD}{kind}{BOLD:#}: {text}")?;
             writeln!(out, "  {DIM}{hint}{DIM:#}")?;
         }

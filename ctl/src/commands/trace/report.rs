@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::words::Verdict;
-use crate::output::{BAD, BOLD, DIM, GOOD, Report, WARNING};
+use crate::output::{BAD, BOLD, DIM, GOOD, Report, WARNING, printable};
 
 /// What `trace` shows.
 #[derive(Debug, Serialize)]
@@ -126,6 +126,7 @@ pub(super) enum Ending {
 impl Report for Trace {
     fn write(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         let Packet { summary, length, .. } = &self.packet;
+        let summary = printable(summary);
         writeln!(out, "{BOLD}{summary}{BOLD:#}, {length} bytes")?;
         for (number, step) in (1..).zip(&self.steps) {
             writeln!(out)?;
@@ -140,7 +141,7 @@ impl Report for Trace {
             Ending::Refused => WARNING,
             Ending::Dropped => BAD,
         };
-        writeln!(out, "\n{style}{}{style:#}", self.outcome.summary)
+        writeln!(out, "\n{style}{}{style:#}", printable(&self.outcome.summary))
     }
 }
 
@@ -149,13 +150,13 @@ const INDENT: &str = "   ";
 
 impl ProgramStep {
     fn write(&self, number: usize, out: &mut dyn fmt::Write) -> fmt::Result {
-        writeln!(out, "{number}. {BOLD}{}{BOLD:#} at {}", self.hook, self.interface)?;
+        writeln!(out, "{number}. {BOLD}{}{BOLD:#} at {}", self.hook, printable(&self.interface))?;
         let keys: Vec<_> =
-            self.lookups.iter().map(|lookup| format!("{} {}", lookup.map, lookup.key)).collect();
+            self.lookups.iter().map(|it| printable(&format!("{} {}", it.map, it.key))).collect();
         let width = keys.iter().map(String::len).max().unwrap_or(0);
         for (key, lookup) in keys.iter().zip(&self.lookups) {
             match &lookup.found {
-                Some(found) => writeln!(out, "{INDENT}{key:width$}  {found}")?,
+                Some(found) => writeln!(out, "{INDENT}{key:width$}  {}", printable(found))?,
                 None => writeln!(out, "{INDENT}{key:width$}  {DIM}nothing{DIM:#}")?,
             }
         }
@@ -165,12 +166,13 @@ impl ProgramStep {
             Verdict::Drop => BAD,
         };
         let counter = self.counter.unwrap_or("not counted");
-        writeln!(out, "{INDENT}{style}{counter}{style:#}: {}", self.meaning)?;
+        writeln!(out, "{INDENT}{style}{counter}{style:#}: {}", printable(&self.meaning))?;
         for Change { field, before, after } in &self.changes {
+            let (before, after) = (printable(before), printable(after));
             writeln!(out, "{INDENT}{field}: {before} becomes {after}")?;
         }
         if let Some(learned) = &self.learned {
-            writeln!(out, "{INDENT}the flow becomes {learned}, both ways")?;
+            writeln!(out, "{INDENT}the flow becomes {}, both ways", printable(learned))?;
         }
         write_notes(&self.notes, out)
     }
@@ -182,13 +184,57 @@ impl StackStep {
         if let Some(Route { destination, gateway, interface }) = &self.route {
             let via = gateway.as_ref().map(|gateway| format!(" via {gateway}")).unwrap_or_default();
             let dev = interface.as_ref().map(|dev| format!(" dev {dev}")).unwrap_or_default();
-            writeln!(out, "{INDENT}route {destination}{via}{dev}")?;
+            writeln!(out, "{INDENT}{}", printable(&format!("route {destination}{via}{dev}")))?;
         }
-        writeln!(out, "{INDENT}{}", self.meaning)?;
+        writeln!(out, "{INDENT}{}", printable(&self.meaning))?;
         write_notes(&self.notes, out)
     }
 }
 
 fn write_notes(notes: &[String], out: &mut dyn fmt::Write) -> fmt::Result {
-    notes.iter().try_for_each(|note| writeln!(out, "{INDENT}{DIM}{note}{DIM:#}"))
+    notes.iter().try_for_each(|note| writeln!(out, "{INDENT}{DIM}{}{DIM:#}", printable(note)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_a_terminal_nothing() {
+        let evil = || "a\u{1b}[2J".to_owned();
+        let trace = Trace {
+            packet: Packet { summary: evil(), length: 1, frame: String::new() },
+            build: "this",
+            steps: vec![
+                Step::Program(ProgramStep {
+                    hook: "from_pod",
+                    interface: evil(),
+                    attached: Attached::Nothing,
+                    lookups: vec![Lookup { map: "pods_v4", key: evil(), found: Some(evil()) }],
+                    counter: None,
+                    verdict: Verdict::Drop,
+                    meaning: evil(),
+                    changes: vec![Change { field: "source", before: evil(), after: evil() }],
+                    learned: Some(evil()),
+                    notes: vec![evil()],
+                }),
+                Step::Stack(StackStep {
+                    meaning: evil(),
+                    route: Some(Route {
+                        destination: evil(),
+                        gateway: Some(evil()),
+                        interface: Some(evil()),
+                    }),
+                    notes: vec![evil()],
+                }),
+            ],
+            outcome: Outcome { result: Ending::Dropped, summary: evil() },
+        };
+        let mut text = String::new();
+
+        trace.write(&mut text).unwrap();
+
+        assert_eq!(text.matches("a[2J").count(), 15, "{text}");
+        assert!(!text.contains("\u{1b}[2J"), "{text}");
+    }
 }
