@@ -46,6 +46,9 @@ main() {
     remove "$ctl" "$man_dir"/margayctl.1 "$man_dir"/margayctl-*.1
     remove "$man_dir"/.margayctl*.partial
     remove "$bash_completion" "$zsh_completion" "$fish_completion"
+    for help in "$man_dir/" "$bash_completion" "$zsh_completion" "$fish_completion"; do
+        remove_empty "${help%/*}"
+    done
     remove_unit "$unit"
     if [ "$pods" = 0 ] || [ "$purge" = yes ]; then
         remove_dataplane
@@ -111,6 +114,15 @@ remove() {
         remove_one "$path"
         # What an interrupted install may have left.
         remove_one "${path%/*}/.${path##*/}.partial"
+    done
+}
+
+# A folder below the prefix's share, and those above it that it leaves empty; never share itself, which install may
+# not have made either.
+remove_empty() {
+    folder=$1
+    while [ "${folder%/*}" != "$root$prefix" ] && rmdir "$folder" 2>/dev/null; do
+        folder=${folder%/*}
     done
 }
 

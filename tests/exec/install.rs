@@ -30,6 +30,16 @@ const HELP: [&str; 5] = [
     "usr/local/share/zsh/site-functions/_margayctl",
     "usr/local/share/fish/vendor_completions.d/margayctl.fish",
 ];
+const HELP_FOLDERS: [&str; 8] = [
+    "usr/local/share/man",
+    "usr/local/share/man/man1",
+    "usr/local/share/bash-completion",
+    "usr/local/share/bash-completion/completions",
+    "usr/local/share/zsh",
+    "usr/local/share/zsh/site-functions",
+    "usr/local/share/fish",
+    "usr/local/share/fish/vendor_completions.d",
+];
 const AGENT_CONF: &str = "etc/margay/agent.json";
 const SHIPPED_AGENT_CONF: &str = "conf/agent.json";
 const OWN: &str = "usr/local/lib/margay";
@@ -113,6 +123,15 @@ fn margayctl_comes_with_its_manual_and_without_what_an_earlier_version_had_of_it
     assert!(message.contains("there is no datastore at"), "{message}");
     system.uninstall(&[]);
     assert!(others.exists());
+    for folder in HELP_FOLDERS {
+        assert_eq!(system.has(folder), others.starts_with(system.path(folder)), "{folder}");
+    }
+    fs::remove_file(others).unwrap();
+    system.uninstall(&[]);
+    for folder in HELP_FOLDERS {
+        assert!(!system.has(folder), "{folder}");
+    }
+    assert!(system.has("usr/local/share"));
 }
 
 #[test]
