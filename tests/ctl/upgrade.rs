@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use margay::lock::Lock;
 use margay::naming;
+use margay_datastore::Heartbeat;
 use margay_tests::ctl::Ctl;
 use margay_tests::node::{WORLD_V4, WORLD_V6, node_address, plugin_directory};
 use margay_tests::numbers::Numbers;
@@ -100,6 +102,28 @@ fn assert_pods_outlive_an_unload(node: &Node, network: &Value) {
 }
 
 #[test]
+fn an_unload_whose_last_step_fails_names_the_pods_that_it_handed_over() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let pod = node.sandbox("a");
+    pod.add(&network);
+    let ctl = Ctl::new(&node, &network);
+    let held = node.pins().join("held");
+    fs::create_dir(&held).unwrap();
+    node.run(&["mount", "-t", "bpf", "held", held.to_str().unwrap()]);
+
+    let printed = ctl.run(&["datapath", "unload", "-o", "json"]);
+    node.run(&["umount", held.to_str().unwrap()]);
+
+    assert_eq!(printed.code, 1, "{printed:?}");
+    let done: Value = serde_json::from_str(&printed.stdout).unwrap();
+    assert_eq!(done["handed_over"], json!(["podnet/a/eth0"]));
+    assert!(done["failed"][0].as_str().unwrap().contains("remove"), "{done}");
+    assert_eq!(ctl.json(&["datapath", "unload"])["handed_over"], json!([]));
+    assert_eq!(fs::read_dir(node.bpffs_root()).unwrap().count(), 0);
+}
+
+#[test]
 fn an_unload_leaves_alone_what_a_verb_is_at_work_on_and_whom_it_would_cut_off() {
     let Some(node) = Node::new() else { return };
     let network = node.network();
@@ -120,7 +144,21 @@ fn an_unload_leaves_alone_what_a_verb_is_at_work_on_and_whom_it_would_cut_off() 
     answer.join().unwrap();
     assert_eq!(refused.code, 1, "{refused:?}");
     assert!(refused.stderr.contains("systemctl stop margay-agent"), "{refused:?}");
-    fs::remove_file(node.path("agent.json")).unwrap();
+
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let heard_at = |at| {
+        let heartbeat = Heartbeat { node: "node-under-test".to_owned(), at };
+        node.store().put_heartbeat(&heartbeat).unwrap();
+    };
+    heard_at(now);
+    for address in [agent["metrics_address"].clone(), json!("off")] {
+        let agent = json!({"metrics_address": address});
+        fs::write(node.path("agent.json"), agent.to_string()).unwrap();
+        let refused = ctl.run(&["datapath", "unload"]);
+        assert_eq!(refused.code, 1, "{refused:?}");
+        assert!(refused.stderr.contains("was heard of"), "{refused:?}");
+    }
+    heard_at(now - 121);
 
     node.run(&["ip", "route", "del", "default"]);
     let refused = ctl.run(&["datapath", "unload"]);

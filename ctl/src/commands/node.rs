@@ -142,7 +142,7 @@ fn rows(
 }
 
 /// By this machine's clock: between two looks, whether it was written again tells more.
-fn is_recent(heartbeat: &Heartbeat) -> bool {
+pub(super) fn is_recent(heartbeat: &Heartbeat) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     now.saturating_sub(heartbeat.at) < (MISSED * HEARTBEAT_INTERVAL).as_secs()
 }

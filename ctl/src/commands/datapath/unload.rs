@@ -8,9 +8,10 @@ use margay::dataplane;
 use margay::error::chain;
 use margay::mtu::ELSEWHERE;
 use margay::netlink::Netlink;
+use margay::upkeep;
 use serde::Serialize;
 
-use super::upkeep;
+use crate::commands::node::is_recent;
 use crate::doctor::ask;
 use crate::failure::Failure;
 use crate::node::Node;
@@ -31,30 +32,55 @@ pub(super) async fn run(unload: &Unload, node: &Node, format: Format) -> Result<
     if !unload.force {
         refuse_if_harmful(node).await?;
     }
-    let report = upkeep(node)?.unload().await?;
-    let failed = report.failed.into_iter();
-    let unloaded = Unloaded {
-        handed_over: report.handed_over.iter().map(ToString::to_string).collect(),
-        busy: report.busy.iter().map(ToString::to_string).collect(),
-        interfaces: report.interfaces,
-        pins: report.pins.iter().map(|path| path.display().to_string()).collect(),
-        failed: failed.map(|(what, error)| format!("{what}: {}", chain(&error))).collect(),
+    let before = pods(node, dataplane::EBPF)?;
+    let unloaded = match super::upkeep(node)?.unload().await {
+        Ok(report) => report.into(),
+        // The last step comes after the pods', and what became of them is in their records.
+        Err(error) => {
+            let mut handed_over = pods(node, dataplane::LINUX)?;
+            handed_over.retain(|pod| before.contains(pod));
+            if handed_over.is_empty() {
+                return Err(error.into());
+            }
+            let failed = vec![format!("what is the node's: {}", chain(&error))];
+            Unloaded { handed_over, failed, ..Unloaded::default() }
+        }
     };
     output::show(&unloaded, format)?;
     let is_done = unloaded.busy.is_empty() && unloaded.failed.is_empty();
     Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The pods of this node that one of the dataplanes carries.
+fn pods(node: &Node, dataplane: &str) -> Result<Vec<String>, Failure> {
+    let endpoints = node.store()?.endpoints_on(&node.settings()?.nodename)?;
+    let endpoints = endpoints.into_iter().filter(|endpoint| endpoint.dataplane == dataplane);
+    Ok(endpoints.map(|endpoint| endpoint.attachment.to_string()).collect())
+}
+
 /// An agent would put back what goes; and without a default route `proxy_arp` answers nobody.
 async fn refuse_if_harmful(node: &Node) -> Result<(), Failure> {
-    let address = node.agent.as_ref().and_then(|agent| agent.metrics_address);
-    if address.is_some_and(|address| ask(address, "/healthz").is_ok()) {
-        return Err(Failure::Harmful {
-            reason: "margay-agent runs, and would put programs back".to_owned(),
-            hint: "systemctl stop margay-agent first, or --force",
-        });
+    let (store, nodename) = (node.store()?, node.settings()?.nodename);
+    if let Some(agent) = &node.agent {
+        let answers = |address| ask(address, "/healthz").is_ok();
+        if agent.metrics_address.is_some_and(answers) {
+            return Err(Failure::Harmful {
+                reason: "margay-agent runs, and would put programs back".to_owned(),
+                hint: "systemctl stop margay-agent first, or --force",
+            });
+        }
+        // One that serves no metrics, or hangs, writes its heartbeat all the same.
+        let mut heartbeats = store.heartbeats()?.into_iter();
+        if heartbeats.any(|(beat, _)| beat.node == nodename && is_recent(&beat)) {
+            return Err(Failure::Harmful {
+                reason: "margay-agent was heard of within two minutes, and would put programs back"
+                    .to_owned(),
+                hint: "systemctl stop margay-agent first; where it is stopped, wait for two minutes, \
+                       or --force",
+            });
+        }
     }
-    let endpoints = node.store()?.endpoints_on(&node.settings()?.nodename)?;
+    let endpoints = store.endpoints_on(&nodename)?;
     let has_pods = endpoints.iter().any(|endpoint| {
         endpoint.dataplane == dataplane::EBPF && endpoint.ips.iter().any(|ip| ip.is_ipv4())
     });
@@ -69,7 +95,7 @@ async fn refuse_if_harmful(node: &Node) -> Result<(), Failure> {
 }
 
 /// What was done.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Unloaded {
     /// Pods that the host's stack carries from here on.
     handed_over: Vec<String>,
@@ -80,6 +106,19 @@ struct Unloaded {
     /// Below the root of the pins.
     pins: Vec<String>,
     failed: Vec<String>,
+}
+
+impl From<upkeep::Unloaded> for Unloaded {
+    fn from(report: upkeep::Unloaded) -> Self {
+        let failed = report.failed.into_iter();
+        Self {
+            handed_over: report.handed_over.iter().map(ToString::to_string).collect(),
+            busy: report.busy.iter().map(ToString::to_string).collect(),
+            interfaces: report.interfaces,
+            pins: report.pins.iter().map(|path| path.display().to_string()).collect(),
+            failed: failed.map(|(what, error)| format!("{what}: {}", chain(&error))).collect(),
+        }
+    }
 }
 
 impl Report for Unloaded {
