@@ -1,12 +1,16 @@
 //! The agent of a node among several: whether it answers, is heard of, and has made the routes.
+//!
+//! It may be about to: what one look finds is believed if a second one finds it as well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ipnetwork::IpNetwork;
 use margay::netlink::REMOTE_ROUTE_PROTOCOL;
 
+use super::PAUSE;
 use super::catalogue::{AGENT_NOT_READY, AGENT_SILENT, HEARTBEAT_STALE, REMOTE_ROUTE_MISSING};
 use super::finding::Findings;
 use super::leftovers::MAIN_TABLE;
@@ -18,17 +22,30 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_secs(120);
 
 pub(super) async fn look(picture: &Picture<'_>, findings: &mut Findings) {
-    if !picture.has_others() {
+    let first = look_once(picture);
+    if first.0.is_empty() {
         return;
+    }
+    tokio::time::sleep(PAUSE).await;
+    // What it says may be another sentence by then.
+    let is_twice = |kind| first.0.iter().any(|finding| finding.kind == kind);
+    let second = look_once(picture).0.into_iter().filter(|finding| is_twice(finding.kind));
+    findings.0.extend(second);
+}
+
+fn look_once(picture: &Picture<'_>) -> Findings {
+    let mut findings = Findings::default();
+    if !picture.has_others() {
+        return findings;
     }
     match picture.node.agent.as_ref().map(|conf| conf.metrics_address) {
         None => findings.add(&AGENT_SILENT, "there is etcd, and no configuration of an agent"),
-        Some(Some(address)) => look_at_health(address, findings),
+        Some(Some(address)) => look_at_health(address, &mut findings),
         // It was told not to answer; its heartbeat tells.
         Some(None) => {}
     }
-    look_at_heartbeat(picture, findings);
-    look_at_ways(picture, findings).await;
+    look_at_heartbeat(picture, &mut findings);
+    findings
 }
 
 fn look_at_health(address: SocketAddr, findings: &mut Findings) {
@@ -81,22 +98,39 @@ fn look_at_heartbeat(picture: &Picture<'_>, findings: &mut Findings) {
     }
 }
 
-/// Every block of another node has a route that the agent made.
-async fn look_at_ways(picture: &Picture<'_>, findings: &mut Findings) {
-    let Some(site) = &picture.site else { return };
-    let mut missing: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for block in picture.blocks.iter().filter(|block| block.node != site.nodename) {
-        let has_route = picture.routes.iter().any(|route| {
+/// Another node's block, and that node.
+pub(super) type Way<'p> = (&'p str, IpNetwork);
+
+/// The blocks of other nodes that no route of the agent's leads to, by one look.
+pub(super) fn missing_ways<'p>(picture: &'p Picture<'_>) -> BTreeSet<Way<'p>> {
+    let Some(site) = picture.site.as_ref().filter(|_| picture.has_others()) else {
+        return BTreeSet::new();
+    };
+    let has_route = |cidr: IpNetwork| {
+        picture.routes.iter().any(|route| {
             route.protocol == REMOTE_ROUTE_PROTOCOL
                 && route.table == MAIN_TABLE
-                && route.destination == Some(block.cidr.network())
-                && route.prefix_length == block.cidr.prefix()
-        });
-        if !has_route {
-            missing.entry(&block.node).or_default().push(block.cidr.to_string());
-        }
+                && route.destination == Some(cidr.network())
+                && route.prefix_length == cidr.prefix()
+        })
+    };
+    let of_others = picture.blocks.iter().filter(|block| block.node != site.nodename);
+    of_others
+        .filter(|block| !has_route(block.cidr))
+        .map(|block| (block.node.as_str(), block.cidr))
+        .collect()
+}
+
+/// Names them, of each node all at once.
+pub(super) fn name_ways<'w, 'p: 'w>(
+    missing: impl Iterator<Item = &'w Way<'p>>,
+    findings: &mut Findings,
+) {
+    let mut by_node: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (node, block) in missing {
+        by_node.entry(node).or_default().push(block.to_string());
     }
-    for (node, blocks) in missing {
+    for (node, blocks) in by_node {
         let text = format!("no route leads to {} of node {node}", blocks.join(", "));
         findings.add(&REMOTE_ROUTE_MISSING, text);
     }

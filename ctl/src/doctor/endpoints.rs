@@ -16,6 +16,7 @@ use margay_abi::ABI_VERSION;
 use margay_datapath::{AttachedFilter, Datapath, PinnedBuild, Program};
 use margay_datastore::{Endpoint, EndpointState};
 
+use super::PAUSE;
 use super::catalogue::{
     ENDPOINT_ADDRESS_NOT_HELD, ENDPOINT_BANDWIDTH, ENDPOINT_HOST_ROUTE, ENDPOINT_HOST_VETH,
     ENDPOINT_MAP_ENTRY, ENDPOINT_NEIGHBOUR, ENDPOINT_OLD_BUILD, ENDPOINT_OTHER_PROGRAM,
@@ -31,8 +32,6 @@ use crate::node::Part;
 
 /// How long an ADD can take at most, whatever it waits for.
 const LONGEST_ADD: Duration = Duration::from_secs(120);
-/// Between the two looks: a verb that is at work then is done.
-const PAUSE: Duration = Duration::from_millis(300);
 
 pub(super) async fn look(picture: &Picture<'_>, findings: &mut Findings) {
     let Some(site) = &picture.site else { return };

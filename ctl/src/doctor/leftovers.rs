@@ -1,10 +1,15 @@
 //! What belongs to nobody.
+//!
+//! No lock is taken, and records are read before links: a verb that came in between looks as if it had left something
+//! behind. So what it may have in hand is left out here, and what one look finds is believed if a second one finds it
+//! as well (`mod.rs`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use margay::deletions::Deletions;
 use margay::ipam;
+use margay::lock::Lock;
 use margay::naming;
 use margay::netlink::{REMOTE_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 use margay_datastore::{Attachment, Holding};
@@ -19,6 +24,7 @@ use super::picture::Picture;
 /// `RT_TABLE_MAIN`.
 pub(super) const MAIN_TABLE: u32 = 254;
 
+/// One look.
 pub(super) fn look(picture: &Picture<'_>, findings: &mut Findings) {
     look_at_deletions(picture, findings);
     if picture.site.is_none() {
@@ -30,8 +36,11 @@ pub(super) fn look(picture: &Picture<'_>, findings: &mut Findings) {
         picture.holdings.iter().map(|holding| &holding.attachment).collect();
     look_at_links(picture, &known, &held, findings);
     look_at_holdings(picture, &known, findings);
-    let addresses: BTreeSet<IpAddr> =
-        picture.endpoints.iter().flat_map(|endpoint| &endpoint.ips).map(|ip| ip.ip()).collect();
+    let addresses: BTreeMap<IpAddr, &Attachment> = picture
+        .endpoints
+        .iter()
+        .flat_map(|endpoint| endpoint.ips.iter().map(|ip| (ip.ip(), &endpoint.attachment)))
+        .collect();
     look_at_entries(picture, &addresses, findings);
     look_at_routes(picture, &addresses, findings);
 }
@@ -54,7 +63,8 @@ fn look_at_links(
     for link in &picture.links {
         let attachment = link.alias.as_deref().and_then(naming::attachment_of_alias);
         let Some(attachment) = attachment else { continue };
-        if known.contains(&attachment) || held.contains(&attachment) {
+        let is_known = known.contains(&attachment) || held.contains(&attachment);
+        if is_known || is_in_hand(picture, &attachment) {
             continue;
         }
         let is_ifb = link.name == naming::ifb(&attachment);
@@ -69,23 +79,29 @@ fn look_at_holdings(picture: &Picture<'_>, known: &BTreeSet<&Attachment>, findin
         // What names no namespace is the node's own, on the overlay.
         let Some(netns) = netns else { continue };
         let has_link = picture.link(&naming::host_veth(attachment)).is_some();
-        if !known.contains(attachment) && !has_link && !ipam::is_netns_alive(netns) {
+        let is_known = known.contains(attachment) || is_in_hand(picture, attachment);
+        if !is_known && !has_link && !ipam::is_netns_alive(netns) {
             let text = format!("{attachment} holds addresses, and its sandbox {netns} is gone");
             findings.add(&LEFTOVER_ADDRESS, text);
         }
     }
 }
 
-fn look_at_entries(picture: &Picture<'_>, addresses: &BTreeSet<IpAddr>, findings: &mut Findings) {
+fn look_at_entries(
+    picture: &Picture<'_>,
+    addresses: &BTreeMap<IpAddr, &Attachment>,
+    findings: &mut Findings,
+) {
     for (address, entry) in picture.entries.iter().flatten() {
         let link = picture.links.iter().find(|link| link.index == entry.ifindex);
         let of_whom = link.and_then(|link| naming::attachment_of_alias(link.alias.as_deref()?));
         match link {
+            None if addresses.get(address).is_some_and(|of| is_in_hand(picture, of)) => {}
             None => findings.add(
                 &LEFTOVER_MAP_ENTRY,
                 format!("{address} leads to interface {}, which is gone", entry.ifindex),
             ),
-            Some(link) if !addresses.contains(address) && of_whom.is_none() => findings.add(
+            Some(link) if !addresses.contains_key(address) && of_whom.is_none() => findings.add(
                 &LEFTOVER_MAP_ENTRY,
                 format!("{address} leads to {}, and is no endpoint's address", link.name),
             ),
@@ -94,7 +110,11 @@ fn look_at_entries(picture: &Picture<'_>, addresses: &BTreeSet<IpAddr>, findings
     }
 }
 
-fn look_at_routes(picture: &Picture<'_>, addresses: &BTreeSet<IpAddr>, findings: &mut Findings) {
+fn look_at_routes(
+    picture: &Picture<'_>,
+    addresses: &BTreeMap<IpAddr, &Attachment>,
+    findings: &mut Findings,
+) {
     for route in picture.routes.iter().filter(|route| route.protocol == ROUTE_PROTOCOL) {
         let Some(destination) = route.destination.filter(|_| route.table == MAIN_TABLE) else {
             continue;
@@ -102,12 +122,17 @@ fn look_at_routes(picture: &Picture<'_>, addresses: &BTreeSet<IpAddr>, findings:
         let link = picture.links.iter().find(|link| Some(link.index) == route.ifindex);
         // A link that nobody knows has been named.
         let is_of_a_link = link.is_some_and(|link| link.alias.is_some());
-        if !addresses.contains(&destination) && !is_of_a_link {
+        if !addresses.contains_key(&destination) && !is_of_a_link {
             let over = link.map_or("nothing", |link| link.name.as_str());
             let text = format!("route {destination} over {over} is of no endpoint");
             findings.add(&LEFTOVER_ROUTE, text);
         }
     }
+}
+
+/// Whether a verb is at work on it.
+fn is_in_hand(picture: &Picture<'_>, attachment: &Attachment) -> bool {
+    Lock::is_held(&picture.paths().run_dir, &naming::host_veth(attachment))
 }
 
 /// Whether a route is one of margay's own making.

@@ -25,6 +25,7 @@ mod picture;
 mod pools;
 
 use std::path::Path;
+use std::time::Duration;
 
 pub(crate) use agent::ask;
 pub(crate) use catalogue::{ALL, Gravity, Kind};
@@ -36,6 +37,9 @@ pub(crate) use picture::Picture;
 use crate::node::Node;
 use catalogue::WITHOUT_ROOT;
 use finding::Findings;
+
+/// Between two looks: a verb that is at work during the first is done by then.
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,13 +73,35 @@ async fn examine_node(picture: &Picture<'_>, depth: Depth, findings: &mut Findin
         if depth == Depth::Deep {
             endpoints::look(picture, findings).await;
         }
-        leftovers::look(picture, findings);
     } else {
         findings.add(&WITHOUT_ROOT, "margayctl runs without root's rights");
     }
+    look_twice(picture, findings).await;
     host::look(picture, findings).await;
     pools::look(picture, findings);
     agent::look(picture, findings).await;
+}
+
+/// What a verb or the agent may be about to put right is believed once a picture that is taken later shows it too.
+async fn look_twice(picture: &Picture<'_>, findings: &mut Findings) {
+    let (mut first, ways) = (Findings::default(), agent::missing_ways(picture));
+    if picture.is_root {
+        leftovers::look(picture, &mut first);
+    }
+    if first.0.is_empty() && ways.is_empty() {
+        return;
+    }
+    tokio::time::sleep(PAUSE).await;
+    let mut of_taking = Findings::default();
+    let again = Picture::take(picture.node, &mut of_taking).await;
+    let Some(again) = findings.or_note("the node, once more,", again) else { return };
+    if again.site.is_none() && picture.site.is_some() {
+        findings.0.append(&mut of_taking.0);
+    }
+    let mut second = Findings::default();
+    leftovers::look(&again, &mut second);
+    findings.0.extend(second.0.into_iter().filter(|finding| first.0.contains(finding)));
+    agent::name_ways(ways.intersection(&agent::missing_ways(&again)), findings);
 }
 
 /// Nine tenths.

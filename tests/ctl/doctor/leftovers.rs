@@ -1,9 +1,14 @@
 //! What belongs to nobody.
 
+use std::process::Command;
+use std::time::Instant;
+
+use margay::lock::Lock;
 use margay_abi::PodInfo;
 use margay_datastore::{AssignRequest, Attachment, Ipam};
 use margay_tests::Node;
 use margay_tests::cni::with_bandwidth;
+use margay_tests::traffic::PATIENCE;
 
 use super::{Diagnosis, end, host_veth, node_with_a_pod};
 
@@ -17,6 +22,11 @@ fn an_interface_of_which_nothing_is_recorded_is_named_and_left() {
     let veth = host_veth(&result);
 
     Diagnosis::of(&ctl).assert_found("leftover-link", veth);
+
+    // A verb may be about to record it, or to take it away.
+    let lock = Lock::take(&node.path("run"), veth).unwrap();
+    Diagnosis::of(&ctl).assert_only(&[]);
+    drop(lock);
 
     // Somebody may still be talking.
     Diagnosis::with(&ctl, &["--fix"]).assert_found("leftover-link", veth);
@@ -72,4 +82,27 @@ fn a_route_of_margays_that_leads_to_nobody_is_named() {
 
     diagnosis.assert_found("leftover-route", "route 10.244.0.99 over uplink0");
     diagnosis.assert_only(&["leftover-route"]);
+}
+
+#[test]
+fn what_is_gone_at_a_second_look_is_no_leftover() {
+    let Some(node) = Node::new() else { return };
+    let (ctl, _pod, _) = node_with_a_pod(&node, &node.network());
+    // There is always such a route, and none stays.
+    let come_and_go = "for i in $(seq 250); do for j in $(seq 250); do \
+         ip route add 10.99.$i.$j/32 dev uplink0 proto 77; ip route del $last; last=10.99.$i.$j/32; \
+         done; done";
+    node.run(&["ip", "route", "add", "10.99.0.1/32", "dev", "uplink0", "proto", "77"]);
+    let script = format!("last=10.99.0.1/32; {come_and_go}");
+    let mut others = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while node.run(&["ip", "route", "show", "10.99.0.1"]).contains("10.99.0.1") {
+        assert!(Instant::now() < deadline, "no route comes or goes");
+    }
+
+    let diagnosis = Diagnosis::of(&ctl);
+
+    others.kill().unwrap();
+    others.wait().unwrap();
+    diagnosis.assert_only(&[]);
 }
