@@ -9,12 +9,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
 use margay::netlink::REMOTE_ROUTE_PROTOCOL;
+use margay_datastore::Placement;
 
 use super::PAUSE;
 use super::catalogue::{AGENT_NOT_READY, AGENT_SILENT, HEARTBEAT_STALE, REMOTE_ROUTE_MISSING};
 use super::finding::Findings;
 use super::leftovers::MAIN_TABLE;
 use super::picture::Picture;
+use crate::node::{Network, Part};
 
 /// How long it may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -39,18 +41,31 @@ fn look_once(picture: &Picture<'_>) -> Findings {
         return findings;
     }
     match picture.node.agent.as_ref().map(|conf| conf.metrics_address) {
-        None => findings.add(&AGENT_SILENT, "there is etcd, and no configuration of an agent"),
-        Some(Some(address)) => look_at_health(address, &mut findings),
+        None if is_needed(picture) => {
+            findings.add(&AGENT_SILENT, "there is etcd, and no configuration of an agent");
+        }
+        Some(Some(address)) => look_at_health(picture, address, &mut findings),
         // It was told not to answer; its heartbeat tells.
-        Some(None) => {}
+        None | Some(None) => {}
     }
     look_at_heartbeat(picture, &mut findings);
     findings
 }
 
-fn look_at_health(address: SocketAddr, findings: &mut Findings) {
+/// Whether there is anybody on other nodes that pods of margay's reach by what an agent does here.
+fn is_needed(picture: &Picture<'_>) -> bool {
+    let Some(site) = picture.site.as_ref().filter(|_| picture.has_others()) else { return false };
+    let is_another = |node: &str| node != site.nodename && !node.is_empty();
+    let makes_interfaces = |network: &Network| matches!(network.part, Part::Whole(_));
+    picture.node.networks.iter().any(makes_interfaces)
+        && (picture.nodes.iter().any(|node| is_another(&node.name))
+            || picture.blocks.iter().any(|block| is_another(&block.node)))
+}
+
+fn look_at_health(picture: &Picture<'_>, address: SocketAddr, findings: &mut Findings) {
     match ask(address, "/healthz") {
         Ok((200, _)) => {}
+        _ if !is_needed(picture) => return,
         Ok((status, body)) => {
             let text = format!("the agent at {address} answers {status}: {}", body.trim());
             return findings.add(&AGENT_SILENT, text);
@@ -103,7 +118,7 @@ pub(super) type Way<'p> = (&'p str, IpNetwork);
 
 /// The blocks of other nodes that no route of the agent's leads to, by one look.
 pub(super) fn missing_ways<'p>(picture: &'p Picture<'_>) -> BTreeSet<Way<'p>> {
-    let Some(site) = picture.site.as_ref().filter(|_| picture.has_others()) else {
+    let Some(site) = picture.site.as_ref().filter(|_| is_needed(picture)) else {
         return BTreeSet::new();
     };
     let has_route = |cidr: IpNetwork| {
@@ -114,7 +129,9 @@ pub(super) fn missing_ways<'p>(picture: &'p Picture<'_>) -> BTreeSet<Way<'p>> {
                 && route.prefix_length == cidr.prefix()
         })
     };
-    let of_others = picture.blocks.iter().filter(|block| block.node != site.nodename);
+    // A block that its node gave up has none to lead to; addresses that are still out lead by themselves.
+    let is_of_another = |block: &&Placement| block.node != site.nodename && !block.node.is_empty();
+    let of_others = picture.blocks.iter().filter(is_of_another);
     of_others
         .filter(|block| !has_route(block.cidr))
         .map(|block| (block.node.as_str(), block.cidr))

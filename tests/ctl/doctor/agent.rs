@@ -24,6 +24,10 @@ fn an_agent_that_a_cluster_needs_and_that_does_not_do_its_work_is_named() {
     pod.add(&network);
     let ctl = Ctl::new(&node, &network);
 
+    // As long as it is alone, nobody needs one.
+    Diagnosis::of(&ctl).assert_only(&[]);
+    let store = Store::new(cluster.open());
+    store.update_node("other", |_| ()).unwrap();
     let diagnosis = Diagnosis::of(&ctl);
     diagnosis.assert_found("agent-silent", "no configuration of an agent");
     diagnosis.assert_only(&["agent-silent"]);
@@ -44,7 +48,6 @@ fn an_agent_that_a_cluster_needs_and_that_does_not_do_its_work_is_named() {
     diagnosis.assert_found("agent-not-ready", "no route to 10.0.0.1");
     diagnosis.assert_only(&["agent-not-ready"]);
 
-    let store = Store::new(cluster.open());
     store.put_heartbeat(&Heartbeat { node: "node-under-test".to_owned(), at: 1 }).unwrap();
     let diagnosis = Diagnosis::of(&ctl);
     diagnosis.assert_found("heartbeat-stale", "this node was heard of");
@@ -55,6 +58,41 @@ fn an_agent_that_a_cluster_needs_and_that_does_not_do_its_work_is_named() {
     diagnosis.assert_found("remote-route-missing", "10.246.0.64/26 of node other");
     node.run(&["ip", "route", "add", "10.246.0.64/26", "via", "192.168.77.2", "proto", "78"]);
     Diagnosis::of(&ctl).assert_only(&["agent-not-ready", "heartbeat-stale"]);
+
+    node.run(&["ip", "route", "del", "10.246.0.64/26"]);
+    Diagnosis::of(&ctl).assert_found("remote-route-missing", "10.246.0.64/26 of node other");
+    give_up_blocks_of_another_node(&store);
+    Diagnosis::of(&ctl).assert_only(&["agent-not-ready", "heartbeat-stale"]);
+}
+
+#[test]
+fn a_node_whose_interfaces_another_plugin_makes_needs_no_agent() {
+    let Some(node) = Node::new() else { return };
+    let cluster = EtcdCluster::start();
+    let mut network = node.network();
+    network["datastore_type"] = json!("etcdv3");
+    network["etcd_endpoints"] = json!(cluster.endpoints().join(","));
+    let pod = node.sandbox("a");
+    pod.add(&network);
+    give_another_node_a_block(&Store::new(cluster.open()));
+    let ctl = Ctl::new(&node, &network);
+    let diagnosis = Diagnosis::of(&ctl);
+    diagnosis.assert_found("agent-silent", "no configuration");
+    diagnosis.assert_found("remote-route-missing", "of node other");
+
+    let mut of_bridge = json!({"cniVersion": "1.0.0", "name": "podnet", "type": "bridge"});
+    for key in ["ipam", "nodename", "datastore_type", "etcd_endpoints"] {
+        of_bridge[key] = network[key].clone();
+    }
+    of_bridge["ipam"]["type"] = json!("margay-ipam");
+    for key in ["nodename", "state_dir", "run_dir"] {
+        of_bridge["ipam"][key] = network[key].clone();
+    }
+    ctl.install(&of_bridge);
+
+    let diagnosis = Diagnosis::of(&ctl);
+    let of_agents = ["agent-silent", "remote-route-missing"];
+    assert!(!diagnosis.ids().iter().any(|id| of_agents.contains(id)), "{diagnosis:#?}");
 }
 
 fn configure_agent(node: &Node, network: &Value, address: SocketAddr) {
@@ -94,4 +132,15 @@ fn give_another_node_a_block(store: &Store) {
         strict_affinity: false,
     };
     Ipam::new(store, "other", "boot").assign(&request).unwrap();
+}
+
+fn give_up_blocks_of_another_node(store: &Store) {
+    for block in store.backend().list("blocks/", None).unwrap() {
+        let mut record: Value = serde_json::from_slice(&block.value).unwrap();
+        if record["node"] == json!("other") {
+            record["node"] = json!("");
+            let record = record.to_string();
+            store.backend().update(&block.key, record.as_bytes(), block.revision).unwrap();
+        }
+    }
 }
