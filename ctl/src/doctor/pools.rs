@@ -2,6 +2,7 @@
 
 use ipnetwork::IpNetwork;
 use margay::config::{IpamConf, Pool};
+use margay::naming;
 use margay_datastore::{Ipam, PoolUsage};
 
 use super::catalogue::{POOL_EXHAUSTED, POOL_NEARLY_EXHAUSTED, POOL_OVERLAPS_ROUTE};
@@ -45,8 +46,12 @@ fn look_at_routes(picture: &Picture<'_>, pool: &Pool, findings: &mut Findings) {
         let is_others = route.table == MAIN_TABLE && !is_margays(route.protocol);
         let overlaps =
             pool.cidr.contains(destination.network()) || destination.contains(pool.cidr.network());
-        if is_others && destination.prefix() > 0 && overlaps {
-            let link = picture.links.iter().find(|link| Some(link.index) == route.ifindex);
+        let link = picture.links.iter().find(|link| Some(link.index) == route.ifindex);
+        // Of an address on margay's own interfaces the kernel makes a route by itself.
+        let is_over_margays = link.is_some_and(|link| {
+            link.name == naming::OVERLAY_DEVICE || naming::is_of_a_pod(&link.name)
+        });
+        if is_others && !is_over_margays && destination.prefix() > 0 && overlaps {
             let over = link.map_or("nothing", |link| link.name.as_str());
             let text =
                 format!("pool {} overlaps the host's route {destination} over {over}", pool.cidr);

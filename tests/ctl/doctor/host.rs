@@ -116,4 +116,12 @@ fn pools_without_addresses_and_those_of_others_are_named() {
     node.run(&["ip", "route", "add", "10.244.0.0/16", "via", "192.168.77.2"]);
     let diagnosis = Diagnosis::of(&ctl);
     diagnosis.assert_found("pool-overlaps-route", "the host's route 10.244.0.0/16 over uplink0");
+
+    // What the kernel makes of the overlay's own address is nobody else's.
+    node.run(&["ip", "route", "del", "10.244.0.0/16"]);
+    node.run(&["ip", "link", "add", "mgyvxlan", "type", "bridge"]);
+    node.run(&["ip", "link", "set", "mgyvxlan", "up"]);
+    node.run(&["ip", "route", "add", "fd00:10:244::1/128", "dev", "mgyvxlan", "proto", "kernel"]);
+    let diagnosis = Diagnosis::of(&ctl);
+    assert!(!diagnosis.ids().contains(&"pool-overlaps-route"), "{diagnosis:#?}");
 }
