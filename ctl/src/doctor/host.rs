@@ -1,21 +1,23 @@
 //! The host around the pods: sysctls, routes, MTU, conntrack.
 
+use std::collections::HashSet;
 use std::fs;
 
 use margay::config::AgentConf;
 use margay::dataplane;
 use margay::mtu::{ELSEWHERE, Mtu, MtuSource};
 use margay::sysctl;
-use margay_datastore::Encapsulation;
+use margay_datastore::{Encapsulation, Endpoint, Pool};
 
 use super::catalogue::{
     CONNTRACK_NEARLY_FULL, FORWARDING_OFF, MTU_TOO_LARGE, NO_DEFAULT_ROUTE, RP_FILTER_STRICT,
 };
-use super::finding::Findings;
+use super::finding::{Finding, Findings};
 use super::is_nearly_full;
 use super::leftovers::MAIN_TABLE;
 use super::picture::Picture;
 use crate::endpoints::name;
+use crate::node::Part;
 
 pub(super) async fn look(picture: &Picture<'_>, findings: &mut Findings) {
     look_at_forwarding(picture, findings);
@@ -27,13 +29,30 @@ pub(super) async fn look(picture: &Picture<'_>, findings: &mut Findings) {
     look_at_conntrack(findings);
 }
 
+/// The switch of IPv4 and that of IPv6.
+const SWITCHES: [(bool, &str); 2] =
+    [(true, "ipv4/ip_forward"), (false, "ipv6/conf/all/forwarding")];
+
 fn look_at_forwarding(picture: &Picture<'_>, findings: &mut Findings) {
-    for (ipv4, key) in [(true, "ipv4/ip_forward"), (false, "ipv6/conf/all/forwarding")] {
+    for (ipv4, key) in SWITCHES {
         let mut addresses = picture.of_this_boot().flat_map(|endpoint| &endpoint.ips);
         if addresses.any(|ip| ip.is_ipv4() == ipv4) && sysctl::get(key).is_ok_and(|it| it == "0") {
-            findings.add(&FORWARDING_OFF, format!("sysctl net/{key} is 0"));
+            findings.add(&FORWARDING_OFF, is_off(key));
         }
     }
+}
+
+fn is_off(key: &str) -> String {
+    format!("sysctl net/{key} is 0")
+}
+
+/// Whether it was found that the host does not forward this family.
+pub(super) fn is_forwarding_off(ipv4: bool, found: &[Finding]) -> bool {
+    let mut switches = SWITCHES.iter().filter(|(of_ipv4, _)| *of_ipv4 == ipv4);
+    switches.any(|(_, key)| {
+        let sentence = is_off(key);
+        found.iter().any(|it| it.kind == &FORWARDING_OFF && it.finding == sentence)
+    })
 }
 
 /// Of IPv6 the host answers for the gateway by itself, which is its own link-local address.
@@ -46,7 +65,7 @@ fn look_at_default_route(picture: &Picture<'_>, findings: &mut Findings) {
                 && route.gateway.is_none_or(|gateway| gateway.is_ipv4() == ipv4)
         })
     };
-    let by_stack = |endpoint: &&margay_datastore::Endpoint| {
+    let by_stack = |endpoint: &&Endpoint| {
         endpoint.dataplane == dataplane::LINUX && endpoint.ips.iter().any(|ip| ip.is_ipv4())
     };
     if !is_default(true)
@@ -58,10 +77,10 @@ fn look_at_default_route(picture: &Picture<'_>, findings: &mut Findings) {
 }
 
 async fn look_at_reverse_path(picture: &Picture<'_>, agent: &AgentConf, findings: &mut Findings) {
-    let mut modes: Vec<Encapsulation> =
-        picture.pools.iter().map(|pool| pool.encapsulation).collect();
-    modes.dedup();
-    if modes.len() < 2 {
+    // Of IPv6 there is no such filter, and without other nodes no way to them.
+    let of_ipv4 = picture.pools.iter().filter(|pool| pool.cidr.is_ipv4());
+    let modes: HashSet<Encapsulation> = of_ipv4.map(|pool| pool.encapsulation).collect();
+    if modes.len() < 2 || !picture.has_others() {
         return;
     }
     let mut to_others: Vec<_> = agent.node_addresses.iter().map(|address| address.ip()).collect();
@@ -80,22 +99,45 @@ async fn look_at_reverse_path(picture: &Picture<'_>, agent: &AgentConf, findings
 }
 
 async fn look_at_mtu(picture: &Picture<'_>, findings: &mut Findings) {
-    let overlay = picture.pools.iter().any(|pool| pool.encapsulation != Encapsulation::None);
-    let found = Mtu::find(&picture.netlink, None, overlay).await;
-    let Some(mtu) = findings.or_note("the way outside", found) else { return };
-    if mtu.source == MtuSource::Default {
-        return;
+    for overlay in [false, true] {
+        let mut endpoints =
+            picture.of_this_boot().filter(|it| leaves_room(picture, it) == overlay).peekable();
+        if endpoints.peek().is_none() {
+            continue;
+        }
+        let found = Mtu::find(&picture.netlink, None, overlay).await;
+        let Some(mtu) = findings.or_note("the way outside", found) else { continue };
+        if mtu.source == MtuSource::Default {
+            continue;
+        }
+        for endpoint in endpoints.filter(|endpoint| endpoint.mtu > mtu.bytes) {
+            let text = format!(
+                "{} has MTU {}, and outside goes {} ({})",
+                name(endpoint),
+                endpoint.mtu,
+                mtu.bytes,
+                mtu.source
+            );
+            findings.add(&MTU_TOO_LARGE, text);
+        }
     }
-    for endpoint in picture.of_this_boot().filter(|endpoint| endpoint.mtu > mtu.bytes) {
-        let text = format!(
-            "{} has MTU {}, and outside goes {} ({})",
-            name(endpoint),
-            endpoint.mtu,
-            mtu.bytes,
-            mtu.source
-        );
-        findings.add(&MTU_TOO_LARGE, text);
-    }
+}
+
+/// Whether its packets have to leave room for VXLAN: by its network's configuration, as for its ADD, and without
+/// one by the pools that its addresses are of.
+fn leaves_room(picture: &Picture<'_>, endpoint: &Endpoint) -> bool {
+    let conf = picture.node.networks.iter().find_map(|network| match &network.part {
+        Part::Whole(conf) if conf.name == endpoint.attachment.network() => Some(conf),
+        _ => None,
+    });
+    let is_in = |pool: &Pool| endpoint.ips.iter().any(|ip| pool.cidr.contains(ip.ip()));
+    conf.map_or_else(
+        || {
+            let mut pools = picture.pools.iter().filter(|pool| is_in(pool));
+            pools.any(|pool| pool.encapsulation != Encapsulation::None)
+        },
+        |conf| conf.uses_vxlan(),
+    )
 }
 
 /// A kernel without conntrack has no such files, and nothing to fill.

@@ -13,9 +13,10 @@ use margay::upkeep::{Failures, Upkeep};
 use margay_abi::ABI_VERSION;
 use margay_datapath::Datapath;
 
-use super::catalogue::{BPFFS_PRIVATE, DELETIONS_PUT_OFF, FORWARDING_OFF, Kind, NAT_RULES};
+use super::catalogue::{BPFFS_PRIVATE, DELETIONS_PUT_OFF, Kind, NAT_RULES};
 use super::dataplane;
 use super::finding::Diagnosis;
+use super::host;
 use crate::failure::Failure;
 use crate::node::{Node, Part};
 
@@ -33,9 +34,12 @@ pub(crate) struct Mended {
 pub(crate) async fn mend(node: &Node, diagnosis: &Diagnosis) -> Result<Mended, Failure> {
     let mut mended = Mended::default();
     let has = |kind: &'static Kind| diagnosis.findings.iter().any(|found| found.kind == kind);
-    if has(&FORWARDING_OFF) {
-        let outcome = forwarding::ensure_ipv4().and_then(|()| forwarding::ensure_ipv6());
-        mended.note("the host forwards again", outcome);
+    // A family that no pod needs is left as the operator has it.
+    if host::is_forwarding_off(true, &diagnosis.findings) {
+        mended.note("the host forwards IPv4 again", forwarding::ensure_ipv4());
+    }
+    if host::is_forwarding_off(false, &diagnosis.findings) {
+        mended.note("the host forwards IPv6 again", forwarding::ensure_ipv6());
     }
     if has(&NAT_RULES) {
         for network in &node.networks {

@@ -1,5 +1,7 @@
 //! Whether there are addresses left, and whose they are besides.
 
+use std::collections::BTreeSet;
+
 use ipnetwork::IpNetwork;
 use margay::config::{IpamConf, Pool};
 use margay::naming;
@@ -27,16 +29,40 @@ pub(super) fn look(picture: &Picture<'_>, findings: &mut Findings) {
 fn look_at_usage(picture: &Picture<'_>, findings: &mut Findings) {
     let Some(site) = &picture.site else { return };
     let allocator = Ipam::new(&site.store, &site.nodename, &site.boot_id);
-    let enabled: Vec<_> = picture.pools.iter().filter(|pool| !pool.disabled).cloned().collect();
-    let usage = allocator.usage(&enabled).map_err(margay::ipam::IpamError::from);
-    for PoolUsage { pool, capacity, used } in findings.or_note("pools", usage).unwrap_or_default() {
+    let open: Vec<_> = picture.pools.iter().filter(|pool| pool.is_open()).cloned().collect();
+    let usage = allocator.usage(&open).map_err(margay::ipam::IpamError::from);
+    let usage = findings.or_note("pools", usage).unwrap_or_default();
+    let full: BTreeSet<IpNetwork> =
+        usage.iter().filter(|usage| usage.free() == 0).map(|usage| usage.pool).collect();
+    for PoolUsage { pool, capacity, used } in usage {
         let text = format!("pool {pool} has {used} addresses out of {capacity}");
-        if used >= capacity {
+        if full.contains(&pool) && has_no_other(picture, pool, &full) {
             findings.add(&POOL_EXHAUSTED, text);
         } else if is_nearly_full(used, capacity) {
             findings.add(&POOL_NEARLY_EXHAUSTED, text);
         }
     }
+}
+
+/// Whether a network that is configured here takes addresses from this pool, and all that it may take any of that family
+/// from are full.
+fn has_no_other(picture: &Picture<'_>, pool: IpNetwork, full: &BTreeSet<IpNetwork>) -> bool {
+    let is_closed =
+        |cidr: IpNetwork| picture.pools.iter().any(|record| record.cidr == cidr && record.closed);
+    let is_out = |usable: &Pool| {
+        let is_other_family = usable.cidr.is_ipv4() != pool.is_ipv4();
+        is_other_family || is_closed(usable.cidr) || full.contains(&usable.cidr)
+    };
+    let mut pools = picture.node.networks.iter().filter_map(|network| match &network.part {
+        Part::Whole(conf) => match &conf.ipam {
+            IpamConf::Builtin(pools) => Some(pools),
+            IpamConf::Delegated(_) => None,
+        },
+        Part::Addresses(conf) => Some(&conf.pools),
+    });
+    pools.any(|pools| {
+        pools.usable.iter().any(|usable| usable.cidr == pool) && pools.usable.iter().all(is_out)
+    })
 }
 
 fn look_at_routes(picture: &Picture<'_>, pool: &Pool, findings: &mut Findings) {

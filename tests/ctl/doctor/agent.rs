@@ -95,7 +95,8 @@ fn a_node_whose_interfaces_another_plugin_makes_needs_no_agent() {
     assert!(!diagnosis.ids().iter().any(|id| of_agents.contains(id)), "{diagnosis:#?}");
 }
 
-fn configure_agent(node: &Node, network: &Value, address: SocketAddr) {
+/// Gives the node an agent's configuration that goes with the network's.
+pub(super) fn configure_agent(node: &Node, network: &Value, address: SocketAddr) {
     let mut agent = json!({"metrics_address": address.to_string()});
     for key in
         ["nodename", "state_dir", "run_dir", "bpffs_root", "datastore_type", "etcd_endpoints"]

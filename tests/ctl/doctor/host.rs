@@ -2,11 +2,13 @@
 
 use std::fs;
 
+use margay_datastore::testing::etcd::EtcdCluster;
 use margay_tests::Node;
 use margay_tests::ctl::Ctl;
 use rustix::mount::mount_bind;
 use serde_json::json;
 
+use super::agent::configure_agent;
 use super::{Diagnosis, node_with_a_pod, set};
 
 #[test]
@@ -23,7 +25,30 @@ fn a_host_that_does_not_forward_is_named_and_made_to() {
 
     let mended = Diagnosis::with(&ctl, &["--fix"]);
     mended.assert_only(&[]);
-    assert_eq!(mended.done()[0], "the host forwards again");
+    assert_eq!(
+        mended.done()[..2],
+        ["the host forwards IPv4 again", "the host forwards IPv6 again"]
+    );
+}
+
+#[test]
+fn a_family_that_no_pod_has_is_not_made_to_be_forwarded() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["ipam"]["assign_ipv6"] = json!(false);
+    let (ctl, _pod, _) = node_with_a_pod(&node, &network);
+    for family in ["ipv4", "ipv6"] {
+        set(&format!("{family}/conf/all/forwarding"), "0");
+    }
+    let diagnosis = Diagnosis::of(&ctl);
+    assert_eq!(diagnosis.ids().iter().filter(|id| **id == "forwarding-off").count(), 1);
+
+    let mended = Diagnosis::with(&ctl, &["--fix"]);
+
+    mended.assert_only(&[]);
+    assert_eq!(mended.done(), ["the host forwards IPv4 again"]);
+    let ipv6 = fs::read_to_string("/proc/sys/net/ipv6/conf/all/forwarding").unwrap();
+    assert_eq!(ipv6, "0\n");
 }
 
 #[test]
@@ -35,8 +60,11 @@ fn strict_reverse_path_filters_are_named_where_pools_differ_in_their_ways() {
         {"cidr": "10.244.0.0/24"},
         {"cidr": "10.245.0.0/24", "vxlan_mode": "Always"},
     ]);
+    let cluster = EtcdCluster::start();
+    network["datastore_type"] = json!("etcdv3");
+    network["etcd_endpoints"] = json!(cluster.endpoints().join(","));
     let (ctl, _pod, _) = node_with_a_pod(&node, &network);
-    fs::write(node.path("agent.json"), json!({"nodename": "node-under-test"}).to_string()).unwrap();
+    configure_agent(&node, &network, "127.0.0.1:1".parse().unwrap());
     for interface in ["all", "uplink0"] {
         set(&format!("ipv4/conf/{interface}/rp_filter"), "0");
     }
@@ -49,6 +77,22 @@ fn strict_reverse_path_filters_are_named_where_pools_differ_in_their_ways() {
 
     // The greater of the two counts, and the greatest is loose.
     set("ipv4/conf/all/rp_filter", "2");
+    Diagnosis::of(&ctl).assert_only(&[]);
+}
+
+#[test]
+fn strict_reverse_path_filters_are_nobodys_matter_on_a_node_by_itself() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["mtu"] = json!(1400);
+    network["ipam"]["pools"] = json!([
+        {"cidr": "10.244.0.0/24"},
+        {"cidr": "10.245.0.0/24", "vxlan_mode": "Always"},
+    ]);
+    let (ctl, _pod, _) = node_with_a_pod(&node, &network);
+    configure_agent(&node, &network, "127.0.0.1:1".parse().unwrap());
+    set("ipv4/conf/uplink0/rp_filter", "1");
+
     Diagnosis::of(&ctl).assert_only(&[]);
 }
 
@@ -80,6 +124,27 @@ fn a_pod_whose_packets_do_not_fit_outside_is_named() {
 }
 
 #[test]
+fn only_pods_of_a_network_that_has_vxlan_leave_room_for_it() {
+    let Some(node) = Node::new() else { return };
+    let (ctl, _pod, _) = node_with_a_pod(&node, &node.network());
+    let mut other = node.network();
+    other["name"] = json!("encapsulated");
+    other["ipam"]["pools"] = json!([{"cidr": "10.250.0.0/24", "vxlan_mode": "Always"}]);
+    let pod = node.sandbox("b");
+    pod.add(&other);
+
+    // By its pools, and then by its configuration.
+    Diagnosis::of(&ctl).assert_only(&[]);
+    ctl.install(&other);
+    Diagnosis::of(&ctl).assert_only(&[]);
+
+    node.run(&["ip", "link", "set", "uplink0", "mtu", "1480"]);
+    let diagnosis = Diagnosis::of(&ctl);
+    diagnosis.assert_found("mtu-too-large", "a has MTU 1500, and outside goes 1480");
+    diagnosis.assert_found("mtu-too-large", "b has MTU 1450, and outside goes 1430");
+}
+
+#[test]
 fn a_table_of_connections_that_is_nearly_full_is_named() {
     let Some(node) = Node::new() else { return };
     let (ctl, _pod, _) = node_with_a_pod(&node, &node.network());
@@ -106,6 +171,7 @@ fn pools_without_addresses_and_those_of_others_are_named() {
     network["ipam"]["assign_ipv6"] = json!(false);
     let more: Vec<_> = (0..10).map(|pod| node.sandbox(&format!("more{pod}"))).collect();
     more.iter().for_each(|pod| drop(pod.add(&network)));
+    network["ipam"]["assign_ipv6"] = json!(true);
     let ctl = Ctl::new(&node, &network);
 
     let diagnosis = Diagnosis::of(&ctl);
@@ -124,4 +190,25 @@ fn pools_without_addresses_and_those_of_others_are_named() {
     node.run(&["ip", "route", "add", "fd00:10:244::1/128", "dev", "mgyvxlan", "proto", "kernel"]);
     let diagnosis = Diagnosis::of(&ctl);
     assert!(!diagnosis.ids().contains(&"pool-overlaps-route"), "{diagnosis:#?}");
+}
+
+#[test]
+fn a_full_pool_is_an_error_only_where_a_network_has_no_other() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["ipam"]["pools"] = json!([{"cidr": "10.244.0.0/30", "block_size": 30}]);
+    network["ipam"]["assign_ipv6"] = json!(false);
+    let (ctl, _pod, _) = node_with_a_pod(&node, &network);
+    Diagnosis::of(&ctl).assert_found("pool-exhausted", "pool 10.244.0.0/30");
+
+    network["ipam"]["pools"] =
+        json!([{"cidr": "10.244.0.0/30", "block_size": 30}, {"cidr": "10.245.0.0/24"}]);
+    ctl.install(&network);
+    let diagnosis = Diagnosis::of(&ctl);
+    diagnosis.assert_found("pool-nearly-exhausted", "pool 10.244.0.0/30");
+    diagnosis.assert_only(&["pool-nearly-exhausted"]);
+
+    // The operator has closed it and knows.
+    assert_eq!(ctl.run(&["pool", "disable", "10.244.0.0/30"]).code, 0);
+    Diagnosis::of(&ctl).assert_only(&[]);
 }
