@@ -34,7 +34,7 @@ pub use reclaim::Reclaimed;
 pub use release::{Released, release, release_orphan};
 pub use unload::Unloaded;
 
-use crate::config::Paths;
+use crate::config::{NetConf, Paths};
 use crate::dataplane::DataplaneError;
 use crate::deletions;
 use crate::error::Error;
@@ -69,6 +69,16 @@ impl Upkeep {
             (nodename.to_owned(), ipam::boot_id()?, Netlink::open()?);
         let site = Site { paths, nodename, boot_id, store, netlink };
         Ok(Self { site, load, grace, suspects: reclaim::Suspects::default() })
+    }
+
+    /// The maps are made of the sizes that this network's configuration says, where they have to be made and there are
+    /// none of an earlier ABI version to go by.
+    #[must_use]
+    pub fn sized_for(mut self, conf: &NetConf) -> Self {
+        let load = LoadOptions::new(self.site.paths.run_dir.join("load"));
+        let load = LoadOptions { max_pods: conf.max_pods, max_flows: conf.max_flows, ..load };
+        self.load = load.sized_as_before(&self.site.paths.bpffs_root);
+        self
     }
 
     /// Removes from the datastore what DELs of this node put off while it was out of reach, and says of

@@ -47,7 +47,7 @@ pub(crate) async fn run(
     let examine = async || doctor::examine(node, agent_config, bin_dir, Depth::Deep).await.1;
     let mut diagnosis = examine().await;
     if arguments.fix {
-        let mended = doctor::mend(node, &diagnosis).await?;
+        let mended = doctor::mend(node, &diagnosis).await;
         diagnosis = examine().await;
         (diagnosis.done, diagnosis.failed) = (mended.done, mended.failed);
     }

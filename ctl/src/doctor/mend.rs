@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use margay::config::Dataplane;
 use margay::error::chain;
 use margay::forwarding;
 use margay::nat::Nat;
@@ -18,7 +19,7 @@ use super::dataplane;
 use super::finding::Diagnosis;
 use super::host;
 use crate::failure::Failure;
-use crate::node::{Node, Part};
+use crate::node::{Node, Part, Settings};
 
 /// Between the two looks after which something is taken away.
 const GRACE: Duration = Duration::from_millis(500);
@@ -30,8 +31,8 @@ pub(crate) struct Mended {
     pub(crate) failed: Vec<String>,
 }
 
-/// Puts right what was found and can be.
-pub(crate) async fn mend(node: &Node, diagnosis: &Diagnosis) -> Result<Mended, Failure> {
+/// Puts right what was found and can be. What fails keeps nothing else from being said.
+pub(crate) async fn mend(node: &Node, diagnosis: &Diagnosis) -> Mended {
     let mut mended = Mended::default();
     let has = |kind: &'static Kind| diagnosis.findings.iter().any(|found| found.kind == kind);
     // A family that no pod needs is left as the operator has it.
@@ -51,16 +52,31 @@ pub(crate) async fn mend(node: &Node, diagnosis: &Diagnosis) -> Result<Mended, F
         }
     }
     if diagnosis.findings.iter().any(|found| found.kind.fixable) {
-        let settings = node.settings()?;
-        let mut upkeep =
-            Upkeep::new(node.store()?, &settings.nodename, settings.paths.clone(), GRACE)?;
+        let upkeep = upkeep(node);
+        let Some(mut upkeep) = mended.or_note("upkeep", upkeep) else { return mended };
         mended.reclaim(&mut upkeep, has(&DELETIONS_PUT_OFF)).await;
-        if !has(&BPFFS_PRIVATE) && is_current(node)? {
+        let is_current = !has(&BPFFS_PRIVATE)
+            && mended.or_note("pinned programs", is_current(node)).unwrap_or(false);
+        if is_current {
             mended.reattach(&upkeep).await;
             mended.remove_pins(&upkeep).await;
         }
     }
-    Ok(mended)
+    mended
+}
+
+/// As the next ADD would have it: maps that are gone are made of the size that a network with programs asks for.
+fn upkeep(node: &Node) -> Result<Upkeep, Failure> {
+    let Settings { nodename, paths, .. } = node.settings()?;
+    let upkeep = Upkeep::new(node.store()?, &nodename, paths, GRACE)?;
+    let conf = node.networks.iter().find_map(|network| match &network.part {
+        Part::Whole(conf) if conf.dataplane != Dataplane::Linux => Some(conf),
+        _ => None,
+    });
+    Ok(match conf {
+        Some(conf) => upkeep.sized_for(conf),
+        None => upkeep,
+    })
 }
 
 /// Whether pods get this executable's programs, or nobody's yet.

@@ -73,7 +73,9 @@ fn a_kernel_that_refuses_programs_is_named() {
 #[test]
 fn programs_that_nobody_finds_again_are_missed() {
     let Some(node) = Node::new() else { return };
-    let (ctl, _pod, result) = node_with_a_pod(&node, &node.network());
+    let mut network = node.network();
+    (network["max_pods"], network["max_flows"]) = (json!(1000), json!(2000));
+    let (ctl, _pod, result) = node_with_a_pod(&node, &network);
     fs::remove_dir_all(node.bpffs_root()).unwrap();
     node.run(&["tc", "qdisc", "del", "dev", host_veth(&result), "clsact"]);
 
@@ -82,6 +84,12 @@ fn programs_that_nobody_finds_again_are_missed() {
     let mended = Diagnosis::with(&ctl, &["--fix"]);
     mended.assert_only(&[]);
     assert!(mended.done().contains(&"attached the programs of podnet/a/eth0"), "{mended:#?}");
+    // The maps are as large as the next ADD would have made them.
+    let maps = ctl.json(&["datapath", "maps"]).to_string();
+    assert!(
+        maps.contains("\"max_entries\":1000") && maps.contains("\"max_entries\":2000"),
+        "{maps}"
+    );
 }
 
 #[test]

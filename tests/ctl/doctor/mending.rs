@@ -1,8 +1,11 @@
 //! `--fix` leaves alone what a verb is at work on.
 
+use std::fs;
+
 use margay::lock::Lock;
 use margay::naming;
 use margay_tests::Node;
+use margay_tests::ctl::Ctl;
 
 use super::{Diagnosis, end, host_veth, node_with_a_pod};
 
@@ -43,4 +46,22 @@ fn what_could_not_be_looked_at_is_a_finding_and_keeps_nothing_else_from_being_lo
     let diagnosis = Diagnosis::by(command.env("FAILPOINTS", "netlink=1*off->1*return(12)"));
 
     diagnosis.assert_found("not-looked-at", "cannot be looked at: ");
+}
+
+#[test]
+fn what_keeps_it_from_mending_is_said_beside_what_is_left() {
+    let Some(node) = Node::new() else { return };
+    let ctl = Ctl::new(&node, &node.network());
+    let gone = node.sandbox("gone").attachment("podnet", "eth0");
+    let directory = node.path("state/deletions");
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join(naming::host_veth(&gone)), gone.to_string()).unwrap();
+    let database = node.path("state/margay.db");
+    fs::write(&database, "this is no database, whatever its name says".repeat(100)).unwrap();
+
+    let mended = Diagnosis::with(&ctl, &["--fix"]);
+
+    mended.assert_found("deletions-put-off", "podnet/gone/eth0");
+    let failed = mended.document["failed"].to_string();
+    assert!(failed.contains("upkeep: "), "{mended:#?}");
 }
