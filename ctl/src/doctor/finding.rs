@@ -6,7 +6,7 @@ use margay::error::chain;
 use serde::Serialize;
 
 use super::catalogue::{self, Gravity, Kind};
-use crate::output::{BAD, BOLD, DIM, GOOD, PLAIN, Report, WARNING};
+use crate::output::{BAD, BOLD, DIM, GOOD, PLAIN, Report, WARNING, printable};
 
 /// One thing that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -136,9 +136,4 @@ pub(crate) fn write_findings(findings: &[Finding], out: &mut dyn fmt::Write) -> 
         writeln!(out, "         do: {remedy}")?;
     }
     Ok(())
-}
-
-/// What comes from elsewhere loses its control characters, which a terminal would obey.
-fn printable(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).collect()
 }
