@@ -68,16 +68,13 @@ pub(crate) async fn detach(
     netlink: &Handle,
     ifindex: u32,
 ) -> Result<(), AttachError> {
-    let netlink = Netlink { handle: netlink, ifindex };
+    remove_filters(programs, netlink, ifindex).await?;
     for program in programs {
-        delete_filter(&netlink, program).await?;
-    }
-    for program in programs {
-        if has_filters(netlink.handle, ifindex, program).await? {
+        if has_filters(netlink, ifindex, program).await? {
             return Ok(());
         }
     }
-    delete_qdisc(&netlink).await
+    delete_qdisc(&Netlink { handle: netlink, ifindex }).await
 }
 
 /// Removes the filters and leaves the qdisc: with it the kernel would stop the interface's queues for a
