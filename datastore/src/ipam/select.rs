@@ -188,8 +188,15 @@ impl Ipam<'_> {
 impl Ipam<'_> {
     /// Claims a block of the pool that no node has, if there is one. Ends, since each turn leaves
     /// one block fewer to claim: of a block that names a node without a claim, the claim is made good.
+    ///
+    /// Who has claimed a block for this node since its hints were read (the first pods of a node, and
+    /// its agent, come at once) has left a hint before. So the hints are read again behind the claims:
+    /// whoever sees that claim shares the block, and whoever does not, claims the same one.
     fn claim<'p>(&self, pool: &'p Pool) -> Result<Option<Target<'p>>, IpamError> {
         while let Some(block) = self.unclaimed(pool)? {
+            if let Some(target) = self.rested(pool)? {
+                return Ok(Some(target));
+            }
             let target = self.claim_block(pool, &block)?;
             if target.block.node == self.node && target.vacancy().is_some() {
                 return Ok(Some(target));

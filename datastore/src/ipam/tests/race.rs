@@ -69,6 +69,20 @@ fn another_assign_between_any_two_steps_of_an_assign_gets_other_addresses() {
 }
 
 #[test]
+fn two_assigns_of_a_node_without_blocks_share_the_one_that_it_claims() {
+    let story: Story = |store| {
+        let ips = assign_x(store)?;
+        let of_node_a = |family| store.read_all::<Affinity>(&keys::affinities(family)).unwrap();
+        assert_eq!(of_node_a(Family::V4).len(), 1, "blocks of IPv4");
+        assert_eq!(of_node_a(Family::V6).len(), 1, "blocks of IPv6");
+        Ok(ips)
+    };
+    at_every_step_leaving(&[2], story, |store| {
+        node(store, "a").assign(&request("y", &small_pools())).unwrap();
+    });
+}
+
+#[test]
 fn anything_between_any_two_steps_of_a_release_leaves_all_or_nothing() {
     let story: Story = |store| {
         assign_x(store)?;
