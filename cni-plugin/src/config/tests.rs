@@ -1,5 +1,8 @@
+mod etcd;
+mod noise;
+mod pools;
+
 use margay_datastore::{Encapsulation, EndpointPort, Protocol};
-use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
@@ -68,15 +71,6 @@ fn a_configuration_that_says_little_gets_the_defaults() {
 }
 
 #[test]
-fn pools_get_the_default_block_sizes_and_both_families() {
-    let pools = pools(&plain());
-
-    let blocks: Vec<_> = pools.usable.iter().map(|pool| pool.block_size).collect();
-    assert_eq!(blocks, [26, 122]);
-    assert!(pools.assign_ipv4 && pools.assign_ipv6 && !pools.strict_affinity);
-}
-
-#[test]
 fn a_calico_conflist_with_another_type_works_and_its_idle_keys_are_listed() {
     let document = json!({
         "cniVersion": "0.3.1",
@@ -115,23 +109,6 @@ fn a_calico_conflist_with_another_type_works_and_its_idle_keys_are_listed() {
     let pools = pools(&document);
     assert!(pools.assign_ipv4 && !pools.assign_ipv6);
     assert_eq!(pools.usable[0].cidr.to_string(), "192.168.0.0/16");
-}
-
-#[test]
-fn a_calico_conflist_without_pools_means_calicos_default() {
-    let pools = pools(&with("/ipam", json!({ "type": "calico-ipam" })));
-
-    assert!(pools.is_calicos_default && pools.assign_ipv4 && !pools.assign_ipv6);
-    assert_eq!(pools.all, pools.usable);
-    assert_eq!(pools.all[0].cidr.to_string(), "192.168.0.0/16");
-    assert_eq!((pools.all[0].block_size, pools.all[0].nat_outgoing), (26, true));
-    for ipam in [
-        json!({ "type": "margay-ipam" }),
-        json!({ "type": "calico-ipam", "assign_ipv4": false }),
-        json!({ "type": "calico-ipam", "assign_ipv6": true }),
-    ] {
-        refused(&with("/ipam", ipam));
-    }
 }
 
 #[test]
@@ -239,110 +216,6 @@ fn a_pod_that_asks_for_nonsense_is_refused_by_add_alone() {
         let error = requested(&document).unwrap_err();
         assert!(error.to_string().contains(message), "{error}, expected {message}");
         assert!(parse(&document).is_ok(), "{document}");
-    }
-}
-
-#[test]
-fn pools_that_cannot_work_are_refused() {
-    let claims = [
-        (json!([]), "ipam.pools is missing: there is no enabled pool"),
-        (json!([{ "cidr": "10.0.0.0/8", "disabled": true }]), "there is no enabled pool"),
-        (json!([{}]), "ipam.pools[0].cidr is missing"),
-        (json!([{ "cidr": "10.0.0.0" }]), "must be a prefix"),
-        (json!([{ "cidr": "10.0.0.0/33" }]), "must be a prefix"),
-        (json!([{ "cidr": "10.0.0.1/8" }]), "has host bits set, did you mean 10.0.0.0/8?"),
-        (json!([{ "cidr": "fd00::1/64" }]), "has host bits set, did you mean fd00::/64?"),
-        (json!([{ "cidr": "0.0.0.0/0" }]), "overlaps 0.0.0.0/8"),
-        (json!([{ "cidr": "169.254.0.0/17" }]), "overlaps 169.254.0.0/16"),
-        (json!([{ "cidr": "fe80::/64" }]), "overlaps fe80::/10"),
-        (
-            json!([{ "cidr": "10.0.0.0/8" }, { "cidr": "10.1.0.0/16" }]),
-            "overlaps the pool 10.0.0.0/8",
-        ),
-        (
-            json!([{ "cidr": "10.0.0.0/8", "block_size": 19 }]),
-            "block_size = 19: must be a whole number from 20 to 32",
-        ),
-        (json!([{ "cidr": "10.0.0.0/8", "block_size": 33 }]), "from 20 to 32"),
-        (json!([{ "cidr": "10.0.0.0/28", "block_size": 26 }]), "cannot be larger than its pool"),
-        (json!([{ "cidr": "fd00::/64", "block_size": 64 }]), "from 116 to 128"),
-        (
-            json!([{ "cidr": "10.0.0.0/16", "name": "a" }, { "cidr": "10.1.0.0/16", "name": "a" }]),
-            r#"a second pool is named "a""#,
-        ),
-        (
-            (0..257)
-                .map(|n| json!({ "cidr": format!("10.{}.{}.0/24", n / 256, n % 256) }))
-                .collect(),
-            "must be 256 pools at most",
-        ),
-    ];
-    for (pools, message) in claims {
-        let error = refused(&with("/ipam/pools", pools));
-        assert!(error.contains(message), "{error}, expected {message}");
-    }
-}
-
-#[test]
-fn a_family_is_assigned_if_it_has_a_pool_unless_told_otherwise() {
-    let v4_only = with("/ipam/pools", json!([{ "cidr": "10.0.0.0/24" }]));
-    assert!(!pools(&v4_only).assign_ipv6);
-
-    let off = pools(&with("/ipam/assign_ipv4", json!(false)));
-    assert!(!off.assign_ipv4 && off.usable.iter().all(|pool| pool.cidr.is_ipv6()));
-
-    let mut impossible = v4_only;
-    impossible["ipam"]["assign_ipv6"] = json!("true");
-    let error = refused(&impossible);
-    assert!(error.contains(r#"ipam.assign_ipv6 = "true": there is no enabled pool"#), "{error}");
-
-    let mut nothing = plain();
-    nothing["ipam"]["assign_ipv4"] = json!(false);
-    nothing["ipam"]["assign_ipv6"] = json!(false);
-    assert!(refused(&nothing).contains("there is no enabled pool of a family that is assigned"));
-}
-
-#[test]
-fn pools_are_chosen_by_name_or_prefix_in_the_order_given() {
-    let mut document = with(
-        "/ipam/pools",
-        json!([
-            { "cidr": "10.1.0.0/16", "name": "one" },
-            { "cidr": "10.2.0.0/16", "name": "two" },
-            { "cidr": "10.3.0.0/16", "disabled": true },
-            { "cidr": "fd00::/64" },
-        ]),
-    );
-    document["ipam"]["ipv4_pools"] = json!(["10.2.0.0/16", "one", "10.3.0.0/16"]);
-
-    let chosen = pools(&document);
-
-    let cidrs: Vec<_> = chosen.usable.iter().map(|pool| pool.cidr.to_string()).collect();
-    assert_eq!(cidrs, ["10.2.0.0/16", "10.1.0.0/16", "fd00::/64"]);
-    assert_eq!(chosen.all.len(), 4);
-    for (choice, message) in [
-        (json!(["three"]), r#"ipam.ipv4_pools[0] = "three": is neither the name nor the cidr"#),
-        (json!(["one", "10.1.0.0/16"]), "is named twice"),
-        (json!(["fd00::/64"]), "is of the other address family"),
-    ] {
-        document["ipam"]["ipv4_pools"] = choice;
-        let error = refused(&document);
-        assert!(error.contains(message), "{error}");
-    }
-}
-
-#[test]
-fn the_gateway_of_a_pool_is_its_first_address() {
-    let claims = [
-        ("10.244.0.0/16", Some("10.244.0.1")),
-        ("10.244.0.0/30", Some("10.244.0.1")),
-        ("10.244.0.0/31", None),
-        ("fd00::/64", Some("fd00::1")),
-        ("fd00::/127", None),
-    ];
-    for (cidr, gateway) in claims {
-        let pools = pools(&with("/ipam/pools", json!([{ "cidr": cidr }])));
-        assert_eq!(pools.usable[0].gateway().map(|ip| ip.to_string()).as_deref(), gateway);
     }
 }
 
@@ -516,169 +389,4 @@ fn margay_ipam_leaves_the_other_plugins_keys_alone() {
 
     assert_eq!(netconf.database(), PathBuf::from("/tmp/x/margay.db"));
     assert_eq!(netconf.unused_keys(), [] as [&str; 0]);
-}
-
-#[test]
-fn a_pools_vxlan_mode_has_calicos_words() {
-    for (word, encapsulation) in [
-        ("Never", Encapsulation::None),
-        ("Always", Encapsulation::Vxlan),
-        ("CrossSubnet", Encapsulation::VxlanCrossSubnet),
-    ] {
-        let document = with("/ipam/pools/0/vxlan_mode", json!(word));
-        let pools = pools(&document);
-        assert_eq!(pools.all[0].encapsulation, encapsulation);
-        assert_eq!(pools.uses_vxlan(), encapsulation != Encapsulation::None);
-        assert_eq!(margay_datastore::Pool::from(&pools.all[0]).encapsulation, encapsulation);
-    }
-    let document = with("/ipam/pools/0/vxlan_mode", json!("always"));
-    let error = NetConf::from_map(document.as_object().unwrap()).unwrap_err().to_string();
-    assert!(error.contains("Always, CrossSubnet or Never"), "{error}");
-}
-
-#[test]
-fn masquerading_is_margays_and_not_margay_ipams() {
-    let document = with("/ipam/pools/0/nat_outgoing", json!("true"));
-
-    assert!(pools(&document).all[0].nat_outgoing);
-    assert_eq!(parse(&document).unwrap().unused_keys(), [] as [&str; 0]);
-    let alone = IpamNetConf::from_map(map(&document)).unwrap();
-    assert_eq!(alone.unused_keys(), ["ipam.pools[].nat_outgoing"]);
-}
-
-/// Any JSON value, with the keys that margay looks at among its keys.
-fn any_json() -> impl Strategy<Value = Value> {
-    let names: Vec<&str> = keys::NETCONF_KEYS
-        .iter()
-        .chain(keys::IPAM_KEYS)
-        .map(|key| key.path.rsplit('.').next().unwrap())
-        .chain(["ips", "mac", "cni", "labels", "key", "containerID", "ip4", "routes", "dst"])
-        .collect();
-    let texts = prop::sample::select(vec![
-        "",
-        "true",
-        "margay-ipam",
-        "10.0.0.0/8",
-        "10.0.0.1",
-        "fd00::/64",
-        "::/0",
-        "é\u{0}",
-        "k8s",
-    ]);
-    let leaf = prop_oneof![
-        Just(Value::Null),
-        any::<bool>().prop_map(Value::from),
-        any::<i64>().prop_map(Value::from),
-        any::<f64>().prop_map(Value::from),
-        texts.prop_map(Value::from),
-        ".*".prop_map(Value::from),
-    ];
-    leaf.prop_recursive(6, 64, 8, move |inner| {
-        let name = prop_oneof![prop::sample::select(names.clone()).prop_map(str::to_owned), ".*"];
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
-            prop::collection::hash_map(name, inner, 0..6)
-                .prop_map(|map| Value::from(map.into_iter().collect::<Map<_, _>>())),
-        ]
-    })
-}
-
-proptest! {
-    #[test]
-    fn no_document_makes_it_panic(noise in any_json(), replaced in any_json(), key in any::<prop::sample::Index>()) {
-        let mut document = plain();
-        if let Value::Object(noise) = noise {
-            map_mut(&mut document).extend(noise);
-        }
-        let count = map(&document).len();
-        let victim = map(&document).keys().nth(key.index(count)).unwrap().clone();
-        document[&victim] = replaced;
-
-        let _ = parse(&document);
-        let _ = requested(&document);
-        let _ = IpamNetConf::from_map(map(&document));
-        let _ = valid_attachments(map(&document));
-        let _ = prev_result(map(&document));
-        let _ = crate::ipam::IpamResult::from_map(map(&document));
-    }
-
-    #[test]
-    fn no_pools_make_it_panic(list in any_json(), chosen in any_json()) {
-        let mut document = with("/ipam/pools", list);
-        document["ipam"]["ipv4_pools"] = chosen;
-        let _ = parse(&document);
-    }
-}
-
-fn map_mut(document: &mut Value) -> &mut Map<String, Value> {
-    document.as_object_mut().unwrap()
-}
-
-#[test]
-fn etcd_is_configured_by_calicos_names() {
-    let mut document = with("/datastore_type", json!("etcdv3"));
-    document["etcd_endpoints"] = json!("https://10.0.0.1:2379, https://10.0.0.2:2379");
-    document["etcd_key_file"] = json!("/key");
-    document["etcd_cert_file"] = json!("/cert");
-    document["etcd_ca_cert_file"] = json!("/ca");
-    document["etcd_username"] = json!("margay");
-    document["etcd_password_file"] = json!("/password");
-    document["etcd_request_timeout_ms"] = json!(1000);
-
-    let Datastore::Etcd(conf) = parse(&document).unwrap().datastore else { panic!("not etcd") };
-
-    assert_eq!(conf.endpoints, ["https://10.0.0.1:2379", "https://10.0.0.2:2379"]);
-    assert_eq!(conf.prefix, "/margay/v1/");
-    assert_eq!(conf.ca_cert_file.as_deref(), Some(std::path::Path::new("/ca")));
-    assert_eq!(conf.client_cert.unwrap().key_file, std::path::Path::new("/key"));
-    let password = margay_datastore::Password::File("/password".into());
-    assert_eq!(conf.credentials.unwrap().password, password);
-    assert_eq!(conf.request_timeout, std::time::Duration::from_secs(1));
-    assert_eq!(conf.patience, Some(std::time::Duration::from_secs(15)));
-}
-
-#[test]
-fn endpoints_alone_say_etcd_as_they_did_in_old_configurations() {
-    let etcd = |document: &Value| match parse(document).unwrap().datastore {
-        Datastore::Etcd(conf) => conf.endpoints,
-        Datastore::Local => panic!("not etcd"),
-    };
-    let mut by_authority = with("/etcd_authority", json!("10.0.0.1:2379"));
-
-    assert_eq!(
-        etcd(&with("/etcd_endpoints", json!("http://10.0.0.1:2379"))),
-        ["http://10.0.0.1:2379"]
-    );
-    assert_eq!(etcd(&by_authority), ["http://10.0.0.1:2379"]);
-    by_authority["etcd_endpoints"] = json!("http://10.0.0.2:2379");
-    assert_eq!(etcd(&by_authority), ["http://10.0.0.2:2379"]);
-}
-
-#[test]
-fn what_cannot_be_said_about_etcd_is_an_error_that_shows_no_password() {
-    let endpoint = "http://10.0.0.1:2379";
-    let claims = [
-        (json!({ "datastore_type": "etcdv3" }), "etcd_endpoints is missing"),
-        (json!({ "datastore_type": "local", "etcd_endpoints": endpoint }), "datastore_type"),
-        (json!({ "datastore_type": "kubernetes", "etcd_endpoints": endpoint }), "datastore_type"),
-        (json!({ "datastore_type": "consul" }), "must be local, etcdv3 or kubernetes"),
-        (json!({ "etcd_endpoints": "https://10.0.0.1:2379" }), "etcd_endpoints"),
-        (json!({ "etcd_endpoints": "http://u:secret@10.0.0.1:2379" }), "keys of their own"),
-        (json!({ "etcd_endpoints": endpoint, "etcd_password": ["secret"] }), "etcd_password = …"),
-        (json!({ "etcd_endpoints": endpoint, "etcd_password": "secret" }), "etcd_username"),
-        (json!({ "etcd_endpoints": endpoint, "etcd_username": "u" }), "etcd_password is missing"),
-        (json!({ "etcd_endpoints": endpoint, "etcd_key_file": "/key" }), "etcd_cert_file"),
-        (json!({ "etcd_endpoints": endpoint, "etcd_ca_cert_file": "ca" }), "absolute"),
-        (json!({ "etcd_endpoints": endpoint, "etcd_prefix": "margay" }), "etcd_prefix"),
-        (json!({ "etcd_endpoints": endpoint, "etcd_verb_timeout_ms": 1 }), "etcd_verb_timeout_ms"),
-    ];
-    for (keys, expected) in claims {
-        let mut document = with("/mtu", json!(0));
-        for (key, value) in keys.as_object().unwrap() {
-            document[key] = value.clone();
-        }
-        let error = parse(&document).unwrap_err().to_string();
-        assert!(error.contains(expected), "{keys}: {error}");
-        assert!(!error.contains("secret"), "{error}");
-    }
 }
