@@ -21,4 +21,5 @@ mod spoofing;
 mod stack_mode;
 mod tcx;
 mod upkeep;
+mod upkeep_builds;
 mod upkeep_killed;
