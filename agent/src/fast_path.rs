@@ -3,7 +3,7 @@
 //! Invariant: the programs know a way only while those of the interface that it leads over are
 //! attached, since what these learn is what keeps connections under NAT with the stack. Without any of
 //! this the kernel's routes carry everything, so nothing here is an error of the agent's: it is noted
-//! and tried again. The maps are made by a node's first ADD, which knows how large they are to be; until
+//! and tried again. The pods' maps are made by upkeep or by a node's first ADD, which know how large they are to be; until
 //! then there is no pod either.
 //!
 //! Where it is switched off, what an agent made before is taken back, and the programs are told of the overlay

@@ -20,10 +20,11 @@ pub fn start(conf: &AgentConf, store: Store, metrics: Metrics) -> io::Result<()>
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (node, paths) = (conf.nodename.clone(), conf.paths.clone());
     let (interval, grace) = (conf.upkeep_interval, conf.upkeep_grace);
+    let (max_pods, max_flows) = (conf.max_pods, conf.max_flows);
     thread::spawn(move || {
         runtime.block_on(async {
             match Upkeep::new(store, &node, paths, grace) {
-                Ok(upkeep) => go_on(upkeep, interval, &metrics).await,
+                Ok(upkeep) => go_on(upkeep.sized(max_pods, max_flows), interval, &metrics).await,
                 Err(error) => tracing::error!(error = chain(&error), "no upkeep of this node"),
             }
         });

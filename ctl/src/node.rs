@@ -3,12 +3,14 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use margay::config::{AgentConf, Datastore, IpamNetConf, NetConf, Paths};
+use margay::config::{AgentConf, Dataplane, Datastore, IpamNetConf, NetConf, Paths};
 use margay::hold::Site;
 use margay::ipam;
 use margay::log::LogConf;
 use margay::netlink::Netlink;
+use margay::upkeep::Upkeep;
 use margay_datapath::Datapath;
 use margay_datastore::{Ipam, Store};
 use serde_json::{Map, Value};
@@ -171,6 +173,24 @@ impl Node {
         let Settings { nodename, paths, .. } = self.settings()?;
         let (boot_id, netlink) = (ipam::boot_id()?, Netlink::open()?);
         Ok(Site { paths, nodename, boot_id, store, netlink })
+    }
+
+    /// The node's upkeep, which makes maps that are gone of the size that a network with programs asks for, as the next
+    /// ADD would; else of the size that the agent is told.
+    pub(crate) fn upkeep(&self, grace: Duration) -> Result<Upkeep, Failure> {
+        let Settings { nodename, paths, .. } = self.settings()?;
+        let upkeep = Upkeep::new(self.store()?, &nodename, paths, grace)?;
+        let of_network = self.networks.iter().find_map(|network| match &network.part {
+            Part::Whole(conf) if conf.dataplane != Dataplane::Linux => {
+                Some((conf.max_pods, conf.max_flows))
+            }
+            _ => None,
+        });
+        let of_agent = || self.agent.as_ref().map(|conf| (conf.max_pods, conf.max_flows));
+        Ok(match of_network.or_else(of_agent) {
+            Some((max_pods, max_flows)) => upkeep.sized(max_pods, max_flows),
+            None => upkeep,
+        })
     }
 
     /// What every build has pinned, the current one first; never empty.

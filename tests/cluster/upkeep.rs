@@ -42,6 +42,21 @@ fn a_del_without_etcd_is_made_good_when_it_is_back() {
     wait_until("the record is gone", || endpoints(&cluster).is_empty());
 }
 
+#[test]
+fn an_agent_that_is_there_before_the_first_pod_makes_maps_of_its_size() {
+    let Some(cluster) = Cluster::new(Layout::OneSubnet, 1) else { return };
+    let node = &cluster.nodes()[0];
+
+    node.start_agent_with(&json!({"max_pods": 1000, "max_flows": 2000}));
+
+    let size = |name: &str| {
+        let maps = margay_datapath::pinned_maps(&node.bpffs_root()).unwrap_or_default();
+        maps.iter().find(|map| map.name == name).map(|map| map.max_entries)
+    };
+    wait_until("the maps are there", || size("flows_v6").is_some());
+    assert_eq!((size("pods_v4"), size("flows_v6")), (Some(1000), Some(2000)));
+}
+
 /// So that a test need not wait.
 fn often() -> Value {
     json!({"upkeep_interval_seconds": 1, "upkeep_grace_seconds": 1})

@@ -43,6 +43,26 @@ fn an_upgrade_gives_pods_that_talk_this_releases_programs() {
 }
 
 #[test]
+fn an_upgrade_makes_maps_that_are_gone_of_the_configured_size() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    (network["max_pods"], network["max_flows"]) = (json!(1000), json!(2000));
+    let pod = node.sandbox("a");
+    pod.add(&network);
+    let ctl = Ctl::new(&node, &network);
+    fs::remove_dir_all(node.bpffs_root()).unwrap();
+
+    assert_eq!(ctl.run(&["datapath", "upgrade"]).code, 0);
+
+    let maps = ctl.json(&["datapath", "maps"]);
+    let size = |name: &str| {
+        let map = maps["maps"].as_array().unwrap().iter().find(|map| map["name"] == name);
+        map.unwrap_or_else(|| panic!("{name} is not in {maps}"))["max_entries"].clone()
+    };
+    assert_eq!((size("pods_v4"), size("flows_v6")), (json!(1000), json!(2000)));
+}
+
+#[test]
 fn after_an_unload_pods_go_on_by_the_hosts_stack() {
     for attach in ["clsact", "tcx"] {
         // A node of its own for each: a thread can be one only once.

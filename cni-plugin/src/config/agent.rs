@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
 
 use super::field::{Field, Object};
-use super::{ConfigError, Datastore, Paths, keys, log, nodename, paths};
+use super::{ConfigError, Datastore, Paths, keys, log, map_sizes, nodename, paths};
 use crate::log::LogConf;
 
 /// Least prefix length of a subnet that a node can be on: a shorter one is a default route's.
@@ -28,6 +28,10 @@ pub struct AgentConf {
     pub paths: Paths,
     /// Where records are.
     pub datastore: Datastore,
+    /// Entries of each pod map, where the agent makes the maps.
+    pub max_pods: u32,
+    /// Entries of each flow map.
+    pub max_flows: u32,
     /// Where logs go.
     pub log: LogConf,
     /// Addresses of this node, with the prefix lengths of their subnets. Empty: those of the
@@ -57,10 +61,13 @@ impl AgentConf {
         let mut unused = keys::check(&object, "", keys::AGENT_KEYS)?;
         let port = object.integer("vxlan_port", 1..=65_535)?;
         let vni = object.integer("vxlan_vni", 1..=16_777_215)?;
+        let (max_pods, max_flows) = map_sizes(&object)?;
         Ok(Self {
             nodename: nodename(&object)?,
             paths: paths(&object, None)?,
             datastore: Datastore::from_object(&object, &mut unused)?.for_a_daemon(),
+            max_pods,
+            max_flows,
             log: log(&object)?,
             node_addresses: node_addresses(&object)?,
             metrics_address: metrics_address(&object)?,

@@ -197,6 +197,8 @@ pub(crate) const AGENT_KEYS: &[Key] = &[
     used("state_dir", Text, "/var/lib/margay"),
     used("run_dir", Text, "/run/margay"),
     used("bpffs_root", Text, "/sys/fs/bpf/margay"),
+    used("max_pods", Number, "65536"),
+    used("max_flows", Number, "131072"),
     used("log_level", Text, "info"),
     used("log_file_path", Text, ""),
     used("node_addresses", Texts, "[]"),

@@ -161,7 +161,7 @@ impl NetConf {
         let ipam = ipam_conf(&ipam_object, &mut unused)?;
         let builtin = matches!(ipam, IpamConf::Builtin(_));
         let paths = paths(&netconf, builtin.then_some(&ipam_object))?;
-        let max_entries = 1..=16_777_216;
+        let (max_pods, max_flows) = map_sizes(&netconf)?;
         Ok(Self {
             name: name(&netconf)?,
             nodename: nodename(&netconf)?,
@@ -174,12 +174,8 @@ impl NetConf {
             ip_forwarding: ip_forwarding(&netconf)?,
             paths,
             datastore: Datastore::from_object(&netconf, &mut unused)?,
-            max_pods: netconf
-                .integer("max_pods", max_entries.clone())?
-                .unwrap_or(margay_abi::DEFAULT_MAX_PODS),
-            max_flows: netconf
-                .integer("max_flows", max_entries)?
-                .unwrap_or(margay_abi::DEFAULT_MAX_FLOWS),
+            max_pods,
+            max_flows,
             log: log(&netconf)?,
             ipam,
             dns: dns(&netconf)?,
@@ -457,6 +453,15 @@ fn attach(netconf: &Object<'_>) -> Result<Attach, ConfigError> {
         (Some(Some(attach)), _) => Ok(attach),
         (Some(None), Some(field)) => Err(field.invalid("must be clsact or tcx")),
     }
+}
+
+/// Entries of each pod map, and of each flow map.
+fn map_sizes(object: &Object<'_>) -> Result<(u32, u32), ConfigError> {
+    let size = |key, default| -> Result<u32, ConfigError> {
+        Ok(object.integer(key, 1..=16_777_216)?.unwrap_or(default))
+    };
+    let max_pods = size("max_pods", margay_abi::DEFAULT_MAX_PODS)?;
+    Ok((max_pods, size("max_flows", margay_abi::DEFAULT_MAX_FLOWS)?))
 }
 
 fn log(object: &Object<'_>) -> Result<LogConf, ConfigError> {

@@ -34,7 +34,7 @@ pub use reclaim::Reclaimed;
 pub use release::{Released, release, release_orphan};
 pub use unload::Unloaded;
 
-use crate::config::{NetConf, Paths};
+use crate::config::Paths;
 use crate::dataplane::DataplaneError;
 use crate::deletions;
 use crate::error::Error;
@@ -71,12 +71,12 @@ impl Upkeep {
         Ok(Self { site, load, grace, suspects: reclaim::Suspects::default() })
     }
 
-    /// The maps are made of the sizes that this network's configuration says, where they have to be made and there are
+    /// The maps are made with so many entries, as the configuration has it, where they have to be made and there are
     /// none of an earlier ABI version to go by.
     #[must_use]
-    pub fn sized_for(mut self, conf: &NetConf) -> Self {
+    pub fn sized(mut self, max_pods: u32, max_flows: u32) -> Self {
         let load = LoadOptions::new(self.site.paths.run_dir.join("load"));
-        let load = LoadOptions { max_pods: conf.max_pods, max_flows: conf.max_flows, ..load };
+        let load = LoadOptions { max_pods, max_flows, ..load };
         self.load = load.sized_as_before(&self.site.paths.bpffs_root);
         self
     }

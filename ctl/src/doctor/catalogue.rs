@@ -75,6 +75,9 @@ catalogue! {
     AGENT_DIFFERS "agent-differs" Error:
         "Agent and plugin speak of different nodes or datastores: other nodes do not find this one's pods."
         => "give both files the same nodename, datastore and directories, then systemctl restart margay-agent",
+    AGENT_MAP_SIZES "agent-map-sizes" Warning:
+        "After a boot the agent is mostly the first and makes the maps of its size, whatever the network's configuration says."
+        => "give both files the same max_pods and max_flows; it counts after a reboot",
     PLUGIN_MISSING "plugin-missing" Error:
         "The runtime cannot execute the chain: every ADD fails."
         => "install the plugin (margay's install.sh; containernetworking-plugins for the reference plugins), or name its folder with --bin-dir",

@@ -5,13 +5,13 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use margay::config::{Datastore, IpamConf};
+use margay::config::{Dataplane, Datastore, IpamConf};
 use margay::error::chain;
 use margay::protocol::VERSIONS;
 
 use super::catalogue::{
-    AGENT_CONFIG_UNUSABLE, AGENT_DIFFERS, CONFIG_MISSING, CONFIG_NOT_FIRST, CONFIG_UNUSABLE,
-    CONFIG_VERSION, PLUGIN_MISSING, PLUGIN_OTHER_VERSION,
+    AGENT_CONFIG_UNUSABLE, AGENT_DIFFERS, AGENT_MAP_SIZES, CONFIG_MISSING, CONFIG_NOT_FIRST,
+    CONFIG_UNUSABLE, CONFIG_VERSION, PLUGIN_MISSING, PLUGIN_OTHER_VERSION,
 };
 use super::finding::Findings;
 use crate::failure::Failure;
@@ -123,5 +123,16 @@ fn look_at_agent(node: &Node, findings: &mut Findings) {
     if let Some(differs) = differs {
         let text = format!("network {} and agent differ in {differs}", conf.name);
         findings.add(&AGENT_DIFFERS, text);
+    }
+    for (key, of_network, of_agent) in [
+        ("max_pods", conf.max_pods, agent.max_pods),
+        ("max_flows", conf.max_flows, agent.max_flows),
+    ] {
+        if of_network != of_agent && conf.dataplane != Dataplane::Linux {
+            let name = &conf.name;
+            let text =
+                format!("{key} is {of_network} in network {name} and {of_agent} of the agent");
+            findings.add(&AGENT_MAP_SIZES, text);
+        }
     }
 }

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use margay::config::Dataplane;
 use margay::error::chain;
 use margay::forwarding;
 use margay::nat::Nat;
@@ -19,7 +18,7 @@ use super::dataplane;
 use super::finding::Diagnosis;
 use super::host;
 use crate::failure::Failure;
-use crate::node::{Node, Part, Settings};
+use crate::node::{Node, Part};
 
 /// Between the two looks after which something is taken away.
 const GRACE: Duration = Duration::from_millis(500);
@@ -52,7 +51,7 @@ pub(crate) async fn mend(node: &Node, diagnosis: &Diagnosis) -> Mended {
         }
     }
     if diagnosis.findings.iter().any(|found| found.kind.fixable) {
-        let upkeep = upkeep(node);
+        let upkeep = node.upkeep(GRACE);
         let Some(mut upkeep) = mended.or_note("upkeep", upkeep) else { return mended };
         mended.reclaim(&mut upkeep, has(&DELETIONS_PUT_OFF)).await;
         let is_current = !has(&BPFFS_PRIVATE)
@@ -63,20 +62,6 @@ pub(crate) async fn mend(node: &Node, diagnosis: &Diagnosis) -> Mended {
         }
     }
     mended
-}
-
-/// As the next ADD would have it: maps that are gone are made of the size that a network with programs asks for.
-fn upkeep(node: &Node) -> Result<Upkeep, Failure> {
-    let Settings { nodename, paths, .. } = node.settings()?;
-    let upkeep = Upkeep::new(node.store()?, &nodename, paths, GRACE)?;
-    let conf = node.networks.iter().find_map(|network| match &network.part {
-        Part::Whole(conf) if conf.dataplane != Dataplane::Linux => Some(conf),
-        _ => None,
-    });
-    Ok(match conf {
-        Some(conf) => upkeep.sized_for(conf),
-        None => upkeep,
-    })
 }
 
 /// Whether pods get this executable's programs, or nobody's yet.

@@ -103,8 +103,12 @@ fn a_configuration_of_the_agent_that_cannot_be_used_or_is_of_another_node_is_nam
     for key in ["datastore_type", "etcd_endpoints"] {
         agent[key] = network[key].clone();
     }
-    let diagnosis = write(agent);
-    assert!(!diagnosis.ids().contains(&"agent-differs"), "{diagnosis:#?}");
+    let diagnosis = write(agent.clone());
+    for absent in ["agent-differs", "agent-map-sizes"] {
+        assert!(!diagnosis.ids().contains(&absent), "{diagnosis:#?}");
+    }
+    agent["max_flows"] = json!(1000);
+    write(agent).assert_found("agent-map-sizes", "max_flows is 131072 in network podnet and 1000");
 }
 
 #[test]

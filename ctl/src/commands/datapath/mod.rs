@@ -10,7 +10,6 @@ mod upgrade;
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use margay::upkeep::{DEFAULT_GRACE, Upkeep};
 
 use crate::failure::Failure;
 use crate::node::Node;
@@ -45,10 +44,4 @@ pub(crate) async fn run(
         Command::Unload(arguments) => return unload::run(arguments, node, format).await,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The upkeep of this node.
-fn upkeep(node: &Node) -> Result<Upkeep, Failure> {
-    let settings = node.settings()?;
-    Ok(Upkeep::new(node.store()?, &settings.nodename, settings.paths, DEFAULT_GRACE)?)
 }

@@ -33,7 +33,7 @@ pub(super) async fn run(unload: &Unload, node: &Node, format: Format) -> Result<
         refuse_if_harmful(node).await?;
     }
     let before = pods(node, dataplane::EBPF)?;
-    let unloaded = match super::upkeep(node)?.unload().await {
+    let unloaded = match node.upkeep(upkeep::DEFAULT_GRACE)?.unload().await {
         Ok(report) => report.into(),
         // The last step comes after the pods', and what became of them is in their records.
         Err(error) => {

@@ -7,10 +7,10 @@ use clap::Args;
 use margay::error::chain;
 use margay::naming;
 use margay::netlink::Netlink;
+use margay::upkeep::DEFAULT_GRACE;
 use margay_datapath::{Datapath, PinnedBuild};
 use serde::Serialize;
 
-use super::upkeep;
 use crate::failure::Failure;
 use crate::node::Node;
 use crate::output::{self, BAD, Format, GOOD, Report};
@@ -39,7 +39,7 @@ pub(super) async fn run(
         ..Upgraded::default()
     };
     if !upgrade.dry_run {
-        let upkeep = upkeep(node)?;
+        let upkeep = node.upkeep(DEFAULT_GRACE)?;
         upkeep.make_current()?;
         let report = upkeep.reattach().await?;
         upgraded.pods = report.pods;
