@@ -22,7 +22,9 @@ fn a_published_port_leads_to_its_container_from_everywhere() {
     let neighbour = podman.start("neighbour", &[], &IDLE);
     let endpoint = node.store().endpoint(&server.default_attachment()).unwrap().unwrap();
     let recorded: Vec<_> = endpoint.ports.iter().map(|port| port.protocol).collect();
-    assert_eq!(recorded, [Protocol::Tcp, Protocol::Udp]);
+    // podman hands ports over in any order: the keys of a map of Go.
+    assert_eq!(recorded.len(), 2, "{recorded:?}");
+    assert!(recorded.contains(&Protocol::Tcp) && recorded.contains(&Protocol::Udp), "{recorded:?}");
 
     for ip in server.ips() {
         let inside = SocketAddr::new(ip, CONTAINER_PORT);
