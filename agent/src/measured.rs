@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use margay_datastore::{Along, Backend, BackendError, Revision, Store, Versioned, Watch, Write};
+use margay_datastore::{
+    Along, Backend, BackendError, Revision, Store, Unchanged, Versioned, Watch, Write,
+};
 
 use crate::metrics::Metrics;
 
@@ -36,13 +38,14 @@ impl Backend for Measured {
         self.measure("get", |backend| backend.get(key))
     }
 
-    fn write(
+    fn write_if(
         &self,
         key: &str,
         write: Write<'_>,
         along: &[Along],
+        unchanged: Option<&Unchanged>,
     ) -> Result<Revision, BackendError> {
-        self.measure(write.verb(), |backend| backend.write(key, write, along))
+        self.measure(write.verb(), |backend| backend.write_if(key, write, along, unchanged))
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {

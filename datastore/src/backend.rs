@@ -1,10 +1,11 @@
 //! The key-value trait every record rests on: bytes under keys, with compare-and-swap.
 //!
 //! Invariant: one store-wide revision grows with every change, and a change made with an expected
-//! revision happens only if the key is still at that revision. Nothing else is promised: no change
-//! compares more than its one key, so every layer above orders its writes such that a crash
-//! between any two of them is safe. What follows from a record alone, as an index does, is written along
-//! with it ([`Along`]) and is never seen to differ from it.
+//! revision happens only if the key is still at that revision. A change may go by one more record, that of
+//! a pool for instance, and then happens only if that is unchanged too ([`Unchanged`]). Nothing else is
+//! promised, so every layer above orders its writes such that a crash between any two of them is safe. What
+//! follows from a record alone, as an index does, is written along with it ([`Along`]) and is never seen to
+//! differ from it.
 //!
 //! What an implementation owes is written down as tests in `testing::contract` (feature
 //! `test-support`).
@@ -76,6 +77,15 @@ impl Along {
     }
 }
 
+/// Another key that a change goes by: it happens only if this one is still at this revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unchanged {
+    /// The other key.
+    pub key: String,
+    /// The revision that it was read at.
+    pub since: Revision,
+}
+
 /// A key-value store with compare-and-swap.
 ///
 /// Keys are non-empty strings of parts separated by `/`. A prefix is empty (everything) or ends in
@@ -86,8 +96,26 @@ pub trait Backend: Send + Sync {
 
     /// Changes `key`, and with it, in one change that happens whole or not at all, the keys of `along`,
     /// each of which is another one. Answers with the revision of `key`, later than which none of them has.
-    fn write(&self, key: &str, write: Write<'_>, along: &[Along])
-    -> Result<Revision, BackendError>;
+    ///
+    /// [`BackendError::Outdated`] if the key of `unchanged` has another revision or is gone, and nothing
+    /// else is in the way.
+    fn write_if(
+        &self,
+        key: &str,
+        write: Write<'_>,
+        along: &[Along],
+        unchanged: Option<&Unchanged>,
+    ) -> Result<Revision, BackendError>;
+
+    /// The same, going by no other key.
+    fn write(
+        &self,
+        key: &str,
+        write: Write<'_>,
+        along: &[Along],
+    ) -> Result<Revision, BackendError> {
+        self.write_if(key, write, along, None)
+    }
 
     /// [`Write::Create`] alone.
     fn create(&self, key: &str, value: &[u8]) -> Result<Revision, BackendError> {
@@ -192,6 +220,12 @@ pub enum BackendError {
     #[error("{key} does not exist")]
     NotFound {
         /// The key.
+        key: String,
+    },
+    /// Another key, which the change goes by, is no longer at the expected revision.
+    #[error("{key} was changed or removed by someone else meanwhile")]
+    Outdated {
+        /// The other key.
         key: String,
     },
     /// A prefix that neither is empty nor ends in `/`.
@@ -301,13 +335,14 @@ impl<B: Backend + ?Sized> Backend for Arc<B> {
         (**self).get(key)
     }
 
-    fn write(
+    fn write_if(
         &self,
         key: &str,
         write: Write<'_>,
         along: &[Along],
+        unchanged: Option<&Unchanged>,
     ) -> Result<Revision, BackendError> {
-        (**self).write(key, write, along)
+        (**self).write_if(key, write, along, unchanged)
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {

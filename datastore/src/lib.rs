@@ -29,7 +29,9 @@ mod store;
 pub mod testing;
 
 pub use attachment::{Attachment, AttachmentError, is_cni_name};
-pub use backend::{Along, Backend, BackendError, Cause, Event, Revision, Versioned, Watch, Write};
+pub use backend::{
+    Along, Backend, BackendError, Cause, Event, Revision, Unchanged, Versioned, Watch, Write,
+};
 pub use departure::{Caution, HEARTBEAT_INTERVAL, RemoveNodeError, RemovedNode, remove_node};
 pub use etcd::{
     ClientCert, Credentials, Etcd, EtcdConf, EtcdConfError, Lease, Password, UnopenedEtcd,

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Attachment;
-use crate::backend::{Along, Backend, BackendError, Revision, Versioned, Write};
+use crate::backend::{Along, Backend, BackendError, Revision, Unchanged, Versioned, Write};
 use crate::ipam::{Pool, won};
 use crate::keys;
 use crate::records::{Endpoint, Heartbeat, Node};
@@ -52,6 +52,11 @@ impl StoreError {
     /// Whether the same call may well succeed a little later with nobody having mended anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Backend(error) if error.is_transient())
+    }
+
+    /// Whether what the change was to go by was changed by somebody else.
+    pub(crate) fn is_outdated(&self) -> bool {
+        matches!(self, Self::Backend(BackendError::Outdated { .. }))
     }
 
     /// See [`BackendError::is_out_of_reach`].
@@ -115,6 +120,12 @@ impl Store {
     /// The backend itself, for watches.
     pub fn backend(&self) -> &dyn Backend {
         &*self.backend
+    }
+
+    /// The backend, to put something in front of it.
+    #[cfg(test)]
+    pub(crate) fn shared_backend(&self) -> Arc<dyn Backend> {
+        Arc::clone(&self.backend)
     }
 
     /// See [`Backend::upkeep`].
@@ -274,8 +285,12 @@ impl Store {
     }
 
     pub(crate) fn read_all<T: Record>(&self, prefix: &str) -> Result<Vec<T>, StoreError> {
-        let listed = self.backend.list(prefix, None)?;
-        listed.iter().map(|versioned| Ok(decode(versioned)?.record)).collect()
+        Ok(self.list(prefix)?.into_iter().map(|stored| stored.record).collect())
+    }
+
+    /// The same, each with its revision.
+    pub(crate) fn list<T: Record>(&self, prefix: &str) -> Result<Vec<Stored<T>>, StoreError> {
+        self.backend.list(prefix, None)?.iter().map(decode).collect()
     }
 
     /// The keys below `prefix` whose records are of this node.
@@ -312,6 +327,22 @@ impl Store {
         Ok(self.backend.update(key, &encode(key, record)?, expected)?)
     }
 
+    /// Creates the record, or replaces the one of a revision, as long as what it goes by is unchanged.
+    pub(crate) fn write_if<T: Serialize>(
+        &self,
+        key: &str,
+        record: &T,
+        expected: Option<Revision>,
+        unchanged: Option<&Unchanged>,
+    ) -> Result<Revision, StoreError> {
+        let value = encode(key, record)?;
+        let write = match expected {
+            Some(revision) => Write::Update(&value, revision),
+            None => Write::Create(&value),
+        };
+        Ok(self.backend.write_if(key, write, &[], unchanged)?)
+    }
+
     /// Creates or replaces, whoever wrote it last.
     pub(crate) fn put<T: Serialize>(&self, key: &str, record: &T) -> Result<(), StoreError> {
         self.put_along(key, record, |_| Vec::new())
@@ -346,6 +377,20 @@ impl Store {
         expected: Option<Revision>,
     ) -> Result<bool, BackendError> {
         self.remove_along(key, expected, &[])
+    }
+
+    /// The same, as long as what it goes by is unchanged.
+    pub(crate) fn remove_if(
+        &self,
+        key: &str,
+        expected: Option<Revision>,
+        unchanged: &Unchanged,
+    ) -> Result<bool, StoreError> {
+        match self.backend.write_if(key, Write::Delete(expected), &[], Some(unchanged)) {
+            Ok(_) => Ok(true),
+            Err(BackendError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(crate) fn remove_along(

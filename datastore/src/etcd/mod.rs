@@ -45,7 +45,7 @@ pub use unopened::UnopenedEtcd;
 use worker::Worker;
 
 use crate::backend::{
-    Along, Backend, BackendError, Revision, Versioned, Watch, Write, check_prefix,
+    Along, Backend, BackendError, Revision, Unchanged, Versioned, Watch, Write, check_prefix,
 };
 
 /// Records asked for at once: of blocks, the largest, this is a few megabytes.
@@ -141,22 +141,27 @@ impl Backend for Etcd {
         Ok(answer.kvs.into_iter().next().and_then(|kv| self.versioned(kv)))
     }
 
-    /// A transaction that does the change if the key is as it has to be, and looks at it if not.
-    fn write(
+    /// A transaction that does the change if the key, and the one that it goes by, are as they have to be,
+    /// and looks at the first if not.
+    fn write_if(
         &self,
         key: &str,
         write: Write<'_>,
         along: &[Along],
+        unchanged: Option<&Unchanged>,
     ) -> Result<Revision, BackendError> {
         let operation = before_write(write.verb(), key)?;
         let full = self.full(key);
         let look = RangeRequest { key: full.clone(), keys_only: true, ..RangeRequest::default() };
-        let (compare, value) = match write {
+        let (mut compare, value) = match write {
             Write::Create(value) => (vec![absent(full)], Some(value)),
             Write::Update(value, expected) => (at_revision(full, expected), Some(value)),
             Write::Delete(Some(expected)) => (at_revision(full, expected), None),
             Write::Delete(None) => (vec![present(full)], None),
         };
+        if let Some(Unchanged { key, since }) = unchanged {
+            compare.extend(at_revision(self.full(key), *since));
+        }
         let others = along.iter().map(|Along { key, value }| (key.as_str(), value.as_deref()));
         let changes = std::iter::once((key, value)).chain(others);
         let request = TxnRequest {
@@ -171,12 +176,8 @@ impl Backend for Etcd {
             return Ok(revision(answer.header));
         }
         let found = answer.responses.first().and_then(|response| response.range.as_ref());
-        let (is_there, key) = (found.is_some_and(|found| !found.kvs.is_empty()), key.to_owned());
-        Err(match write {
-            Write::Create(_) => BackendError::Exists { key },
-            _ if is_there => BackendError::Conflict { key },
-            _ => BackendError::NotFound { key },
-        })
+        let found = found.and_then(|found| found.kvs.first()).map(|kv| from_etcd(kv.mod_revision));
+        Err(refusal(write, key.to_owned(), found, unchanged))
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
@@ -203,6 +204,26 @@ impl Backend for Etcd {
         let watch = watch::Changes::start(&self.worker, &self.prefix, prefix, after)
             .map_err(|failure| failure.into_backend(format!("watch {prefix}")))?;
         Ok(Box::new(watch))
+    }
+}
+
+/// Why a transaction was refused whose key was found at this revision.
+fn refusal(
+    write: Write<'_>,
+    key: String,
+    found: Option<Revision>,
+    unchanged: Option<&Unchanged>,
+) -> BackendError {
+    let is_as_expected = match write {
+        Write::Create(_) => found.is_none(),
+        Write::Update(_, expected) | Write::Delete(Some(expected)) => found == Some(expected),
+        Write::Delete(None) => found.is_some(),
+    };
+    match (write, unchanged) {
+        (_, Some(other)) if is_as_expected => BackendError::Outdated { key: other.key.clone() },
+        (Write::Create(_), _) => BackendError::Exists { key },
+        _ if found.is_some() => BackendError::Conflict { key },
+        _ => BackendError::NotFound { key },
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::EtcdConfError;
-use crate::backend::{Along, Backend, BackendError, Revision, Versioned, Watch, Write};
+use crate::backend::{Along, Backend, BackendError, Revision, Unchanged, Versioned, Watch, Write};
 
 /// Fails every request for the reason that the store could not be opened. For whoever has work to do
 /// besides.
@@ -32,7 +32,13 @@ impl Backend for UnopenedEtcd {
         self.fail(format!("read {key}"))
     }
 
-    fn write(&self, key: &str, write: Write<'_>, _: &[Along]) -> Result<Revision, BackendError> {
+    fn write_if(
+        &self,
+        key: &str,
+        write: Write<'_>,
+        _: &[Along],
+        _: Option<&Unchanged>,
+    ) -> Result<Revision, BackendError> {
         self.fail(format!("{} {key}", write.verb()))
     }
 

@@ -6,13 +6,13 @@ use ipnetwork::IpNetwork;
 
 use super::block::{Allocation, Handle};
 use super::clock::{Patience, now_ms, unique};
-use super::pool::{Family, Pool, PoolError};
-use super::pools::is_closed;
+use super::pool::{Family, Pool};
+use super::pools::{FoundOpen, found_open};
 use super::select::Target;
 use super::{AssignRequest, Ipam, IpamError};
-use crate::backend::{Along, BackendError, Revision};
+use crate::backend::{Along, BackendError, Revision, Unchanged};
 use crate::keys;
-use crate::store::StoreError;
+use crate::store::{StoreError, Stored};
 
 impl Ipam<'_> {
     /// Hands out what the request asks for, all of it or nothing. IPv4 comes before IPv6, and
@@ -21,10 +21,10 @@ impl Ipam<'_> {
     /// A requested address stands in for the free choice in its family, and is handed out even if
     /// the request does not want its family otherwise.
     pub fn assign(&self, request: &AssignRequest) -> Result<Vec<IpAddr>, IpamError> {
-        let request =
-            &AssignRequest { pools: self.accept_pools(&request.pools)?, ..request.clone() };
+        let (pools, found_open) = self.accept_pools(&request.pools)?;
+        let request = &AssignRequest { pools, ..request.clone() };
         let wants = wants(request)?;
-        let mut assignment = Assignment::new(self, request);
+        let mut assignment = Assignment::new(Ipam { found_open, ..self.clone() }, request);
         let outcome = assignment.run(&wants);
         if let Err(error) = &outcome {
             assignment.undo();
@@ -36,30 +36,38 @@ impl Ipam<'_> {
     }
 
     /// Stores pools that are new or changed, and refuses those whose blocks would lie across
-    /// blocks that exist. Returns them as they count: an operator may have closed some.
-    fn accept_pools(&self, pools: &[Pool]) -> Result<Vec<Pool>, IpamError> {
+    /// blocks that exist. Returns them as they count, since an operator may have closed some, and those
+    /// that are not closed with their records.
+    fn accept_pools(&self, pools: &[Pool]) -> Result<(Vec<Pool>, FoundOpen), IpamError> {
         Pool::check_all(pools)?;
-        let known = self.store.pools()?;
-        let mut accepted = Vec::with_capacity(pools.len());
+        let mut known = self.known_pools()?;
+        let mut has_written = false;
         for pool in pools {
-            let (cidr, block_size) = (pool.cidr, pool.effective_block_size());
-            let clash =
-                |other: &&Pool| other.overlaps(pool) && other.effective_block_size() != block_size;
-            if let Some(other) = known.iter().find(clash) {
-                let (stored, stored_block_size) = (other.cidr, other.effective_block_size());
-                let error =
-                    PoolError::OtherBlockSize { cidr, block_size, stored, stored_block_size };
-                return Err(error.into());
+            pool.check_blocks(known.iter().map(|known| &known.record))?;
+            let stored = known.iter().find(|known| known.record.cidr == pool.cidr);
+            let is_as_stored =
+                |stored: &Stored<Pool>| stored.record == pool.as_closed_as(&stored.record);
+            if !stored.is_some_and(is_as_stored) {
+                self.write_pool(pool, stored.is_some())?;
+                has_written = true;
             }
-            let stored = known.iter().find(|other| other.cidr == cidr);
-            let counted = match stored.map(|stored| (stored, pool.as_closed_as(stored))) {
-                Some((stored, pool)) if *stored == pool => pool,
-                _ => self.write_pool(pool)?,
-            };
-            let closed = counted.closed || is_closed(pool, &known);
-            accepted.push(Pool { closed, ..counted });
         }
-        Ok(accepted)
+        if has_written {
+            // Whoever wrote or closed a pool of the same range meanwhile sees this one, or is seen here.
+            known = self.known_pools()?;
+            for pool in pools {
+                pool.check_blocks(known.iter().map(|known| &known.record))?;
+            }
+        }
+        let found_open = found_open(pools, &known);
+        let mut accepted = pools.to_vec();
+        for pool in &mut accepted {
+            if !known.iter().any(|known| known.record.cidr == pool.cidr) {
+                return Err(IpamError::PoolDeleted { pool: pool.cidr });
+            }
+            pool.closed = !found_open.contains_key(&pool.cidr);
+        }
+        Ok((accepted, found_open))
     }
 
     /// An assignment that comes second fails when it declares its handle, if not before. Whatever it fails by,
@@ -128,16 +136,24 @@ fn pool_of(request: &AssignRequest, ip: IpAddr) -> Result<&Pool, IpamError> {
 
 /// One call of assign on its way.
 struct Assignment<'a> {
-    ipam: &'a Ipam<'a>,
+    ipam: Ipam<'a>,
     request: &'a AssignRequest,
     handle: Handle,
     /// The handle as this assignment wrote it last; `None` before the first time.
     declared: Option<Revision>,
     patience: Patience,
+    /// A pool that was there when it began.
+    deleted: Option<IpNetwork>,
+}
+
+/// A target, and the record of its pool from before it was read.
+struct Found<'p> {
+    target: Target<'p>,
+    by: Option<Unchanged>,
 }
 
 impl<'a> Assignment<'a> {
-    fn new(ipam: &'a Ipam<'a>, request: &'a AssignRequest) -> Self {
+    fn new(ipam: Ipam<'a>, request: &'a AssignRequest) -> Self {
         let handle = Handle {
             attachment: request.attachment.clone(),
             assignment: unique(),
@@ -147,18 +163,19 @@ impl<'a> Assignment<'a> {
             blocks: Vec::new(),
             releasing: false,
         };
-        Self { ipam, request, handle, declared: None, patience: Patience::new() }
+        let (patience, deleted) = (Patience::new(), None);
+        Self { ipam, request, handle, declared: None, patience, deleted }
     }
 
     fn run(&mut self, wants: &[Want<'_>]) -> Result<Vec<IpAddr>, IpamError> {
-        let mut targets = Vec::with_capacity(wants.len());
+        let mut found = Vec::with_capacity(wants.len());
         for want in wants {
-            targets.push(self.find(want)?);
+            found.push(self.find(want)?);
         }
-        self.declare(targets.iter().map(|target| target.block.cidr))?;
+        self.declare(found.iter().map(|found| found.target.block.cidr))?;
         let mut ips = Vec::new();
-        for (want, target) in wants.iter().zip(targets) {
-            ips.extend(self.take(want, target)?);
+        for (want, found) in wants.iter().zip(found) {
+            ips.extend(self.take(want, found)?);
         }
         let place = |ip: &IpAddr| {
             let requested = self.request.requested.iter().position(|other| other == ip);
@@ -168,11 +185,39 @@ impl<'a> Assignment<'a> {
         Ok(ips)
     }
 
-    /// Reads a block that can satisfy the want.
-    fn find<'p>(&self, want: &Want<'p>) -> Result<Target<'p>, IpamError> {
+    /// Reads a block that can satisfy the want, of a pool that is open.
+    fn find<'p>(&mut self, want: &Want<'p>) -> Result<Found<'p>, IpamError> {
+        loop {
+            match self.look_for(want) {
+                Err(error) if error.is_outdated() => self.look_at_pools()?,
+                Err(error) => return Err(error),
+                Ok(target) => {
+                    let by = self.ipam.found_open.get(&target.pool.cidr).cloned();
+                    return Ok(Found { target, by });
+                }
+            }
+            self.patience.conflict()?;
+        }
+    }
+
+    fn look_for<'p>(&self, want: &Want<'p>) -> Result<Target<'p>, IpamError> {
         match want {
             Want::Any { family, pools } => {
-                self.ipam.choose(*family, pools, self.request.strict_affinity)
+                let open = pools.iter().copied().filter(|pool| self.is_open(pool));
+                let open: Vec<&Pool> = open.collect();
+                match self.deleted {
+                    _ if !open.is_empty() => {}
+                    Some(pool) => return Err(IpamError::PoolDeleted { pool }),
+                    None => return Err(IpamError::NoPool { family: family.name() }),
+                }
+                self.ipam.choose(*family, &open, self.request.strict_affinity)
+            }
+            Want::These { pool, ips, .. } if !self.is_open(pool) => {
+                let (ip, pool) = (ips[0], pool.cidr);
+                Err(match self.deleted == Some(pool) {
+                    true => IpamError::PoolDeleted { pool },
+                    false => IpamError::RequestedInDisabledPool { ip, pool },
+                })
             }
             Want::These { pool, block, ips } => {
                 let target = self.ipam.target(pool, block)?;
@@ -184,6 +229,24 @@ impl<'a> Assignment<'a> {
                 Ok(target)
             }
         }
+    }
+
+    fn is_open(&self, pool: &Pool) -> bool {
+        self.ipam.found_open.contains_key(&pool.cidr)
+    }
+
+    /// Looks at the pools again, one of which somebody has changed. What was read of blocks before that is
+    /// not to be written by what is found.
+    fn look_at_pools(&mut self) -> Result<(), IpamError> {
+        let known = self.ipam.known_pools()?;
+        for pool in &self.request.pools {
+            pool.check_blocks(known.iter().map(|known| &known.record))?;
+            if !known.iter().any(|known| known.record.cidr == pool.cidr) {
+                self.deleted = Some(pool.cidr);
+            }
+        }
+        self.ipam.found_open = found_open(&self.request.pools, &known);
+        Ok(())
     }
 
     /// Writes down which blocks may have slots of this assignment before any of them has. Once
@@ -223,28 +286,46 @@ impl<'a> Assignment<'a> {
 
     /// Takes slots of the target's block by one write, looking for others as long as somebody else
     /// is faster. Every read of a block is followed by a look at the handle before the write:
-    /// that order is what a concurrent release relies on.
-    fn take(&mut self, want: &Want<'_>, target: Target<'_>) -> Result<Vec<IpAddr>, IpamError> {
-        let mut target = target;
+    /// that order is what a concurrent release relies on. And the write goes by a record of the pool that
+    /// was read before the block: by that order nothing is taken of a pool that is being deleted.
+    fn take(&mut self, want: &Want<'_>, found: Found<'_>) -> Result<Vec<IpAddr>, IpamError> {
+        let mut found = found;
         loop {
-            if let Some(ips) = self.pick(want, &target)? {
+            let Found { target, by } = &found;
+            if let Some(ips) = self.pick(want, target)? {
                 let mut block = target.block.clone();
                 for ip in &ips {
                     block.take(*ip, self.allocation());
                 }
-                if self.ipam.write_block(&block, target.revision)? {
-                    self.ipam.after_take(&target, &block);
-                    return Ok(ips);
+                match self.ipam.write_block(&block, target.revision, by.as_ref()) {
+                    Ok(true) => {
+                        self.ipam.after_take(target, &block);
+                        return Ok(ips);
+                    }
+                    Err(error) if error.is_outdated() => self.look_at_pools()?,
+                    outcome => drop(outcome?),
                 }
                 self.patience.conflict()?;
             }
-            target = match self.ipam.read_again(&target)? {
-                Some(again) if self.pick(want, &again)?.is_some() => again,
-                _ => self.find(want)?,
-            };
-            self.declare(std::iter::once(target.block.cidr))?;
+            found = self.find_again(want, found)?;
+            self.declare(std::iter::once(found.target.block.cidr))?;
             self.check_undisturbed()?;
         }
+    }
+
+    /// The same block as it is at this moment, or another if it has nothing any more.
+    fn find_again<'p>(
+        &mut self,
+        want: &Want<'p>,
+        Found { target, .. }: Found<'p>,
+    ) -> Result<Found<'p>, IpamError> {
+        if let Some(by) = self.ipam.found_open.get(&target.pool.cidr)
+            && let Some(again) = self.ipam.read_again(&target)?
+            && self.pick(want, &again)?.is_some()
+        {
+            return Ok(Found { target: again, by: Some(by.clone()) });
+        }
+        self.find(want)
     }
 
     /// The addresses to take from a block; `None` if a free choice finds none there any more.

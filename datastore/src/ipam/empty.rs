@@ -102,7 +102,7 @@ impl Ipam<'_> {
         let hint_key = keys::open(&self.node, &idle.block);
         let hint = self.store.read::<Open>(&hint_key)?;
         let given_up = Block::new(idle.block, &self.node).given_up(idle.claim);
-        if !idle.is_given_up && !self.write_block(&given_up, idle.revision)? {
+        if !idle.is_given_up && !self.rewrite_block(&given_up, idle.revision, Some(idle.claim))? {
             return Ok(false);
         }
         let remove = |key: &str, revision| self.store.remove(key, Some(revision));

@@ -89,6 +89,19 @@ pub enum IpamError {
         /// How many addresses are out.
         used: u64,
     },
+    /// A pool was deleted while an address was being taken from it; worth another try, by a configuration
+    /// that names another.
+    #[error("pool {pool} was deleted while addresses were being assigned from it")]
+    PoolDeleted {
+        /// The pool.
+        pool: IpNetwork,
+    },
+    /// A pool that was being deleted was enabled meanwhile.
+    #[error("pool {pool} was enabled while it was being deleted")]
+    PoolEnabled {
+        /// The pool.
+        pool: IpNetwork,
+    },
     /// The attachment was released while its addresses were being assigned.
     #[error("{attachment} was released while addresses were being assigned to it")]
     Interrupted {
@@ -107,10 +120,15 @@ impl IpamError {
     /// Whether the same call may well succeed a little later with nobody having mended anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Contended | Self::Interrupted { .. } => true,
+            Self::Contended | Self::Interrupted { .. } | Self::PoolDeleted { .. } => true,
             Self::Store(error) => error.is_transient(),
             _ => false,
         }
+    }
+
+    /// See [`StoreError::is_outdated`].
+    pub(super) fn is_outdated(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_outdated())
     }
 }
 

@@ -75,14 +75,15 @@ impl Ipam<'_> {
                 break;
             }
             // Given up before, and claimed again: that claim too ends by a write of the block, if it still
-            // holds. It is looked at behind the block, which a claim that ends meanwhile would change.
-            if is_of_another && !self.has_claim(block, *claim)? {
+            // holds. It is looked at behind the block, which a claim that ends meanwhile would change. One
+            // on a block that was never written goes with its pool.
+            if (is_of_another || revision.is_none()) && !self.has_claim(block, *claim)? {
                 break;
             }
             if found.taken.values().any(|allocation| allocation.node == self.node) {
                 return Ok(false);
             }
-            if self.write_block(&found.given_up(*claim), revision)? {
+            if self.rewrite_block(&found.given_up(*claim), revision, Some(*claim))? {
                 break;
             }
             patience.conflict()?;

@@ -207,7 +207,7 @@ impl Ipam<'_> {
             let mut after = block.clone();
             after.give_back(&[ip], now_ms());
             self.before_give_back(&block, &after)?;
-            if self.write_block(&after, Some(revision))? {
+            if self.write_block(&after, Some(revision), None)? {
                 return Ok(Some(attachment));
             }
             patience.conflict()?;

@@ -29,9 +29,13 @@
 //! A node that is gone for good gives its blocks up in the same steps, by whoever removes it (`leave.rs`),
 //! but for a difference: slots that others have borrowed stay in them.
 //!
-//! A block that was written stays a record for good. Were it removed, an assignment that had found
+//! A block that was written stays a record as long as its pool. Were it removed, an assignment that had found
 //! it missing, before it was ever written, could write it in the name of a claim that is over; and
 //! affinities would not tell a claim from what is left of an older one.
+//!
+//! A pool that is deleted takes its blocks and claims along (`pools.rs`). For that it is closed first, and an
+//! assignment writes a claim or a slot only while the pool's record is as it was before the block was
+//! read. So what is found after the closing is all that there is, and nothing comes after it.
 //!
 //! So a taken slot always has a handle that names its block. A release that meets an assignment
 //! half-way (steps 4 and 5) must not remove the handle and leave the other to write a slot that
@@ -57,12 +61,14 @@ mod release;
 mod select;
 mod usage;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
 use crate::Attachment;
+use crate::backend::Unchanged;
 use crate::records::PodRef;
 use crate::store::Store;
 
@@ -118,18 +124,23 @@ impl PoolUsage {
 }
 
 /// Address management as one node in one boot sees it.
+#[derive(Clone)]
 pub struct Ipam<'a> {
     store: &'a Store,
     node: String,
     boot_id: String,
     cool_down: Duration,
+    /// Of an assignment, the pools that are not closed, each with the record that it was found by: claims
+    /// and slots are written as long as that is unchanged.
+    found_open: BTreeMap<IpNetwork, Unchanged>,
 }
 
 impl<'a> Ipam<'a> {
     /// Address management for `node`, whose kernel's boot ID is `boot_id`.
     pub fn new(store: &'a Store, node: &str, boot_id: &str) -> Self {
         let (node, boot_id) = (node.to_owned(), boot_id.to_owned());
-        Self { store, node, boot_id, cool_down: DEFAULT_COOL_DOWN }
+        let (cool_down, found_open) = (DEFAULT_COOL_DOWN, BTreeMap::new());
+        Self { store, node, boot_id, cool_down, found_open }
     }
 
     /// Replaces [`DEFAULT_COOL_DOWN`].

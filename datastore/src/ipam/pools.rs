@@ -3,25 +3,63 @@
 //! Invariant: whether a pool is closed is the operator's, and everything else of its record the
 //! configuration's; whoever writes the one leaves the other as it is.
 
+use std::collections::BTreeMap;
+
 use ipnetwork::IpNetwork;
 
 use super::block::{Affinity, Block};
+use super::clock::Patience;
 use super::pool::{Family, Pool, PoolError};
 use super::select::won;
 use super::{Ipam, IpamError};
+use crate::backend::{Revision, Unchanged};
 use crate::keys;
-use crate::store::{Stored, decode};
+use crate::store::{StoreError, Stored};
 
 impl Pool {
     /// The pool with what the operator said of the stored one.
     pub(super) fn as_closed_as(&self, stored: &Self) -> Self {
         Self { closed: stored.closed, ..self.clone() }
     }
+
+    /// Refuses a pool whose blocks would lie across those of a known one.
+    pub(super) fn check_blocks<'k>(
+        &self,
+        known: impl IntoIterator<Item = &'k Self>,
+    ) -> Result<(), PoolError> {
+        let (cidr, block_size) = (self.cidr, self.effective_block_size());
+        let clash =
+            |other: &&Self| other.overlaps(self) && other.effective_block_size() != block_size;
+        match known.into_iter().find(clash) {
+            Some(other) => {
+                let (stored, stored_block_size) = (other.cidr, other.effective_block_size());
+                Err(PoolError::OtherBlockSize { cidr, block_size, stored, stored_block_size })
+            }
+            None => Ok(()),
+        }
+    }
 }
 
+/// Pools that are there and not closed, each with the record that it was found by.
+pub(super) type FoundOpen = BTreeMap<IpNetwork, Unchanged>;
+
 /// Whether the operator has closed the pool's range, or any part of it, by whatever pool.
-pub(super) fn is_closed(pool: &Pool, known: &[Pool]) -> bool {
-    known.iter().any(|known| known.closed && known.overlaps(pool))
+pub(super) fn is_closed<'k>(pool: &Pool, known: impl IntoIterator<Item = &'k Pool>) -> bool {
+    known.into_iter().any(|known| known.closed && known.overlaps(pool))
+}
+
+/// Those of the pools that are among the known ones and not closed.
+pub(super) fn found_open(pools: &[Pool], known: &[Stored<Pool>]) -> FoundOpen {
+    let is_wanted = |pool: &Pool| pools.iter().any(|wanted| wanted.cidr == pool.cidr);
+    let open = known.iter().filter(|stored| {
+        let pool = &stored.record;
+        is_wanted(pool) && !is_closed(pool, known.iter().map(|known| &known.record))
+    });
+    let by = |stored: &Stored<Pool>| {
+        let (cidr, since) = (stored.record.cidr, stored.revision);
+        (cidr, Unchanged { key: keys::pool(&cidr), since })
+    };
+    open.map(by).collect()
 }
 
 impl Ipam<'_> {
@@ -39,74 +77,119 @@ impl Ipam<'_> {
     /// Has a pool give no new addresses, whatever configurations say, or as they say again. False if
     /// it was so already.
     pub fn set_pool_closed(&self, pool: &IpNetwork, closed: bool) -> Result<bool, IpamError> {
+        Ok(self.write_closed(pool, closed)?.0)
+    }
+
+    /// The same, with the record's revision.
+    fn write_closed(&self, pool: &IpNetwork, closed: bool) -> Result<(bool, Revision), IpamError> {
         let key = keys::pool(pool);
         loop {
             let stored = self.store.read::<Pool>(&key)?;
             let stored = stored.ok_or(IpamError::UnknownPool { pool: *pool })?;
             if stored.record.closed == closed {
-                return Ok(false);
+                return Ok((false, stored.revision));
             }
             let changed = Pool { closed, ..stored.record };
-            if won(self.store.update(&key, &changed, stored.revision))?.is_some() {
-                return Ok(true);
+            if let Some(revision) = won(self.store.update(&key, &changed, stored.revision))? {
+                return Ok((true, revision));
             }
         }
     }
 
-    /// Forgets a pool that has no addresses out, with its blocks; one that has stays as it is. It is closed
-    /// first, so that nobody begins to assign from it meanwhile; who has begun before does not see that, so this is
-    /// for a moment when no pod that takes from it is being made. Comes back, open, with the next assignment
-    /// by a configuration that names it.
+    /// Forgets a pool that has no addresses out, with its blocks; one that has stays as it is. Comes back, open,
+    /// with the next assignment by a configuration that names it, maybe with another block size.
+    ///
+    /// It is closed first. Claims and slots are written only while their pool's record is as it was before the
+    /// block was read. So from then on nobody writes any, and what is found then is all that there is. In
+    /// the same way each removal goes by the closed record: who opens it stops the rest.
     pub fn delete_pool(&self, pool: &IpNetwork) -> Result<(), IpamError> {
-        let was_open = self.set_pool_closed(pool, true)?;
-        let removed = self.remove_pool(pool);
-        if removed.is_err() && was_open {
-            self.set_pool_closed(pool, false)?;
+        let (was_open, mut since) = self.write_closed(pool, true)?;
+        let mut patience = Patience::new();
+        loop {
+            let closed = Unchanged { key: keys::pool(pool), since };
+            match self.remove_pool(pool, &closed) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) if error.is_outdated() => {}
+                Err(error) => {
+                    if was_open {
+                        self.set_pool_closed(pool, false)?;
+                    }
+                    return Err(error);
+                }
+            }
+            since = match self.store.read::<Pool>(&closed.key)? {
+                Some(Stored { record, revision }) if record.closed => revision,
+                Some(_) => return Err(IpamError::PoolEnabled { pool: *pool }),
+                // Somebody else has deleted it.
+                None => return Ok(()),
+            };
+            patience.conflict()?;
         }
-        removed
     }
 
-    /// Forgets a pool that has no addresses out, with its blocks, so that it can come back with
-    /// another block size. For moments when nobody assigns from it.
-    fn remove_pool(&self, pool: &IpNetwork) -> Result<(), IpamError> {
+    /// Removes what the pool has, or, if it has nothing, its record: then true.
+    ///
+    /// Claims are looked for before blocks: where there is none, nobody writes a block for the first time.
+    fn remove_pool(&self, pool: &IpNetwork, closed: &Unchanged) -> Result<bool, IpamError> {
+        self.touch_pools_around(pool)?;
         let family = Family::of(pool);
-        let mut blocks = Vec::new();
-        for versioned in self.store.backend().list(&keys::blocks(family), None)? {
-            let stored: Stored<Block> = decode(&versioned)?;
-            if pool.contains(stored.record.cidr.ip()) {
-                blocks.push((versioned.key, stored));
-            }
-        }
-        let used: usize = blocks.iter().map(|(_, stored)| stored.record.taken.len()).sum();
+        let mut claims = self.store.list::<Affinity>(&keys::affinities(family))?;
+        claims.retain(|stored| pool.contains(stored.record.block.ip()));
+        let mut blocks = self.store.list::<Block>(&keys::blocks(family))?;
+        blocks.retain(|stored| pool.contains(stored.record.cidr.ip()));
+        let used: usize = blocks.iter().map(|stored| stored.record.taken.len()).sum();
         if used > 0 {
             return Err(IpamError::PoolInUse { pool: *pool, used: used as u64 });
         }
-        for (key, stored) in blocks {
-            self.store.remove(&key, Some(stored.revision))?;
+        if claims.is_empty() && blocks.is_empty() {
+            let removed = self.store.remove(&closed.key, Some(closed.since));
+            return Ok(won(removed.map_err(StoreError::from))?.is_some());
         }
-        for versioned in self.store.backend().list(&keys::affinities(family), None)? {
-            let Stored { record: affinity, revision } = decode::<Affinity>(&versioned)?;
-            if pool.contains(affinity.block.ip()) {
-                self.store.remove(&keys::open(&affinity.node, &affinity.block), None)?;
-                self.store.remove(&keys::affinity(&affinity.block), Some(revision))?;
+        // What somebody has changed meanwhile is looked at again.
+        let remove = |key: &str, revision| won(self.store.remove_if(key, revision, closed));
+        for Stored { record: block, revision } in blocks {
+            remove(&keys::block(&block.cidr), Some(revision))?;
+        }
+        for Stored { record: Affinity { block, node }, revision } in claims {
+            remove(&keys::open(&node, &block), None)?;
+            remove(&keys::affinity(&block), Some(revision))?;
+        }
+        Ok(false)
+    }
+
+    /// Writes the pools anew that share addresses with this one, which is closed: whoever has found them
+    /// open before takes nothing by that.
+    fn touch_pools_around(&self, pool: &IpNetwork) -> Result<(), IpamError> {
+        let closed = Pool::new(*pool);
+        for Stored { record: other, revision } in self.known_pools()? {
+            if other.cidr != *pool && other.overlaps(&closed) {
+                // Who is faster has changed it as well.
+                won(self.store.update(&keys::pool(&other.cidr), &other, revision))?;
             }
         }
-        self.store.remove(&keys::pool(pool), None)?;
         Ok(())
     }
 
-    /// Writes what a configuration says of a pool, and returns that with what the operator said.
-    pub(super) fn write_pool(&self, pool: &Pool) -> Result<Pool, IpamError> {
+    /// Every pool that addresses were ever asked from, with the revisions of their records.
+    pub(super) fn known_pools(&self) -> Result<Vec<Stored<Pool>>, IpamError> {
+        Ok(self.store.list(keys::POOLS)?)
+    }
+
+    /// Writes what a configuration says of a pool. `was_there` tells one that is gone from a new one.
+    pub(super) fn write_pool(&self, pool: &Pool, was_there: bool) -> Result<(), IpamError> {
         let key = keys::pool(&pool.cidr);
         loop {
-            let stored = self.store.read::<Pool>(&key)?;
-            let pool = stored.as_ref().map_or(pool.clone(), |s| pool.as_closed_as(&s.record));
-            let written = match stored {
-                Some(stored) => self.store.update(&key, &pool, stored.revision),
-                None => self.store.create(&key, &pool),
+            let written = match self.store.read::<Pool>(&key)? {
+                Some(Stored { record, revision }) => {
+                    pool.check_blocks([&record])?;
+                    self.store.update(&key, &pool.as_closed_as(&record), revision)
+                }
+                None if was_there => return Err(IpamError::PoolDeleted { pool: pool.cidr }),
+                None => self.store.create(&key, pool),
             };
             if won(written)?.is_some() {
-                return Ok(pool);
+                return Ok(());
             }
         }
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::block::{Block, Handle};
+use super::block::{Affinity, Block, Handle};
 use super::clock::{Patience, now_ms};
 use super::select::won;
 use super::{Ipam, IpamError};
@@ -235,10 +235,12 @@ impl Ipam<'_> {
                 Some(stored) => Some(stored),
                 None => self.read_block(block)?,
             };
-            let (before, revision) = match stored {
-                Some(stored) => (stored.record, Some(stored.revision)),
-                None => match self.owner(block)? {
-                    Some(node) => (Block::new(*block, &node), None),
+            let (before, revision, claim) = match stored {
+                Some(stored) => (stored.record, Some(stored.revision), None),
+                None => match self.store.read::<Affinity>(&keys::affinity(block))? {
+                    Some(Stored { record: affinity, revision }) => {
+                        (Block::new(*block, &affinity.node), None, Some(revision))
+                    }
                     None => return Ok(Vec::new()),
                 },
             };
@@ -251,7 +253,7 @@ impl Ipam<'_> {
             if !held.is_empty() {
                 self.before_give_back(&before, &after)?;
             }
-            if self.write_block(&after, revision)? {
+            if self.rewrite_block(&after, revision, claim)? {
                 return Ok(held);
             }
             patience.conflict()?;

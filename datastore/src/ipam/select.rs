@@ -13,7 +13,7 @@ use super::block::{Affinity, Block, Open, Vacancy};
 use super::clock::now_ms;
 use super::pool::{Family, Pool};
 use super::{Ipam, IpamError};
-use crate::backend::Revision;
+use crate::backend::{Revision, Unchanged};
 use crate::keys;
 use crate::store::{StoreError, Stored, decode};
 
@@ -202,7 +202,7 @@ impl Ipam<'_> {
                 return Ok(Some(target));
             }
             let affinity = Affinity { block, node: target.block.node };
-            won(self.store.create(&keys::affinity(&block), &affinity))?;
+            won(self.write_affinity(pool, &affinity, None))?;
         }
         Ok(None)
     }
@@ -225,9 +225,10 @@ impl Ipam<'_> {
                 Claim::Of(node) => node,
                 Claim::Ended(claim) => {
                     let open = Open { block: *block, node: self.node.clone(), rested_at_ms: 0 };
-                    hint = won(self.store.create(&hint_key, &open))?.or(hint);
+                    let by = self.found_open.get(&pool.cidr);
+                    hint = won(self.store.write_if(&hint_key, &open, None, by))?.or(hint);
                     is_hinted = true;
-                    if !self.write_claim(block, claim)? {
+                    if !self.write_claim(pool, block, claim)? {
                         continue;
                     }
                     self.node.clone()
@@ -243,14 +244,24 @@ impl Ipam<'_> {
 
     /// Claims a block whose claim of revision `ended` is over, or that nobody has claimed; false if
     /// somebody else was faster.
-    fn write_claim(&self, block: &IpNetwork, ended: Option<Revision>) -> Result<bool, IpamError> {
-        let (key, affinity) =
-            (keys::affinity(block), Affinity { block: *block, node: self.node.clone() });
-        let written = match ended {
-            Some(revision) => self.store.update(&key, &affinity, revision),
-            None => self.store.create(&key, &affinity),
-        };
-        Ok(won(written)?.is_some())
+    fn write_claim(
+        &self,
+        pool: &Pool,
+        block: &IpNetwork,
+        ended: Option<Revision>,
+    ) -> Result<bool, IpamError> {
+        let affinity = Affinity { block: *block, node: self.node.clone() };
+        Ok(won(self.write_affinity(pool, &affinity, ended))?.is_some())
+    }
+
+    fn write_affinity(
+        &self,
+        pool: &Pool,
+        affinity: &Affinity,
+        ended: Option<Revision>,
+    ) -> Result<Revision, StoreError> {
+        let (key, by) = (keys::affinity(&affinity.block), self.found_open.get(&pool.cidr));
+        self.store.write_if(&key, affinity, ended, by)
     }
 
     /// Whose a block is, which was read before.
@@ -372,13 +383,26 @@ impl Ipam<'_> {
         &self,
         block: &Block,
         revision: Option<Revision>,
+        unchanged: Option<&Unchanged>,
     ) -> Result<bool, IpamError> {
-        let key = keys::block(&block.cidr);
-        let written = match revision {
-            Some(revision) => self.store.update(&key, block, revision),
-            None => self.store.create(&key, block),
-        };
+        let written = self.store.write_if(&keys::block(&block.cidr), block, revision, unchanged);
         Ok(won(written)?.is_some())
+    }
+
+    /// The same by who takes no slot. A block that was never written is written only as long as the claim
+    /// on it is there, which goes when its pool is deleted.
+    pub(super) fn rewrite_block(
+        &self,
+        block: &Block,
+        revision: Option<Revision>,
+        claim: Option<Revision>,
+    ) -> Result<bool, IpamError> {
+        let key = keys::affinity(&block.cidr);
+        let claim = claim.filter(|_| revision.is_none()).map(|since| Unchanged { key, since });
+        match self.write_block(block, revision, claim.as_ref()) {
+            Err(error) if error.is_outdated() => Ok(false),
+            written => written,
+        }
     }
 }
 

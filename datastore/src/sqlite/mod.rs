@@ -37,7 +37,7 @@ use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, Transaction, TransactionBehavior};
 
 use crate::backend::{
-    Along, Backend, BackendError, Revision, Versioned, Watch, Write, check_prefix,
+    Along, Backend, BackendError, Revision, Unchanged, Versioned, Watch, Write, check_prefix,
 };
 
 /// How long a call waits for others before it fails with [`BackendError::Busy`].
@@ -108,15 +108,21 @@ impl Backend for Sqlite {
         read().map_err(|source| failure(format!("read {key}"), source))
     }
 
-    fn write(
+    fn write_if(
         &self,
         key: &str,
         write: Write<'_>,
         along: &[Along],
+        unchanged: Option<&Unchanged>,
     ) -> Result<Revision, BackendError> {
         self.transact(write.verb(), key, |transaction| {
             let found = current_revision(transaction, key)?;
             check(write, key, found)?;
+            if let Some(Unchanged { key, since }) = unchanged
+                && current_revision(transaction, key)? != Some(*since)
+            {
+                return Err(BackendError::Outdated { key: key.clone() });
+            }
             for Along { key, value } in along {
                 set(transaction, key, value.as_deref())
                     .map_err(|source| failure(format!("write {key}"), source))?;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Along, Backend, BackendError, Event, Revision, Watch, Write};
+use crate::backend::{Along, Backend, BackendError, Event, Revision, Unchanged, Watch, Write};
 
 /// Runs the whole contract, each test on an empty backend of its own.
 pub fn check_all(empty: impl Fn() -> Box<dyn Backend>) {
@@ -15,6 +15,7 @@ pub fn check_all(empty: impl Fn() -> Box<dyn Backend>) {
     update_and_delete_compare_before_they_swap(&*empty());
     every_change_has_a_later_revision(&*empty());
     what_is_written_along_comes_with_the_change_or_not_at_all(&*empty());
+    a_change_that_goes_by_another_key_happens_while_that_is_unchanged(&*empty());
     list_is_in_key_order_and_exact_about_its_prefix(&*empty());
     concurrent_updates_lose_none(&*empty());
     concurrent_creates_have_one_winner(&*empty());
@@ -125,6 +126,46 @@ pub fn what_is_written_along_comes_with_the_change_or_not_at_all(backend: &dyn B
     }
     let gone = [("along/a".to_owned(), true), ("along/b".to_owned(), true)];
     assert_eq!(last, BTreeMap::from(gone), "whoever follows hears of them, and of nothing else");
+}
+
+/// A change that goes by another key does not happen once that is changed or gone; what is wrong with its
+/// own key is said first.
+pub fn a_change_that_goes_by_another_key_happens_while_that_is_unchanged(backend: &dyn Backend) {
+    let by = |since| Unchanged { key: "by".to_owned(), since };
+    let write = |write, by: &Unchanged| {
+        let along = [Along { key: "along".to_owned(), value: Some(b"1".to_vec()) }];
+        backend.write_if("k", write, &along, Some(by))
+    };
+    let outdated = |outcome: Result<Revision, BackendError>| {
+        let is_outdated = matches!(outcome, Err(BackendError::Outdated { ref key }) if key == "by");
+        assert!(is_outdated, "{outcome:?}");
+    };
+
+    outdated(write(Write::Create(b"1"), &by(Revision(1))));
+    let first = by(backend.create("by", b"1").unwrap());
+    let created = write(Write::Create(b"1"), &first).unwrap();
+    let updated = write(Write::Update(b"2", created), &first).unwrap();
+    let changed = by(backend.update("by", b"1", first.since).unwrap());
+    let is_refused = || {
+        for change in
+            [Write::Update(b"3", updated), Write::Delete(Some(updated)), Write::Delete(None)]
+        {
+            outdated(write(change, &first));
+        }
+        let exists = write(Write::Create(b"3"), &first);
+        assert!(matches!(exists, Err(BackendError::Exists { .. })), "{exists:?}");
+        let conflict = write(Write::Update(b"3", created), &first);
+        assert!(matches!(conflict, Err(BackendError::Conflict { .. })), "{conflict:?}");
+    };
+    is_refused();
+    backend.delete("by", None).unwrap();
+    is_refused();
+    outdated(write(Write::Delete(None), &changed));
+    assert_eq!(backend.get("k").unwrap().unwrap().revision, updated, "nothing has changed it");
+    let third = by(backend.create("by", b"1").unwrap());
+    write(Write::Delete(Some(updated)), &third).unwrap();
+    let missing = write(Write::Delete(None), &first);
+    assert!(matches!(missing, Err(BackendError::NotFound { .. })), "{missing:?}");
 }
 
 /// `list` answers in byte order, up to the limit, and never for a name that only starts alike.

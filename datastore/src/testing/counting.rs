@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use crate::backend::{Along, Backend, BackendError, Revision, Versioned, Watch, Write};
+use crate::backend::{Along, Backend, BackendError, Revision, Unchanged, Versioned, Watch, Write};
 
 /// Passes everything on to another backend and remembers what that was.
 pub struct Counting<B> {
@@ -33,13 +33,14 @@ impl<B: Backend> Backend for Counting<B> {
         self.counted("get", key).get(key)
     }
 
-    fn write(
+    fn write_if(
         &self,
         key: &str,
         write: Write<'_>,
         along: &[Along],
+        unchanged: Option<&Unchanged>,
     ) -> Result<Revision, BackendError> {
-        self.counted(write.verb(), key).write(key, write, along)
+        self.counted(write.verb(), key).write_if(key, write, along, unchanged)
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::backend::{Along, Backend, BackendError, Revision, Versioned, Watch, Write};
+use crate::backend::{Along, Backend, BackendError, Revision, Unchanged, Versioned, Watch, Write};
 
 /// What happens at the chosen write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,13 +80,14 @@ impl<B: Backend> Backend for Faulty<B> {
         self.read(|inner| inner.get(key))
     }
 
-    fn write(
+    fn write_if(
         &self,
         key: &str,
         write: Write<'_>,
         along: &[Along],
+        unchanged: Option<&Unchanged>,
     ) -> Result<Revision, BackendError> {
-        self.strike(|inner| inner.write(key, write, along))
+        self.strike(|inner| inner.write_if(key, write, along, unchanged))
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {

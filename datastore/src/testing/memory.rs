@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backend::{
-    Along, Backend, BackendError, Event, Revision, Versioned, Watch, Write, check_prefix,
+    Along, Backend, BackendError, Event, Revision, Unchanged, Versioned, Watch, Write, check_prefix,
 };
 
 /// A store that lives as long as its last clone.
@@ -71,11 +71,12 @@ impl Backend for Memory {
         Ok(self.state().records.get(key).cloned())
     }
 
-    fn write(
+    fn write_if(
         &self,
         key: &str,
         write: Write<'_>,
         along: &[Along],
+        unchanged: Option<&Unchanged>,
     ) -> Result<Revision, BackendError> {
         let mut state = self.state();
         match write {
@@ -85,6 +86,11 @@ impl Backend for Memory {
             Write::Create(_) => {}
             Write::Update(_, expected) => state.expect(key, Some(expected))?,
             Write::Delete(expected) => state.expect(key, expected)?,
+        }
+        if let Some(Unchanged { key, since }) = unchanged
+            && state.expect(key, Some(*since)).is_err()
+        {
+            return Err(BackendError::Outdated { key: key.clone() });
         }
         for Along { key, value } in along {
             state.set(key, value.as_deref());

@@ -5,6 +5,7 @@ mod foreign;
 mod leave;
 mod ledger;
 mod model;
+mod pool_deletion;
 mod pools;
 mod race;
 mod rules;

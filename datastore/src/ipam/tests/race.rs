@@ -1,11 +1,11 @@
 //! Many at once.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use super::*;
-use crate::{Along, Backend, BackendError, Revision, Versioned, Watch, Write};
+use crate::testing::Hooked;
 
 #[test]
 fn assigns_and_releases_of_one_attachment_racing_leave_all_or_nothing() {
@@ -285,10 +285,8 @@ fn at_every_step_after(prelude: fn(&Store), x_holds: &[usize], story: Story, mea
         let sound = Store::new(memory.clone());
         prelude(&sound);
         let meanwhile_store = sound.clone();
-        let hook = Box::new(move || meanwhile(&meanwhile_store));
-        let hooked =
-            Hooked { inner: memory, left: AtomicU32::new(step), hook: Mutex::new(Some(hook)) };
-        let hooked = std::sync::Arc::new(hooked);
+        let hook = move || meanwhile(&meanwhile_store);
+        let hooked = std::sync::Arc::new(Hooked::new(memory, step, hook));
 
         let outcome = story(&Store::new(hooked.clone()));
 
@@ -308,52 +306,10 @@ fn at_every_step_after(prelude: fn(&Store), x_holds: &[usize], story: Story, mea
             node(&sound, "a").release(&of_prelude).unwrap();
         }
         assert_nothing_held(&sound);
-        if hooked.hook.lock().unwrap().is_some() {
+        if !hooked.has_run() {
             assert!(step > 5, "the story has more steps than that");
             return;
         }
-    }
-}
-
-/// Runs a hook before one operation of another backend.
-struct Hooked {
-    inner: Memory,
-    left: AtomicU32,
-    hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
-}
-
-impl Hooked {
-    fn step(&self) -> &Memory {
-        if self.left.fetch_sub(1, Ordering::SeqCst) == 0
-            && let Some(hook) = self.hook.lock().unwrap().take()
-        {
-            hook();
-        }
-        &self.inner
-    }
-}
-
-impl Backend for Hooked {
-    fn get(&self, key: &str) -> Result<Option<Versioned>, BackendError> {
-        self.step().get(key)
-    }
-    fn write(
-        &self,
-        key: &str,
-        write: Write<'_>,
-        along: &[Along],
-    ) -> Result<Revision, BackendError> {
-        self.step().write(key, write, along)
-    }
-
-    fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
-        self.step().list(prefix, limit)
-    }
-    fn revision(&self) -> Result<Revision, BackendError> {
-        self.inner.revision()
-    }
-    fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, BackendError> {
-        self.inner.watch(prefix, after)
     }
 }
 

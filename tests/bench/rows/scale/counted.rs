@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use margay_datastore::{Along, Backend, BackendError, Revision, Store, Versioned, Watch, Write};
+use margay_datastore::{
+    Along, Backend, BackendError, Revision, Store, Unchanged, Versioned, Watch, Write,
+};
 
 /// Passes requests on, and remembers them.
 #[derive(Clone)]
@@ -45,13 +47,14 @@ impl Backend for Counted {
         answer
     }
 
-    fn write(
+    fn write_if(
         &self,
         key: &str,
         write: Write<'_>,
         along: &[Along],
+        unchanged: Option<&Unchanged>,
     ) -> Result<Revision, BackendError> {
-        let answer = self.store.backend().write(key, write, along);
+        let answer = self.store.backend().write_if(key, write, along, unchanged);
         self.note(key, true, 0);
         answer
     }
