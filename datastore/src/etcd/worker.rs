@@ -8,7 +8,7 @@
 use std::future::Future;
 use std::io;
 use std::rc::Rc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -60,12 +60,13 @@ impl Worker {
         let limit = self.limit()?;
         let began = Instant::now();
         let (answer, answered) = sync_channel(1);
-        let no_answer =
-            Failure::NoAnswer { endpoint: self.conf.endpoints.join(", "), after: limit };
+        let endpoint = self.conf.endpoints.join(", ");
+        let no_answer = move || Failure::NoAnswer { endpoint, after: limit };
+        let slow_thread = no_answer.clone();
         let job: Job = Box::new(move |client| {
             let work = work(Rc::clone(client));
             spawn_local(async move {
-                let outcome = timeout(limit, work).await.unwrap_or(Err(no_answer));
+                let outcome = timeout(limit, work).await.unwrap_or_else(|_| Err(no_answer()));
                 // Nobody is left to be told if the caller has given up.
                 let _ = answer.send(outcome);
             });
@@ -73,7 +74,11 @@ impl Worker {
         self.jobs()?.send(job).map_err(|_| Failure::Worker(ended()))?;
         let outcome = answered.recv_timeout(limit + GRACE);
         self.state().waited += began.elapsed();
-        outcome.unwrap_or_else(|_| Err(Failure::Worker(ended())))
+        outcome.unwrap_or_else(|error| match error {
+            // The machine is so busy that the thread has not come to it; it may yet.
+            RecvTimeoutError::Timeout => Err(slow_thread()),
+            RecvTimeoutError::Disconnected => Err(Failure::Worker(ended())),
+        })
     }
 
     /// Starts `work` on the thread, to go on for itself.
@@ -153,5 +158,32 @@ impl Drop for Worker {
             // A panic there has been reported there.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::BackendError;
+
+    #[test]
+    fn a_thread_that_comes_to_nothing_in_time_is_a_busy_datastore() {
+        let conf = EtcdConf {
+            request_timeout: Duration::ZERO,
+            ..EtcdConf::new(vec!["http://192.0.2.1:2379".to_owned()])
+        };
+        let worker = Worker::new(conf).unwrap();
+        let (go_on, held) = mpsc::channel::<()>();
+        let busy: Job = Box::new(move |_| assert!(held.recv().is_err()));
+        worker.jobs().unwrap().send(busy).unwrap();
+
+        let failure = worker.call(async |_| Ok(())).unwrap_err();
+
+        assert!(!failure.is_without_effect(), "it may yet be done: {failure}");
+        let error = failure.into_backend("update k".to_owned());
+        assert!(matches!(error, BackendError::Busy { .. }), "{error:?}");
+        drop(go_on);
     }
 }
