@@ -159,7 +159,7 @@ fn one_pod_each(cluster: &Cluster, name: &str) -> Vec<MemberPod> {
 }
 
 /// With deadlines that a test can wait for.
-fn hasty(mut network: Value) -> Value {
+pub(crate) fn hasty(mut network: Value) -> Value {
     for key in ["etcd_connect_timeout_ms", "etcd_request_timeout_ms", "etcd_verb_timeout_ms"] {
         network[key] = json!(1000);
     }

@@ -3,6 +3,8 @@
 use margay_tests::cluster::{Cluster, Layout, wait_until};
 use serde_json::{Value, json};
 
+use crate::failures::hasty;
+
 #[test]
 fn what_a_pod_that_vanished_had_is_given_back_and_the_others_stay() {
     let Some(cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
@@ -27,13 +29,10 @@ fn what_a_pod_that_vanished_had_is_given_back_and_the_others_stay() {
 #[test]
 fn a_del_without_etcd_is_made_good_when_it_is_back() {
     let Some(mut cluster) = Cluster::new(Layout::OneSubnet, 1) else { return };
-    let mut network = cluster.nodes()[0].network("Never");
-    for key in ["etcd_connect_timeout_ms", "etcd_request_timeout_ms", "etcd_verb_timeout_ms"] {
-        network[key] = json!(1000);
-    }
+    let network = cluster.nodes()[0].network("Never");
     let pod = cluster.nodes()[0].add("one", &network);
     cluster.etcd().kill(0);
-    cluster.nodes()[0].del(&pod, &network);
+    cluster.nodes()[0].del(&pod, &hasty(network));
     cluster.etcd().restart(0);
     assert_eq!(endpoints(&cluster).len(), 1, "the record is there still");
 
