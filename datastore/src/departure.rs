@@ -6,7 +6,7 @@
 //! | step | a crash after it leaves | why that is safe |
 //! | --- | --- | --- |
 //! | 1. endpoints | addresses of pods that have no record | as after a DEL that died there |
-//! | 2. addresses, of pods and of the overlay, in whatever block, and their handles | blocks without slots of the node | nobody routes to them but in vain |
+//! | 2. addresses, of pods and of the overlay, in whatever block, and their handles; at last those without a handle | blocks without slots of the node | nobody routes to them but in vain |
 //! | 3. blocks, each given up with the slots that other nodes have in it; its affinity, its hint | the node without blocks | they are anybody's |
 //! | 4. heartbeat | the node's record | whoever looks sees a node that holds nothing |
 //! | 5. the record of the node | – | done |
@@ -147,6 +147,7 @@ pub fn remove_node(
         RemoveNodeError::Addresses { node: node.to_owned(), source }
     };
     removed.released = ipam.release_all().map_err(addresses)?;
+    removed.released.extend(ipam.release_orphans().map_err(addresses)?);
     for block in ipam.claimed_blocks().map_err(addresses)? {
         if !ipam.leave(&block).map_err(addresses)? {
             let (node, key) = (node.to_owned(), keys::block(&block.cidr()));

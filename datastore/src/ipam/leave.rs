@@ -46,6 +46,22 @@ impl Ipam<'_> {
         Ok(released)
     }
 
+    /// Gives back slots of this node that no handle leads to, in whosever blocks, and says what that was.
+    pub(crate) fn release_orphans(&self) -> Result<Vec<(Attachment, Vec<IpAddr>)>, IpamError> {
+        let mut released = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            for versioned in self.store.backend().list(&keys::blocks(family), None)? {
+                let block = legible::<Block>(&versioned);
+                let taken = block.into_iter().flat_map(|block| block.taken);
+                for (ip, _) in taken.filter(|(_, slot)| slot.node == self.node) {
+                    let orphan = self.release_orphan(ip)?;
+                    released.extend(orphan.map(|attachment| (attachment, vec![ip])));
+                }
+            }
+        }
+        Ok(released)
+    }
+
     /// Every block that the node has claimed.
     pub(crate) fn claimed_blocks(&self) -> Result<Vec<ClaimedBlock>, IpamError> {
         let mut claimed = Vec::new();

@@ -146,6 +146,29 @@ fn a_node_that_is_silent_is_removed() {
 }
 
 #[test]
+fn slots_that_no_handle_leads_to_go_with_their_node() {
+    let (_, store) = cluster();
+    for handle in node(&store, "a").attachments("net").unwrap() {
+        let key = keys::handle(&handle);
+        let along = [crate::Along::remove(keys::on("a", &key))];
+        store.backend().write(&key, crate::Write::Delete(None), &along).unwrap();
+    }
+    let of_a = |slot: &crate::Slot| slot.node == "a";
+    let slots = |store: &Store| {
+        let blocks = store.ledger().unwrap().blocks.into_iter();
+        blocks.flat_map(|block| block.taken.into_values()).filter(of_a).count()
+    };
+    assert_eq!((slots(&store), borrowed(&store, "a") > 0), (6, true));
+
+    let removed = remove_node(&store, "a", Caution::Forced).unwrap();
+
+    assert_eq!(removed.released.iter().map(|(_, ips)| ips.len()).sum::<usize>(), 6);
+    assert_nothing_of_a(&store);
+    assert_eq!(taken(&store).len(), 6, "those of the other node");
+    assert!(remove_node(&store, "a", Caution::Forced).unwrap().is_empty(), "a second time");
+}
+
+#[test]
 fn a_node_that_nobody_knows_is_an_empty_report() {
     let (_, store) = cluster();
 
