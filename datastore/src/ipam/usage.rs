@@ -1,6 +1,10 @@
 //! How full the pools are.
 
-use super::block::Block;
+use std::collections::HashSet;
+
+use ipnetwork::IpNetwork;
+
+use super::block::{Affinity, Block};
 use super::pool::{Family, Pool};
 use super::pools::is_closed;
 use super::{Ipam, IpamError, PoolUsage};
@@ -42,13 +46,31 @@ impl Ipam<'_> {
             return Ok(false);
         }
         let family = Family::of(&pool.cidr);
-        if self.hints_know_of_free(pool, true)? || self.unclaimed(pool)?.is_some() {
+        if self.hints_know_of_free(pool, true)? || self.has_claimable(pool)? {
             return Ok(true);
         }
         if !strict_affinity && self.hints_know_of_free(pool, false)? {
             return Ok(true);
         }
         Ok(self.search(family, &[pool], strict_affinity)?.is_some())
+    }
+
+    /// Whether a block that nobody has claimed has a free address: of one that was given up, others may have
+    /// borrowed all.
+    fn has_claimable(&self, pool: &Pool) -> Result<bool, IpamError> {
+        let has_vacancy = |block: &Block| block.vacancy(|ip| pool.hands_out(ip)).is_some();
+        let Some(first) = self.unclaimed(pool)? else { return Ok(false) };
+        let written = self.read_block(&first)?.map(|stored| stored.record);
+        if has_vacancy(&written.unwrap_or_else(|| Block::new(first, ""))) {
+            return Ok(true);
+        }
+        let family = Family::of(&pool.cidr);
+        let claims = self.store.read_all::<Affinity>(&keys::affinities(family))?.into_iter();
+        let blocks = self.store.read_all::<Block>(&keys::blocks(family))?.into_iter();
+        let full = blocks.filter(|block| !has_vacancy(block)).map(|block| block.cidr);
+        let out: HashSet<IpNetwork> = claims.map(|claim| claim.block).chain(full).collect();
+        let mut all = (0..pool.block_count()).map(|index| pool.block_at(index));
+        Ok(all.any(|block| !out.contains(&block) && has_vacancy(&Block::new(block, ""))))
     }
 
     fn hints_know_of_free(&self, pool: &Pool, own_only: bool) -> Result<bool, IpamError> {

@@ -64,6 +64,29 @@ fn a_node_that_is_removed_leaves_nothing_and_others_keep_what_they_have() {
 }
 
 #[test]
+fn a_block_that_was_given_up_and_is_lent_out_as_a_whole_is_not_free() {
+    let store = store();
+    let pools = [pool("10.0.0.0/29", 30)];
+    let (a, b, c) = (node(&store, "a"), node(&store, "b"), node(&store, "c"));
+    let had = a.assign(&request("a1", &pools)).unwrap()[0];
+    a.release(&attachment("a1")).unwrap();
+    let lent = pools[0].block_of(had);
+    let in_lent = |ip: &str| lent.contains(super::ip(ip));
+    let all = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"];
+    let of_lent: Vec<&str> = all.into_iter().filter(|ip| in_lent(ip)).collect();
+    b.assign(&requesting("b1", &pools, &of_lent)).unwrap();
+    remove_node(&store, "a", Caution::Forced).unwrap();
+    assert_eq!(c.has_free(&pools, false).unwrap(), [true], "the other block is nobody's");
+
+    b.assign(&request("b2", &pools)).unwrap();
+
+    assert_eq!(c.has_free(&pools, true).unwrap(), [false], "what is left is another node's");
+    assert_eq!(c.has_free(&pools, false).unwrap(), [true]);
+    let strict = AssignRequest { strict_affinity: true, ..request("c1", &pools) };
+    assert!(matches!(c.assign(&strict), Err(IpamError::Exhausted { .. })));
+}
+
+#[test]
 fn what_a_removed_node_had_rests_before_others_get_it() {
     let (store, pools) = (store(), [pool("10.0.0.0/29", 29)]);
     let had = node(&store, "a").assign(&request("one", &pools)).unwrap();
