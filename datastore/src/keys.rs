@@ -29,6 +29,7 @@ pub(crate) const POOLS: &str = "pools/";
 pub(crate) const BLOCKS: &str = "blocks/";
 pub(crate) const HANDLES: &str = "handles/";
 pub(crate) const OPEN: &str = "open/";
+pub(crate) const ON: &str = "on/";
 pub(crate) const ENDPOINTS: &str = "endpoints/";
 
 pub(crate) fn node(name: &str) -> String {
@@ -46,7 +47,13 @@ pub(crate) fn on(node: &str, key: &str) -> String {
 
 /// Everything that is told of what this node has.
 pub(crate) fn on_node(node: &str) -> String {
-    format!("on/{}/", part(node))
+    format!("{ON}{}/", part(node))
+}
+
+/// Whether a key below `on/` tells of the record under `key`, of whatever node that is.
+pub(crate) fn is_on(mark: &str, key: &str) -> bool {
+    let of_node = mark.strip_prefix(ON).and_then(|of_node| of_node.split_once('/'));
+    of_node.is_some_and(|(_, marked)| marked == key)
 }
 
 pub(crate) fn endpoint(attachment: &Attachment) -> String {

@@ -141,14 +141,17 @@ impl Store {
     /// Writes an endpoint, replacing what was stored for its attachment.
     pub fn put_endpoint(&self, endpoint: &Endpoint) -> Result<(), StoreError> {
         let key = keys::endpoint(&endpoint.attachment);
-        let along = [Along::mark(keys::on(&endpoint.node, &key))];
+        let mark = keys::on(&endpoint.node, &key);
         self.put_along(&key, endpoint, |before| {
             // One of the same attachment on another node, or on this one under another name.
-            let others =
-                before.and_then(|before| Some(decode::<Endpoint>(before).ok()?.record.node));
-            let others = others.filter(|node| *node != endpoint.node);
-            let moved = others.map(|node| Along::remove(keys::on(&node, &key)));
-            along.iter().cloned().chain(moved).collect()
+            let mut others = match before.map(decode::<Endpoint>) {
+                None => Vec::new(),
+                Some(Ok(before)) => vec![keys::on(&before.record.node, &key)],
+                Some(Err(_)) => self.marks_of(&key)?,
+            };
+            others.retain(|other| *other != mark);
+            let others = others.into_iter().map(Along::remove);
+            Ok(others.chain([Along::mark(mark.clone())]).collect())
         })
     }
 
@@ -178,7 +181,18 @@ impl Store {
     /// does not decode.
     pub fn delete_endpoint(&self, attachment: &Attachment, node: &str) -> Result<bool, StoreError> {
         let key = keys::endpoint(attachment);
-        Ok(self.remove_along(&key, None, &[Along::remove(keys::on(node, &key))])?)
+        let own = keys::on(node, &key);
+        let mut marks = self.marks_of(&key)?;
+        marks.retain(|mark| *mark != own);
+        let along: Vec<Along> = marks.into_iter().chain([own]).map(Along::remove).collect();
+        Ok(self.remove_along(&key, None, &along)?)
+    }
+
+    /// Wherever it is told that the record under `key` is of a node. Reads what every node has: for a
+    /// record that does not tell its node.
+    fn marks_of(&self, key: &str) -> Result<Vec<String>, StoreError> {
+        let listed = self.backend.list(keys::ON, None)?.into_iter().map(|mark| mark.key);
+        Ok(listed.filter(|mark| keys::is_on(mark, key)).collect())
     }
 
     /// All endpoints of a network, in the order of container ID and interface.
@@ -345,7 +359,7 @@ impl Store {
 
     /// Creates or replaces, whoever wrote it last.
     pub(crate) fn put<T: Serialize>(&self, key: &str, record: &T) -> Result<(), StoreError> {
-        self.put_along(key, record, |_| Vec::new())
+        self.put_along(key, record, |_| Ok(Vec::new()))
     }
 
     /// The same, and `along` says what goes with it, by what was there.
@@ -353,17 +367,17 @@ impl Store {
         &self,
         key: &str,
         record: &T,
-        along: impl Fn(Option<&Versioned>) -> Vec<Along>,
+        along: impl Fn(Option<&Versioned>) -> Result<Vec<Along>, StoreError>,
     ) -> Result<(), StoreError> {
         let value = encode(key, record)?;
         loop {
-            match self.backend.write(key, Write::Create(&value), &along(None)) {
+            match self.backend.write(key, Write::Create(&value), &along(None)?) {
                 Err(BackendError::Exists { .. }) => {}
                 other => return Ok(other.map(drop)?),
             }
             let Some(current) = self.backend.get(key)? else { continue };
             let update = Write::Update(&value, current.revision);
-            match self.backend.write(key, update, &along(Some(&current))) {
+            match self.backend.write(key, update, &along(Some(&current))?) {
                 Err(error) if error.is_lost_race() => {}
                 other => return Ok(other.map(drop)?),
             }

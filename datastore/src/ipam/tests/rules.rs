@@ -323,6 +323,30 @@ fn a_record_that_does_not_decode_is_an_error_that_names_its_key() {
 }
 
 #[test]
+fn an_endpoint_in_place_of_a_damaged_one_is_its_nodes_alone() {
+    let store = store();
+    let on_a = super::crash::endpoint("x", BOOT);
+    let on_b = Endpoint { node: "b/c".to_owned(), ..on_a.clone() };
+    let damage = || {
+        let key = keys::endpoint(&on_a.attachment);
+        let found = store.backend().get(&key).unwrap().unwrap();
+        store.backend().update(&key, b"{}", found.revision).unwrap();
+    };
+    for (before, after) in [(&on_a, &on_b), (&on_b, &on_a), (&on_a, &on_a)] {
+        store.put_endpoint(before).unwrap();
+        damage();
+
+        store.put_endpoint(after).unwrap();
+
+        assert_index(&store);
+    }
+    store.put_endpoint(&on_b).unwrap();
+    damage();
+    assert!(store.delete_endpoint(&on_a.attachment, "a").unwrap());
+    assert_index(&store);
+}
+
+#[test]
 fn the_first_call_after_a_reboot_reclaims_what_is_dead() {
     let store = store();
     let pools = [pool("10.0.0.0/24", 26)];
