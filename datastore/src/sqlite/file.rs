@@ -1,5 +1,6 @@
 //! Opening the database file, alone or with fifty others at the same moment.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -68,6 +69,13 @@ fn ensure_file(path: &Path) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }
+    remove_drafts(path);
+    while !make_file(path)? {}
+    Ok(())
+}
+
+/// False if somebody took the draft for one of a dead process and removed it.
+fn make_file(path: &Path) -> io::Result<bool> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
     }
@@ -75,11 +83,42 @@ fn ensure_file(path: &Path) -> io::Result<()> {
     draft.push(format!(".{}.{:?}", process::id(), thread::current().id()));
     fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&draft)?;
     let linked = fs::hard_link(&draft, path);
-    fs::remove_file(&draft)?;
-    match linked {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    match linked {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(true),
+    }
+}
+
+/// Removes drafts of the database whose process was killed. One of a living process that this one cannot see
+/// is made again by that.
+pub(super) fn remove_drafts(path: &Path) {
+    let Some((parent, name)) = path.parent().zip(path.file_name().and_then(OsStr::to_str)) else {
+        return;
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let file_name = entry.file_name();
+        let maker = file_name.to_str().and_then(|draft| maker_of(draft, name));
+        if maker.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            match fs::remove_file(entry.path()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(draft = %entry.path().display(), %error, "left as it is");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The process that has made a draft of the database of this name, if it is one.
+fn maker_of(draft: &str, database: &str) -> Option<u32> {
+    let (pid, thread) = draft.strip_prefix(database)?.strip_prefix('.')?.split_once('.')?;
+    if thread.starts_with("ThreadId(") { pid.parse().ok() } else { None }
 }
 
 pub(super) fn file_failure(operation: String, source: io::Error) -> BackendError {

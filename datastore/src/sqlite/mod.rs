@@ -28,7 +28,7 @@ mod file;
 mod schema;
 mod watch;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +54,7 @@ const REMEMBERED_CHANGES: i64 = 16_384;
 
 /// A store in one SQLite file, shared by any number of processes.
 pub struct Sqlite {
+    path: PathBuf,
     connection: Arc<Mutex<Connection>>,
 }
 
@@ -66,7 +67,7 @@ impl Sqlite {
     /// Like [`Sqlite::open`], with another time to wait for others, here and in every later call.
     pub fn open_within(path: &Path, busy_deadline: Duration) -> Result<Self, BackendError> {
         let connection = file::open(path, busy_deadline)?;
-        Ok(Self { connection: Arc::new(Mutex::new(connection)) })
+        Ok(Self { path: path.to_owned(), connection: Arc::new(Mutex::new(connection)) })
     }
 
     /// A transaction rolls itself back when a panic drops it, so the connection behind a poisoned
@@ -164,6 +165,7 @@ impl Backend for Sqlite {
     }
 
     fn upkeep(&self) -> Result<(), BackendError> {
+        file::remove_drafts(&self.path);
         let connection = self.connection();
         // Answers with the pages in the log, and how many of them were moved.
         let checkpoint = |mode: &str| {

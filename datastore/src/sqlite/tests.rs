@@ -54,6 +54,49 @@ fn many_that_open_a_new_database_at_once_all_succeed() {
 }
 
 #[test]
+fn what_a_killed_process_left_of_making_a_database_goes() {
+    let (_directory, path) = fresh();
+    let mut ended = std::process::Command::new("true").spawn().unwrap();
+    let (dead, alive) = (ended.id(), std::process::id());
+    ended.wait().unwrap();
+    let draft = |pid| path.with_file_name(format!("margay.db.{pid}.ThreadId(7)"));
+    let others =
+        [path.with_file_name(format!("margay.db.{dead}")), path.with_file_name("other.1.x")];
+    let all = [draft(dead), draft(alive)].into_iter().chain(others.clone());
+    all.for_each(|file| fs::write(file, "").unwrap());
+
+    let store = Sqlite::open(&path).unwrap();
+
+    assert!(!draft(dead).exists());
+    // Killed a moment later.
+    fs::hard_link(&path, draft(dead)).unwrap();
+    store.upkeep().unwrap();
+    assert!(!draft(dead).exists() && path.exists());
+    assert!(draft(alive).exists() && others.iter().all(|file| file.exists()));
+}
+
+#[test]
+fn a_draft_that_somebody_takes_away_is_made_again() {
+    for _ in 0..20 {
+        let (_directory, path) = fresh();
+        let is_open = std::sync::atomic::AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_open.load(std::sync::atomic::Ordering::Relaxed) {
+                    let entries = fs::read_dir(path.parent().unwrap()).unwrap().flatten();
+                    let drafts = entries.map(|entry| entry.path());
+                    let drafts = drafts.filter(|file| file.to_str().unwrap().contains("ThreadId"));
+                    drafts.for_each(|draft| drop(fs::remove_file(draft)));
+                }
+            });
+            let opened = Sqlite::open(&path).map(drop);
+            is_open.store(true, std::sync::atomic::Ordering::Relaxed);
+            opened.unwrap();
+        });
+    }
+}
+
+#[test]
 fn what_was_written_is_there_after_closing() {
     let (_directory, path) = fresh();
     let revision = Sqlite::open(&path).unwrap().create("k", b"v").unwrap();
