@@ -92,7 +92,10 @@ struct View<'a> {
 
 impl View<'_> {
     fn add_block(&self, block: &Placement, table: &mut RemoteTable) {
-        let holding = |pool: &&&Pool| pool.cidr.contains(block.cidr.ip());
+        // All of it: a larger block would lead packets away that are for no pod.
+        let holding = |pool: &&&Pool| {
+            pool.cidr.contains(block.cidr.ip()) && pool.cidr.prefix() <= block.cidr.prefix()
+        };
         let pool = self.pools.iter().filter(holding).max_by_key(|pool| pool.cidr.prefix());
         let Some(pool) = pool else {
             table.problems.insert(format!("block {} is of no pool", block.cidr));

@@ -151,8 +151,10 @@ fn ipv4_pods_are_reached_by_nodes_of_ipv6_alone() {
 #[test]
 fn what_cannot_be_reached_is_named() {
     let silent = Node { name: "silent".into(), ..Node::default() };
-    let pools = vec![pool("10.1.0.0/16", Encapsulation::Vxlan)];
+    let pools =
+        vec![pool("10.1.0.0/16", Encapsulation::Vxlan), pool("10.16.0.0/16", Encapsulation::None)];
     let blocks = vec![
+        block("10.16.0.0/12", "a"),
         block("10.1.0.64/26", "silent"),
         block("10.1.0.128/26", "unknown"),
         block("10.2.0.0/26", "a"),
@@ -165,6 +167,7 @@ fn what_cannot_be_reached_is_named() {
     assert_eq!(
         problems,
         [
+            "block 10.16.0.0/12 is of no pool",
             "block 10.2.0.0/26 is of no pool",
             "no way to IPv4 pods of node silent: it is not on the overlay yet",
             "no way to IPv4 pods of node unknown: it has no record",

@@ -6,11 +6,14 @@
 //! `fuzz/corpus` and a few thousand fixed mutations of them wherever the tests run.
 #![deny(unsafe_code)]
 
+pub mod agent_conf;
 pub mod cni_args;
 pub mod netconf;
 pub mod prev_result;
 pub mod records;
 
+use margay::config::ConfigError;
+use margay::error::chain;
 pub use margay_fuzz_kernel_half::{from_pod, node, to_pod};
 
 /// A fuzz target.
@@ -27,6 +30,7 @@ pub struct Target {
 
 /// Every fuzz target.
 pub const TARGETS: &[Target] = &[
+    Target { name: "agent_conf", run: agent_conf::check },
     Target { name: "cni_args", run: cni_args::check },
     Target { name: "from_pod", run: from_pod },
     Target { name: "netconf", run: netconf::check },
@@ -35,6 +39,18 @@ pub const TARGETS: &[Target] = &[
     Target { name: "records", run: records::check },
     Target { name: "to_pod", run: to_pod },
 ];
+
+/// An error of a configuration is one line that names a field.
+fn assert_names_field(error: &ConfigError) {
+    assert_one_line(&chain(error));
+    match error {
+        ConfigError::Invalid { field, .. }
+        | ConfigError::Missing { field, .. }
+        | ConfigError::Unsupported { field, .. } => assert!(!field.is_empty(), "{error}"),
+        // A key of the document can be the empty string.
+        _ => {}
+    }
+}
 
 /// A message for an operator is one line, whatever the input that it quotes.
 fn assert_one_line(message: &str) {

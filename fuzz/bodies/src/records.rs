@@ -10,9 +10,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use margay::error::chain;
+use margay_agent::remote::RemoteTable;
+use margay_agent::topology::{News, Topology};
 use margay_datastore::testing::Memory;
 use margay_datastore::{
-    AssignRequest, Attachment, Backend, Ipam, IpamError, Pool, Store, StoreError,
+    AssignRequest, Attachment, Backend, Caution, Ipam, IpamError, Pool, RemoveNodeError, Store,
+    StoreError, Topic, remove_node,
 };
 use serde_json::Value;
 
@@ -36,6 +39,8 @@ pub fn check(input: &[u8]) {
     scene.release();
     scene.reclaim();
     scene.remove_pools();
+    scene.remove_node();
+    scene.find_ways();
 }
 
 /// Keys of printable text, each with its value; a later line of the same key counts.
@@ -76,6 +81,13 @@ impl Scene {
             assert_eq!(endpoint.attachment.network(), NETWORK);
         }
         self.accept(&store, store.node(NODE));
+        self.accept(&store, store.nodes());
+        self.accept(&store, store.heartbeats());
+        self.accept(&store, store.every_endpoint());
+        self.accept(&store, store.attachments_on(NODE));
+        for endpoint in self.accept(&store, store.endpoints_on(NODE)).unwrap_or_default() {
+            assert_eq!(endpoint.node, NODE, "another node's endpoint");
+        }
         self.accept(&store, store.pools());
         self.accept_ipam(&store, ipam.assigned(&self.attachment));
         let attachments = self.accept_ipam(&store, ipam.attachments(NETWORK)).unwrap_or_default();
@@ -145,6 +157,35 @@ impl Scene {
         let ipam = ipam(&store);
         for pool in pools() {
             self.accept_ipam(&store, ipam.delete_pool(&pool.cidr));
+        }
+    }
+
+    fn remove_node(&self) {
+        let store = self.store();
+        match remove_node(&store, NODE, Caution::Forced) {
+            Ok(_) => {
+                let again = remove_node(&store, NODE, Caution::Forced).expect("nothing is left");
+                assert!(again.is_empty(), "{again:?}");
+            }
+            Err(RemoveNodeError::Store(error)) => drop(self.accept::<()>(&store, Err(error))),
+            Err(error) => assert_one_line(&chain(&error)),
+        }
+    }
+
+    /// As an agent does: whatever others have written, no way but to addresses of pools.
+    fn find_ways(&self) {
+        let store = self.store();
+        let mut topology = Topology::default();
+        for topic in Topic::ALL {
+            let (_, changes) = store.survey(topic).expect("memory");
+            topology.learn(News::Listed(topic, changes));
+        }
+        assert!(topology.is_complete());
+        let addresses = ["192.168.0.1/24", "fd99::1/64"].map(|text| text.parse().expect("cidr"));
+        for (to, way) in RemoteTable::of(&topology, NODE, &addresses).ways {
+            let is_of =
+                |pool: &Pool| pool.cidr.contains(to.ip()) && pool.cidr.prefix() <= to.prefix();
+            assert!(topology.pools.values().any(is_of), "{to} is of no pool: {way:?}");
         }
     }
 

@@ -15,6 +15,11 @@ const MUTATIONS: usize = 3_000;
 const LONGEST: usize = 4_096;
 
 #[test]
+fn agent_conf_keeps_its_promises() {
+    replay("agent_conf");
+}
+
+#[test]
 fn cni_args_keep_their_promises() {
     replay("cni_args");
 }
