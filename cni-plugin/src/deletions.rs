@@ -16,7 +16,9 @@
 //! succeeded. Whoever does what the file asks for removes it last; killed before that, it is done again, and
 //! finds nothing to do.
 //!
-//! **Of whom.** margay's, and where margay-ipam serves another plugin its own, which takes the same locks.
+//! **Of whom.** margay's, and where margay-ipam serves another plugin its own, which takes the same locks. An
+//! attachment that has an endpoint is margay's: margay-ipam leaves it alone, but for the one that it is called for,
+//! whose endpoint it removes first, since another plugin has taken the attachment over.
 //!
 //! **Who does it.** DEL, STATUS and GC at their end, an ADD one or two so that a pool does not run dry of
 //! addresses that nobody has, and the node's agent, by [`drain`]. The addresses are held till then.

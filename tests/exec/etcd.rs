@@ -398,6 +398,53 @@ fn a_later_add_does_not_meet_a_deletion_that_was_done_and_not_forgotten() {
 }
 
 #[test]
+fn margay_ipam_leaves_to_margay_what_has_an_endpoint_unless_it_is_called_for_that() {
+    let Some(node) = Node::new() else { return };
+    let mut scene = Scene::new(&node, EtcdCluster::start());
+    let of_ipam = json!({
+        "cniVersion": "1.1.0",
+        "name": "podnet",
+        "type": "ptp",
+        "etcd_endpoints": scene.network["etcd_endpoints"],
+        "ipam": {
+            "type": "margay-ipam",
+            "nodename": "node-under-test",
+            "state_dir": node.path("state"),
+            "run_dir": node.path("run"),
+            "pools": scene.network["ipam"]["pools"],
+        },
+    });
+    let put_off_by_margay = |scene: &mut Scene<'_>| {
+        let pod = scene.node.sandbox("a");
+        pod.add(&scene.network);
+        scene.cluster.kill(0);
+        pod.del(&scene.network);
+        pod.destroy();
+        scene.cluster.restart(0);
+    };
+
+    put_off_by_margay(&mut scene);
+    Invocation::new("margay-ipam", "STATUS", &of_ipam).execute().success();
+    ipam_verb("ADD", "b", &of_ipam).success();
+    assert_eq!(scene.put_off(), 1);
+    assert_eq!(scene.keys("handles/podnet/a/").len(), 1, "an address that is in a record is held");
+    scene.status().success();
+    assert_eq!((scene.put_off(), scene.keys("endpoints/").len()), (0, 0));
+
+    for verb in ["ADD", "DEL"] {
+        put_off_by_margay(&mut scene);
+        assert_eq!(scene.keys("endpoints/").len(), 1, "{verb}");
+        assert!(ipam_verb(verb, "a", &of_ipam).is_success(), "{verb}");
+        assert_eq!((scene.put_off(), scene.keys("endpoints/").len()), (0, 0), "{verb}");
+        scene.status().success();
+        assert_eq!(scene.keys("handles/podnet/a/").len(), usize::from(verb == "ADD"), "{verb}");
+        assert!(ipam_verb("DEL", "a", &of_ipam).is_success(), "{verb}");
+    }
+    assert!(ipam_verb("DEL", "b", &of_ipam).is_success());
+    scene.assert_only(&[], "after all");
+}
+
+#[test]
 fn a_del_without_etcd_and_what_follows_can_be_killed_anywhere() {
     let Some(node) = Node::new() else { return };
     let mut scene = Scene::new(&node, EtcdCluster::start());

@@ -62,7 +62,10 @@ impl Plugin for MargayIpam {
             let boot_id = boot_id()?;
             phases.enter("release_addresses")?;
             let builtin = builtin(&netconf, &store, &boot_id);
-            match (builtin.del(&attachment).map_err(Error::from), &queue) {
+            let released =
+                queue.as_ref().map_or(Ok(()), |queue| queue.forget_endpoint(&builtin, &attachment));
+            let released = released.and_then(|()| Ok(builtin.del(&attachment)?));
+            match (released, &queue) {
                 (Err(error), Some(queue)) if error.is_out_of_reach() => {
                     let error = chain(&error);
                     tracing::warn!(error, "the datastore is out of reach: the DEL is put off");
@@ -154,6 +157,7 @@ impl<'a> Queue<'a> {
     /// Does what was put off of an attachment whose lock the caller has.
     fn give_back(&self, builtin: &Builtin<'_>, attachment: &Attachment) -> Result<(), Error> {
         if self.deletions.has(attachment) {
+            self.forget_endpoint(builtin, attachment)?;
             builtin.del(attachment)?;
             self.deletions.done(attachment)?;
             tracing::info!(%attachment, "gave back what a DEL had put off");
@@ -161,14 +165,29 @@ impl<'a> Queue<'a> {
         Ok(())
     }
 
-    /// The same for others of the network, in passing: a failure is not the verb's.
+    /// Removes the endpoint of an attachment whose DEL by margay was put off, and which another plugin has
+    /// since: that DEL has taken away all but the records.
+    fn forget_endpoint(&self, builtin: &Builtin<'_>, attachment: &Attachment) -> Result<(), Error> {
+        if self.deletions.has(attachment)
+            && let Some((endpoint, revision)) = builtin.store.endpoint_at(attachment)?
+            && endpoint.node == builtin.node
+        {
+            builtin.store.delete_endpoint_at(&endpoint, revision)?;
+        }
+        Ok(())
+    }
+
+    /// The same for others of the network, in passing: a failure is not the verb's. Those that have an endpoint
+    /// are margay's, which looks at the kernel before it gives their addresses back.
     fn drain(&self, builtin: &Builtin<'_>, share: Share) {
         let drain = || {
             let mut attachments = self.deletions.attachments()?;
             attachments.retain(|attachment| attachment.network() == self.netconf.name);
             for attachment in attachments.iter().take(share.attachments()) {
                 let name = naming::host_veth(attachment);
-                if let Some(_lock) = Lock::try_take(&self.netconf.run_dir, &name)? {
+                if let Some(_lock) = Lock::try_take(&self.netconf.run_dir, &name)?
+                    && builtin.store.endpoint(attachment)?.is_none()
+                {
                     self.give_back(builtin, attachment)?;
                 }
             }
