@@ -186,6 +186,11 @@ impl Error {
         matches!(error, Some(StoreError::Backend(BackendError::Damaged { .. })))
     }
 
+    /// Whether others keep the datastore busy, so that each request waits for long.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.of_the_datastore().is_some_and(StoreError::is_transient)
+    }
+
     fn of_the_datastore(&self) -> Option<&StoreError> {
         use margay_datastore::IpamError as Allocator;
         match self {

@@ -45,5 +45,5 @@ pub use records::{
     Bandwidth, Endpoint, EndpointPort, EndpointState, Heartbeat, Node, OverlayEnd, PodRef,
     Protocol, RateLimit,
 };
-pub use sqlite::Sqlite;
+pub use sqlite::{Sqlite, UnopenedSqlite};
 pub use store::{Store, StoreError};

@@ -445,6 +445,21 @@ fn margay_ipam_leaves_to_margay_what_has_an_endpoint_unless_it_is_called_for_tha
 }
 
 #[test]
+fn a_damaged_record_of_the_node_in_etcd_keeps_no_pod_from_going() {
+    let Some(node) = Node::new() else { return };
+    let scene = Scene::new(&node, EtcdCluster::start());
+    let pod = node.sandbox("a");
+    pod.add(&scene.network);
+    let (store, key) = (scene.cluster.open(), "nodes/node-under-test");
+    let found = store.get(key).unwrap().unwrap();
+    store.update(key, b"{}", found.revision).unwrap();
+
+    pod.del(&scene.network);
+
+    scene.assert_only(&[], "after DEL");
+}
+
+#[test]
 fn a_del_without_etcd_and_what_follows_can_be_killed_anywhere() {
     let Some(node) = Node::new() else { return };
     let mut scene = Scene::new(&node, EtcdCluster::start());

@@ -7,6 +7,7 @@ mod bandwidth;
 mod chain;
 mod collection;
 mod concurrency;
+mod damage;
 mod delegation;
 mod economy;
 mod environment;

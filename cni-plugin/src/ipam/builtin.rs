@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use ipnetwork::IpNetwork;
 use margay_datastore::{
     AssignRequest, Attachment, Etcd, EtcdConf, PodRef, Sqlite, Store, StoreError, UnopenedEtcd,
+    UnopenedSqlite,
 };
 
 use super::{AssignedIp, IpamError, IpamResult};
@@ -133,10 +134,13 @@ pub fn open_store(datastore: &Datastore, database: &Path) -> Result<Store, IpamE
 }
 
 /// The same. An etcd that this node has not what it takes to be let in to is out of reach, and no reason to
-/// leave undone what is to be done on the node.
+/// leave undone what is to be done on the node; nor is a local database that is damaged.
 pub fn open_store_anyway(datastore: &Datastore, database: &Path) -> Result<Store, IpamError> {
     match open_store(datastore, database) {
         Err(IpamError::Etcd(reason)) => Ok(Store::new(UnopenedEtcd::new(reason))),
+        Err(IpamError::Store(StoreError::Backend(reason))) => {
+            Ok(Store::new(UnopenedSqlite::new(reason)))
+        }
         opened => opened,
     }
 }

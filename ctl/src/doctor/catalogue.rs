@@ -95,10 +95,10 @@ catalogue! {
         "No pod was ever made here; the first one makes it."
         => "nothing, if that is so; else look whether state_dir is where it was",
     DATASTORE_UNUSABLE "datastore-unusable" Error:
-        "No pod can be made or removed."
+        "No pod can be made, and a DEL fails once it has taken away what is on the node."
         => "see to the file that is named, its permissions and its file system",
     DATASTORE_DAMAGED "datastore-damaged" Error:
-        "No pod can be made or removed, and which addresses are out is not known."
+        "No pod can be made, and a DEL fails once it has taken away what is on the node; which addresses are out is not known."
         => "drain the node, move the file away, and make the pods anew",
     DATASTORE_OUT_OF_REACH "datastore-out-of-reach" Error:
         "ADDs fail with code 11 until etcd answers; DELs are put off."
