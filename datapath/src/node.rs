@@ -222,7 +222,7 @@ impl NodeDatapath {
         for (program, pinned) in Program::OF_NODE.into_iter().zip(&self.programs) {
             used.extend(pinned.map_ids().map_err(|source| program_error(program, source))?);
         }
-        Ok(self.maps.are_used(&used, map_name::NODE_PROGRAM))
+        Ok(self.maps.are_used(&used, map_name::TAIL_CALLS))
     }
 }
 

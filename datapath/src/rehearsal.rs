@@ -199,10 +199,10 @@ impl Rehearsal {
         if self.node_program.is_none() || self.is_in_place.get().is_some() {
             return Ok(());
         }
-        set_program(&self.own.node_program, self.load(Program::PodToNode)?).map_err(|source| {
+        set_program(&self.own.tail_calls, self.load(Program::PodToNode)?).map_err(|source| {
             MapError::Access {
                 operation: "write",
-                map: margay_abi::map_name::NODE_PROGRAM,
+                map: margay_abi::map_name::TAIL_CALLS,
                 source: Box::new(
                     aya::sys::SyscallError { call: "bpf_map_update_elem", io_error: source }.into(),
                 ),

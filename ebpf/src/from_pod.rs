@@ -5,7 +5,7 @@
 //! nothing is delivered without the stack that the stack may have under NAT.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use margay_abi::{PodInfo, flow_verdict, pod_flags, settings_flags};
+use margay_abi::{PodInfo, flow_verdict, pod_flags};
 
 use crate::{
     arp, drop_log,
@@ -26,7 +26,7 @@ pub(crate) fn from_pod(context: TcContext) -> i32 {
     let bytes = packet.len();
     let outcome = handle(&mut packet, &KernelMaps);
     if let Err(reason) = outcome
-        && maps::is_set(settings_flags::LOG_DROPS)
+        && maps::is_listened_to()
     {
         drop_log::report(&packet, reason);
     }

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use margay_abi::{
     Counter, DEFAULT_MAX_FLOWS, DEFAULT_MAX_PODS, Flow, FlowKeyV4, FlowKeyV6, MAX_REMOTES, Overlay,
-    PodInfo, Remote, Settings, Traffic,
+    PodInfo, Remote, Settings, Traffic, tail_call,
 };
 
 use crate::ip::{Ipv4, Ipv6};
@@ -47,14 +47,14 @@ static REMOTE_V6: Remotes<[u8; 16]> = Remotes::new();
 #[btf_map(name = "overlay")]
 static OVERLAY: Array<Overlay, 1> = Array::new();
 
-#[btf_map(name = "node_program")]
-static NODE_PROGRAM: ProgramArray<1> = ProgramArray::new();
+#[btf_map(name = "tail_calls")]
+static TAIL_CALLS: ProgramArray<{ tail_call::COUNT as usize }> = ProgramArray::new();
 
 /// Leaves the packet to the program `pod_to_node`. Returns if the node has none.
 #[inline(always)]
 pub(crate) fn continue_in_pod_to_node(context: &TcContext) {
     // SAFETY: nothing on this run's stack has to be dropped, and both programs are classifiers.
-    unsafe { NODE_PROGRAM.tail_call(context, 0) };
+    unsafe { TAIL_CALLS.tail_call(context, tail_call::POD_TO_NODE) };
 }
 
 /// The pods and flows of one address family.
@@ -155,8 +155,8 @@ pub(crate) fn count(counter: u32, bytes: u32) {
     }
 }
 
-/// Whether the operator has switched on all bits of `flags` ([`margay_abi::settings_flags`]).
+/// Whether somebody listens to events, or did so and was killed.
 #[inline(always)]
-pub(crate) fn is_set(flags: u32) -> bool {
-    SETTINGS.get(0).is_some_and(|settings| settings.flags & flags == flags)
+pub(crate) fn is_listened_to() -> bool {
+    SETTINGS.get(0).is_some_and(|settings| settings.listened_until_ns != 0)
 }

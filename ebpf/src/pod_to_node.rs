@@ -8,7 +8,7 @@
 //! passes.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use margay_abi::{Counter, PodToNode, Remote, remote_mode, settings_flags};
+use margay_abi::{Counter, PodToNode, Remote, remote_mode};
 
 use crate::{
     drop_log, encapsulated,
@@ -40,7 +40,7 @@ pub(crate) fn pod_to_node(context: TcContext) -> i32 {
     let notes = packet.notes();
     let outcome = handle(&mut packet, notes, &KernelMaps);
     if let Err(reason) = outcome
-        && maps::is_set(settings_flags::LOG_DROPS)
+        && maps::is_listened_to()
     {
         drop_log::report(&packet, reason);
     }

@@ -117,8 +117,7 @@ fn drops_are_told_to_whoever_listens_and_only_when_switched_on() {
     assert_silent(&pod, stolen, node.world(), world);
     assert_eq!(events(&mut log), Vec::<String>::new());
 
-    let flags = margay_abi::settings_flags::LOG_DROPS;
-    datapath.set_settings(&margay_abi::Settings { flags }).unwrap();
+    datapath.set_settings(&margay_abi::Settings { listened_until_ns: u64::MAX }).unwrap();
     assert_silent(&pod, stolen, node.world(), world);
 
     let events = events(&mut log);

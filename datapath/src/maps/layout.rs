@@ -4,7 +4,7 @@ use aya::maps::MapInfo;
 use aya::maps::lpm_trie::Key;
 use margay_abi::{
     Counter, Flow, FlowKeyV4, FlowKeyV6, MAX_REMOTES, Overlay, PodInfo, Remote, Settings, Traffic,
-    map_name,
+    map_name, tail_call,
 };
 
 use super::MapError;
@@ -45,7 +45,7 @@ pub(crate) const LAYOUTS: [Layout; map_name::ALL.len()] = [
     layout::<Key<[u8; 4]>, Remote>(map_name::REMOTE_V4, LPM_TRIE, Entries::Fixed(MAX_REMOTES)),
     layout::<Key<[u8; 16]>, Remote>(map_name::REMOTE_V6, LPM_TRIE, Entries::Fixed(MAX_REMOTES)),
     layout::<u32, Overlay>(map_name::OVERLAY, ARRAY, Entries::Fixed(1)),
-    layout::<u32, u32>(map_name::NODE_PROGRAM, PROG_ARRAY, Entries::Fixed(1)),
+    layout::<u32, u32>(map_name::TAIL_CALLS, PROG_ARRAY, Entries::Fixed(tail_call::COUNT)),
 ];
 
 const fn layout<K, V>(name: &'static str, map_type: u32, entries: Entries) -> Layout {

@@ -18,7 +18,7 @@ use std::sync::{Mutex, PoisonError};
 
 use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::ProgramFd;
-use margay_abi::{Overlay, Settings, map_name};
+use margay_abi::{Overlay, Settings, map_name, tail_call};
 
 pub use flows::{FlowEntry, Flows};
 pub(crate) use layout::{LAYOUTS, Layout};
@@ -88,7 +88,7 @@ pub(crate) struct Maps {
     pub(crate) settings: Slot<Settings>,
     pub(crate) remotes: Remotes,
     pub(crate) overlay: Slot<Overlay>,
-    pub(crate) node_program: Mutex<ProgramArray<MapData>>,
+    pub(crate) tail_calls: Mutex<ProgramArray<MapData>>,
     /// Kernel numbers of the maps, in the order of [`LAYOUTS`].
     ids: Vec<u32>,
 }
@@ -115,7 +115,7 @@ impl Maps {
         else {
             return Ok(None);
         };
-        let Some(node_program) = opener.map(map_name::NODE_PROGRAM)? else { return Ok(None) };
+        let Some(tail_calls) = opener.map(map_name::TAIL_CALLS)? else { return Ok(None) };
         Ok(Some(Self {
             pods: Pods::new(pods_v4, pods_v6),
             flows: Flows::new(flows_v4, flows_v6),
@@ -123,7 +123,7 @@ impl Maps {
             settings,
             remotes,
             overlay,
-            node_program: Mutex::new(open_error(map_name::NODE_PROGRAM, node_program.try_into())?),
+            tail_calls: Mutex::new(open_error(map_name::TAIL_CALLS, tail_calls.try_into())?),
             ids: opener.ids,
         }))
     }
@@ -140,16 +140,16 @@ impl Maps {
     /// Has `from_pod` go on in a program, or by itself again.
     pub(crate) fn set_node_program(&self, program: Option<&ProgramFd>) -> Result<(), MapError> {
         // As in `table`: the state behind the lock is the kernel's.
-        let mut slot = self.node_program.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.tail_calls.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = match program {
-            Some(program) => slot.set(0, program, 0),
-            None => slot.clear_index(&0),
+            Some(program) => slots.set(tail_call::POD_TO_NODE, program, 0),
+            None => slots.clear_index(&tail_call::POD_TO_NODE),
         };
         match outcome {
             Err(error) if program.is_none() && errno(&error) == Some(libc::ENOENT) => Ok(()),
             outcome => outcome.map_err(|source| MapError::Access {
                 operation: "write",
-                map: map_name::NODE_PROGRAM,
+                map: map_name::TAIL_CALLS,
                 source: Box::new(source),
             }),
         }
@@ -160,13 +160,13 @@ impl Maps {
 pub(crate) struct OwnMaps {
     pub(crate) flows: Flows,
     pub(crate) stats: Stats,
-    pub(crate) node_program: MapData,
+    pub(crate) tail_calls: MapData,
 }
 
 impl OwnMaps {
     /// What they are called.
     pub(crate) const NAMES: [&str; 4] =
-        [map_name::FLOWS_V4, map_name::FLOWS_V6, map_name::STATS, map_name::NODE_PROGRAM];
+        [map_name::FLOWS_V4, map_name::FLOWS_V6, map_name::STATS, map_name::TAIL_CALLS];
 
     pub(crate) fn of(bound: &mut Bound) -> Result<Self, MapError> {
         let mut take = |name| {
@@ -181,16 +181,16 @@ impl OwnMaps {
         Ok(Self {
             flows: Flows::new(Table::new(flows_v4, v4), Table::new(flows_v6, v6)),
             stats: Stats::new(counters),
-            node_program: take(map_name::NODE_PROGRAM)?,
+            tail_calls: take(map_name::TAIL_CALLS)?,
         })
     }
 }
 
 /// The program that `from_pod` goes on in, if there is one.
 pub(crate) fn pinned_node_program(pins: &Pins) -> Result<Option<ProgramId>, MapError> {
-    let name = map_name::NODE_PROGRAM;
-    let Some(slot) = RawTable::open(name, &pins.map(name))? else { return Ok(None) };
-    let id = slot.get(&0_u32.to_ne_bytes())?;
+    let name = map_name::TAIL_CALLS;
+    let Some(slots) = RawTable::open(name, &pins.map(name))? else { return Ok(None) };
+    let id = slots.get(&tail_call::POD_TO_NODE.to_ne_bytes())?;
     Ok(id.and_then(|id| Some(ProgramId(u32::from_ne_bytes(id.try_into().ok()?)))))
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 
-use margay_abi::{Counter, PodInfo, Settings, map_name, settings_flags};
+use margay_abi::{Counter, PodInfo, Settings, map_name};
 
 use super::node::on_a_node;
 use crate::{LoadOptions, MapError, Pods, Program, TestContext};
@@ -68,7 +68,7 @@ fn settings_are_zero_until_set() {
     on_a_node(|node| {
         let datapath = node.open_or_load();
         assert_eq!(datapath.settings().expect("read"), Settings::default());
-        let settings = Settings { flags: settings_flags::LOG_DROPS };
+        let settings = Settings { listened_until_ns: u64::MAX };
 
         datapath.set_settings(&settings).expect("write");
 
@@ -117,7 +117,7 @@ fn a_drop_is_an_event_where_settings_ask_for_it() {
         run();
         assert_eq!(events.drain(), []);
 
-        datapath.set_settings(&Settings { flags: settings_flags::LOG_DROPS }).expect("write");
+        datapath.set_settings(&Settings { listened_until_ns: u64::MAX }).expect("write");
         run();
 
         let drained = events.drain();

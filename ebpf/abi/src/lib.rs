@@ -18,7 +18,7 @@ pub use counter::Counter;
 pub use node::{Overlay, PodToNode, Remote, mapped_ipv4, remote_mode};
 
 /// Version of everything in this crate. Part of the pin path.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Map names, at most 15 bytes (`BPF_OBJ_NAME_LEN` − 1): the same in the ELF, in bpftool and in the
 /// BPF file system.
@@ -41,20 +41,13 @@ pub mod map_name {
     pub const REMOTE_V6: &str = "remote_v6";
     /// [`Overlay`](crate::Overlay), array of one.
     pub const OVERLAY: &str = "overlay";
-    /// The program that `from_pod` goes on in, if there is one, program array of one.
-    pub const NODE_PROGRAM: &str = "node_program";
+    /// Programs that others go on in, if they are there, program array: the slots are those of
+    /// [`tail_call`](crate::tail_call).
+    pub const TAIL_CALLS: &str = "tail_calls";
     /// All of the above.
     pub const ALL: [&str; 10] = [
-        PODS_V4,
-        PODS_V6,
-        FLOWS_V4,
-        FLOWS_V6,
-        STATS,
-        SETTINGS,
-        REMOTE_V4,
-        REMOTE_V6,
-        OVERLAY,
-        NODE_PROGRAM,
+        PODS_V4, PODS_V6, FLOWS_V4, FLOWS_V6, STATS, SETTINGS, REMOTE_V4, REMOTE_V6, OVERLAY,
+        TAIL_CALLS,
     ];
 }
 
@@ -189,18 +182,25 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
-/// Value of `settings`: what an operator can switch while the programs run. All zero by default.
+/// Value of `settings`: what is switched while the programs run. All zero by default.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Settings {
-    /// Bits of [`settings_flags`].
-    pub flags: u32,
+    /// Until when somebody listens to events, in nanoseconds of `CLOCK_MONOTONIC`; 0 for nobody. Whoever
+    /// listens moves it on, so that one who dies leaves nothing switched on.
+    pub listened_until_ns: u64,
 }
 
-/// Bits of [`Settings::flags`].
-pub mod settings_flags {
-    /// Send an aya-log event for every dropped packet.
-    pub const LOG_DROPS: u32 = 1 << 0;
+/// Slots of `tail_calls`.
+pub mod tail_call {
+    use core::ops::Range;
+
+    /// What `from_pod` goes on in, on a node among others.
+    pub const POD_TO_NODE: u32 = 0;
+    /// What a program ends in that has something to report, one for each who listens.
+    pub const REPORTERS: Range<u32> = 1..9;
+    /// Number of slots.
+    pub const COUNT: u32 = REPORTERS.end;
 }
 
 const _: () = {
@@ -209,7 +209,7 @@ const _: () = {
     assert!(size_of::<FlowKeyV6>() == 40);
     assert!(size_of::<Flow>() == 4);
     assert!(size_of::<Traffic>() == 16);
-    assert!(size_of::<Settings>() == 4);
+    assert!(size_of::<Settings>() == 8);
 };
 
 impl FlowKeyV4 {
