@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    bundle, completion, datapath, doctor, endpoint, ipam, man, node, pool, status, trace, uninstall,
+    bundle, completion, datapath, doctor, endpoint, ipam, man, monitor, node, pool, status, trace,
+    uninstall,
 };
 use crate::output::Format;
 
@@ -78,6 +79,7 @@ pub(crate) enum Command {
     Completion(completion::Completion),
     /// Writes the manual pages, one for each command
     Man(man::Man),
+    Monitor(monitor::Arguments),
     /// What would become of a packet, by the programs' own code; nothing is sent. Needs root
     Trace(trace::Arguments),
 }

@@ -6,7 +6,7 @@ use anstyle::AnsiColor;
 use margay::error::chain;
 use margay::ipam::IpamError;
 use margay::netlink::NetlinkError;
-use margay_datapath::{AttachError, DatapathError, MapError, RehearsalError};
+use margay_datapath::{AttachError, DatapathError, MapError, MonitorError, RehearsalError};
 use margay_datastore::StoreError;
 
 use crate::commands::trace::PacketError;
@@ -58,6 +58,9 @@ pub(crate) enum Failure {
     /// A packet cannot be rehearsed.
     #[error("rehearse the packet")]
     Rehearsal(#[from] RehearsalError),
+    /// The programs cannot be listened to.
+    #[error("listen to the programs")]
+    Monitor(#[from] MonitorError),
     /// The packet that was asked about cannot be made.
     #[error(transparent)]
     Packet(#[from] PacketError),
@@ -163,7 +166,13 @@ impl Failure {
             }
             Self::Harmful { hint, .. } => (*hint).to_owned(),
             Self::Unknown { list, .. } => format!("{list} lists what there is"),
-            Self::Datapath(_) | Self::Map(_) => "margayctl doctor looks deeper".to_owned(),
+            Self::Monitor(MonitorError::Full) => "end another margayctl monitor first".to_owned(),
+            Self::Monitor(MonitorError::Unloaded) => {
+                "margayctl status says what is loaded; start again once it is".to_owned()
+            }
+            Self::Datapath(_) | Self::Map(_) | Self::Monitor(_) => {
+                "margayctl doctor looks deeper".to_owned()
+            }
             Self::Ambiguous { .. } => "name one of these".to_owned(),
             _ => return None,
         })

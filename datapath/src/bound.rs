@@ -23,11 +23,15 @@ use crate::bpf::{self, Records, TcProgram};
 use crate::load::LoadOptions;
 use crate::maps::{LAYOUTS, Layout};
 use crate::pins::Pins;
+use margay_abi::event::report_map;
+use margay_abi::program_name;
 
 /// How often a program is handed to the verifier at most.
 const VERIFIER_ATTEMPTS: u32 = 5;
 /// Room for what the kernel finds wrong. Older kernels refuse more than `u32::MAX >> 8`.
 const LOG_BYTES: usize = 1 << 23;
+/// Room for events that one who listens has not read yet: some thousand.
+const LOG_RING_BYTES: u32 = 1 << 20;
 
 /// The programs of an object, ready to be loaded.
 pub(crate) struct Bound {
@@ -43,7 +47,7 @@ type Source<'a> = dyn Fn(&Layout, &mut Map, &OwnedFd) -> Result<MapData, EbpfErr
 impl Bound {
     /// Makes and pins the maps that are not pinned yet, and binds the programs to all of them.
     pub(crate) fn new(elf: &[u8], pins: &Pins, options: &LoadOptions) -> Result<Self, EbpfError> {
-        Self::with_maps(elf, &|layout, definition, btf| {
+        Self::with_maps(Self::without_reporter(elf)?, &|layout, definition, btf| {
             definition.set_max_entries(layout.max_entries(options));
             open_or_create(layout.name, definition, btf, pins)
         })
@@ -57,7 +61,7 @@ impl Bound {
         own: &[&str],
         options: &LoadOptions,
     ) -> Result<Self, EbpfError> {
-        Self::with_maps(elf, &|layout, definition, btf| {
+        Self::with_maps(Self::without_reporter(elf)?, &|layout, definition, btf| {
             if !own.contains(&layout.name) {
                 return Ok(MapData::from_pin(pins.map(layout.name))?);
             }
@@ -66,8 +70,26 @@ impl Bound {
         })
     }
 
-    fn with_maps(elf: &[u8], source: &Source<'_>) -> Result<Self, EbpfError> {
+    /// Binds the reporter to maps that are pinned, and to new ones of its own without a pin.
+    pub(crate) fn reporting(elf: &[u8], pins: &Pins) -> Result<Self, EbpfError> {
         let mut object = Object::parse(elf)?;
+        if let Some(log) = object.maps.get_mut(report_map::LOG) {
+            log.set_max_entries(LOG_RING_BYTES);
+        }
+        Self::with_maps(object, &|layout, _, _| Ok(MapData::from_pin(pins.map(layout.name))?))
+    }
+
+    /// The object without the reporter, and so without its maps: all that are none of the ABI's.
+    fn without_reporter(elf: &[u8]) -> Result<Object, EbpfError> {
+        let mut object = Object::parse(elf)?;
+        if let Some(reporter) = object.programs.remove(program_name::REPORT) {
+            object.functions.remove(&reporter.function_key());
+        }
+        object.maps.retain(|name, _| LAYOUTS.iter().any(|layout| layout.name == name));
+        Ok(object)
+    }
+
+    fn with_maps(mut object: Object, source: &Source<'_>) -> Result<Self, EbpfError> {
         let btf = load_btf(&mut object)?;
         let mut definitions = mem::take(&mut object.maps);
         let mut maps = Vec::with_capacity(definitions.len());
@@ -106,10 +128,10 @@ impl Bound {
     }
 
     /// Loads a program that the object has.
-    pub(crate) fn load(&self, program: Program) -> Result<OwnedFd, ProgramError> {
-        let definition = &self.object.programs[program.name()];
+    pub(crate) fn load(&self, program: &str) -> Result<OwnedFd, ProgramError> {
+        let definition = &self.object.programs[program];
         let function = &self.object.functions[&definition.function_key()];
-        let name = CString::new(program.name()).unwrap_or_default();
+        let name = CString::new(program).unwrap_or_default();
         verify(&TcProgram {
             name: &name,
             license: &definition.license,

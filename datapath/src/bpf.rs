@@ -76,11 +76,19 @@ pub(crate) fn load_program(program: &TcProgram<'_>, log: &mut [u8]) -> io::Resul
 
 /// Writes the first entry of an array.
 pub(crate) fn fill(map: &MapData, value: &[u8]) -> io::Result<()> {
+    put(map, 0, value)
+}
+
+/// Puts a program into a program array.
+pub(crate) fn put_program(map: &MapData, key: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    put(map, key, &program.as_raw_fd().to_ne_bytes())
+}
+
+fn put(map: &MapData, key: u32, value: &[u8]) -> io::Result<()> {
     let info = map.info().map_err(io::Error::other)?;
     if info.value_size() as usize != value.len() || info.key_size() != 4 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let key = 0_u32;
     let mut attr = no_attr();
     // SAFETY: as in `load_btf`.
     let request = unsafe { &mut attr.__bindgen_anon_2 };
@@ -90,6 +98,25 @@ pub(crate) fn fill(map: &MapData, value: &[u8]) -> io::Result<()> {
     // SAFETY: key and value live through the call, and have the map's sizes.
     unsafe { call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }?;
     Ok(())
+}
+
+/// Empties an entry of a program array; `false` if it is empty.
+pub(crate) fn remove(map: &MapData, key: u32) -> io::Result<bool> {
+    let info = map.info().map_err(io::Error::other)?;
+    if info.key_size() != 4 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut attr = no_attr();
+    // SAFETY: as in `load_btf`.
+    let request = unsafe { &mut attr.__bindgen_anon_2 };
+    request.map_fd = number(map.fd().as_fd());
+    request.key = (&raw const key) as u64;
+    // SAFETY: the key lives through the call, and has the map's size.
+    match unsafe { call(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) } {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Closes a map to writing from here, so that the verifier knows what is in it.

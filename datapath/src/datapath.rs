@@ -11,7 +11,6 @@ use rtnetlink::Handle;
 
 use crate::attach::{self, AttachError, AttachMode, AttachedFilter, AttachedPrograms};
 use crate::bpffs::{self, BpffsError, ensure_bpffs};
-use crate::events::{EventLog, EventLogError};
 use crate::load::{self, LoadError, LoadOptions};
 use crate::maps::{Flows, MapError, Maps, Pods, Remotes};
 use crate::object::Build;
@@ -197,12 +196,6 @@ impl Datapath {
     /// Tells the programs something else; they see it from the next packet on.
     pub fn set_settings(&self, settings: &Settings) -> Result<(), MapError> {
         self.maps.settings.set(*settings)
-    }
-
-    /// The events that this build's programs report, from any process. One reader at a time: an
-    /// event that one reader takes is gone for the others.
-    pub fn event_log(&self) -> Result<EventLog, EventLogError> {
-        EventLog::open(self.from_pod.id())
     }
 
     /// Attaches both programs to the host veth `ifindex`. In place if they or another build's are

@@ -1,8 +1,7 @@
-//! Events that the programs report (aya-log), read by any process.
+//! The events of a reporter, as aya-log carries them.
 //!
-//! The ring is not pinned by name: it belongs to one build's programs, whose event format only that
-//! build knows, and is found through the program's number. It must not be opened on the path of an
-//! ADD: aya looks through all loaded programs for it.
+//! The ring belongs to the reporter alone and is found through its number: aya looks through all loaded
+//! programs for it.
 
 use std::fmt;
 use std::mem;
@@ -10,46 +9,26 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya_log::EbpfLogger;
-use log::{Level, Log, Metadata, Record};
+use log::{Log, Metadata, Record};
+use margay_abi::event::Event;
 
 use crate::ProgramId;
 
-/// The events cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("open the event log of program {program}")]
-pub struct EventLogError {
-    /// The program whose events were asked for.
-    program: ProgramId,
-    #[source]
-    source: Box<aya_log::Error>,
-}
-
-/// One event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// How important the program thinks it is.
-    pub level: tracing::Level,
-    /// What the program says.
-    pub message: String,
-}
-
-/// The reader's end of the programs' event ring. Its file descriptor is readable when there are
-/// events, for `poll` or an async runtime.
-pub struct EventLog {
+/// The reader's end of a reporter's ring.
+pub(crate) struct EventLog {
     ring: EbpfLogger<Collector>,
     collector: Collector,
 }
 
 impl EventLog {
-    pub(crate) fn open(program: ProgramId) -> Result<Self, EventLogError> {
+    pub(crate) fn open(reporter: ProgramId) -> Result<Self, aya_log::Error> {
         let collector = Collector::default();
-        let ring = EbpfLogger::init_from_id_with_logger(program.0, collector.clone())
-            .map_err(|source| EventLogError { program, source: Box::new(source) })?;
+        let ring = EbpfLogger::init_from_id_with_logger(reporter.0, collector.clone())?;
         Ok(Self { ring, collector })
     }
 
-    /// Takes every event that is there, oldest first; does not wait.
-    pub fn drain(&mut self) -> Vec<Event> {
+    /// Takes every event that is there, oldest first of each CPU; does not wait.
+    pub(crate) fn drain(&mut self) -> Vec<Event> {
         self.ring.flush();
         self.collector.take()
     }
@@ -83,19 +62,40 @@ impl Log for Collector {
     }
 
     fn log(&self, record: &Record<'_>) {
-        let event = Event { level: level(record.level()), message: record.args().to_string() };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        let event = decode(&record.args().to_string());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(event);
     }
 
     fn flush(&self) {}
 }
 
-fn level(level: Level) -> tracing::Level {
-    match level {
-        Level::Error => tracing::Level::ERROR,
-        Level::Warn => tracing::Level::WARN,
-        Level::Info => tracing::Level::INFO,
-        Level::Debug => tracing::Level::DEBUG,
-        Level::Trace => tracing::Level::TRACE,
+/// The event whose bytes are written in hexadecimal digits.
+fn decode(digits: &str) -> Option<Event> {
+    let digit = |digit: &u8| Some(char::from(*digit).to_digit(16)? as u8);
+    let pairs = digits.as_bytes().chunks(2);
+    let bytes: Option<Vec<u8>> = pairs
+        .map(|pair| match pair {
+            [high, low] => Some(digit(high)? << 4 | digit(low)?),
+            _ => None,
+        })
+        .collect();
+    bytemuck::try_pod_read_unaligned(&bytes?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::{Zeroable as _, bytes_of};
+
+    use super::*;
+
+    #[test]
+    fn an_event_is_its_bytes_digits_and_nothing_else_is_one() {
+        let event = Event { at_ns: 0x0102_0304, ifindex: 0xab, ..Event::zeroed() };
+        let digits: String = bytes_of(&event).iter().map(|byte| format!("{byte:02x}")).collect();
+
+        assert_eq!(decode(&digits), Some(event));
+        for bad in [&digits[1..], &digits[2..], &format!("{}0g", &digits[2..]), ""] {
+            assert_eq!(decode(bad), None, "{bad}");
+        }
     }
 }

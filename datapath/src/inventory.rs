@@ -176,7 +176,7 @@ fn pinned_program(
 }
 
 /// A number of what the kernel says of an open map or program in `/proc/self/fdinfo`.
-fn described(fd: impl AsFd, key: &str) -> Option<u64> {
+pub(crate) fn described(fd: impl AsFd, key: &str) -> Option<u64> {
     let number = fd.as_fd().as_raw_fd();
     let text: io::Result<String> = fs::read_to_string(format!("/proc/self/fdinfo/{number}"));
     let text = text.ok()?;

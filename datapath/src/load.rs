@@ -186,8 +186,9 @@ fn load(bound: &Bound, build: Build, group: Group) -> Result<Vec<OwnedFd>, LoadE
             .map_err(failed(program))?;
     }
     thread::scope(|scope| {
-        let start =
-            |program| thread::Builder::new().spawn_scoped(scope, move || bound.load(program));
+        let start = |program: Program| {
+            thread::Builder::new().spawn_scoped(scope, move || bound.load(program.name()))
+        };
         let loads: Vec<_> =
             group.programs().iter().map(|&program| (program, start(program))).collect();
         let outcomes = loads.into_iter().map(|(program, load)| {

@@ -1,7 +1,7 @@
 //! What would become of a packet, without anything coming of it.
 //!
 //! The embedded object's programs are loaded a second time, without pins. They look up in the pinned maps,
-//! as the live ones do, but what they write is their own: flows, counters, the ring of events. So a run
+//! as the live ones do, but what they write is their own: flows and counters, and tail calls lead to their own. So a run
 //! takes the same decisions by the same code, and leaves no trace. Invariant: nothing pinned is written
 //! to, nothing is attached, and all of it is gone with the process.
 //!
@@ -17,6 +17,7 @@ use std::path::Path;
 use aya::EbpfError;
 use aya::maps::MapData;
 use aya::programs::ProgramError;
+use margay_abi::event::tail_call;
 use margay_abi::{Counter, DEFAULT_MAX_PODS};
 
 use crate::bound::Bound;
@@ -200,13 +201,7 @@ impl Rehearsal {
             return Ok(());
         }
         set_program(&self.own.tail_calls, self.load(Program::PodToNode)?).map_err(|source| {
-            MapError::Access {
-                operation: "write",
-                map: margay_abi::map_name::TAIL_CALLS,
-                source: Box::new(
-                    aya::sys::SyscallError { call: "bpf_map_update_elem", io_error: source }.into(),
-                ),
-            }
+            maps::access_error("write", margay_abi::map_name::TAIL_CALLS, source)
         })?;
         _ = self.is_in_place.set(());
         Ok(())
@@ -219,15 +214,14 @@ impl Rehearsal {
             return Ok(loaded);
         }
         let failed = |source| RehearsalError::Load { program, source: Box::new(source) };
-        let loaded = self.bound.load(program).map_err(failed)?;
+        let loaded = self.bound.load(program.name()).map_err(failed)?;
         Ok(slot.get_or_init(|| loaded))
     }
 }
 
-/// Puts a program into an array of one.
+/// Puts a program where the first tail call leads.
 fn set_program(array: &MapData, program: &OwnedFd) -> io::Result<()> {
-    use std::os::fd::AsRawFd as _;
-    bpf::fill(array, &program.as_raw_fd().to_ne_bytes())
+    bpf::put_program(array, tail_call::POD_TO_NODE, program.as_fd())
 }
 
 impl fmt::Debug for Rehearsal {

@@ -6,7 +6,9 @@ use std::{
 };
 
 use bytemuck::{Pod, bytes_of, pod_read_unaligned};
-use margay_abi::{FlowKeyV4, FlowKeyV6, Overlay, PodInfo, Remote, flow_verdict, remote_mode};
+use margay_abi::{
+    FlowKeyV4, FlowKeyV6, Overlay, PodInfo, Remote, event::Note, flow_verdict, remote_mode,
+};
 
 use crate::{
     ip::{Ipv4, Ipv6},
@@ -67,6 +69,8 @@ pub(crate) struct TestPacket {
     pub(crate) next_hop: Option<u32>,
     /// The interface that it is redirected to.
     pub(crate) redirected: Cell<Option<u32>>,
+    /// What became of its flow.
+    pub(crate) noted: Cell<Note>,
 }
 
 impl TestPacket {
@@ -83,6 +87,7 @@ impl TestPacket {
             is_sent: false,
             next_hop: None,
             redirected: Cell::new(None),
+            noted: Cell::default(),
         }
     }
 }
@@ -129,6 +134,10 @@ impl Packet for TestPacket {
     fn adjust_checksum(&mut self, _difference: [u8; 2]) {}
 
     fn adjust_transport_checksum(&mut self, _: usize, _: [u8; 2], _: [u8; 2]) {}
+
+    fn note_verdict(&self, was: u8, is: u8) {
+        self.noted.set(Note { was, is, ..Note::default() });
+    }
 
     fn is_for_this_host(&self) -> bool {
         !self.is_for_another_host

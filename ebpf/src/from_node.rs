@@ -9,6 +9,7 @@
 //! receiver's pool, and may be another one back.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+use margay_abi::event::{Hook, Note};
 
 use crate::{
     ethernet::{Ethernet, ethertype},
@@ -16,29 +17,36 @@ use crate::{
     ip::{self, Header, Ipv4, Ipv6},
     maps::{self, KernelMaps, Tables},
     packet::{Packet, Skb},
-    to_pod::{Hook, learn_flow},
+    report,
+    to_pod::{self, learn_flow},
     verdict::{FROM_NODES, StackReason, Verdict, conclude},
 };
 
 #[classifier]
 pub(crate) fn from_overlay(context: TcContext) -> i32 {
-    run(&mut Skb::new(&context), Origin::Overlay)
+    run(&context, Origin::Overlay)
 }
 
 #[classifier]
 pub(crate) fn from_uplink(context: TcContext) -> i32 {
-    run(&mut Skb::new(&context), Origin::Uplink)
+    run(&context, Origin::Uplink)
 }
 
 #[inline(always)]
-fn run(packet: &mut Skb, origin: Origin) -> i32 {
+fn run(context: &TcContext, origin: Origin) -> i32 {
+    let mut packet = Skb::new(context);
+    packet.set_note(Note::default());
     let bytes = packet.len();
-    let Some(verdict) = handle(packet, origin, &KernelMaps) else {
+    let Some(verdict) = handle(&mut packet, origin, &KernelMaps) else {
         return TC_ACT_UNSPEC;
     };
-    let (action, counter) = conclude(packet, Ok(verdict), FROM_NODES);
+    let (action, counter) = conclude(&packet, Ok(verdict), FROM_NODES);
     maps::count(counter, bytes);
-    action
+    let hook = match origin {
+        Origin::Overlay => Hook::FromOverlay,
+        Origin::Uplink => Hook::FromUplink,
+    };
+    report::end(context, hook, action, counter)
 }
 
 /// By which interface a packet came.
@@ -88,7 +96,7 @@ fn learn_if_of_another<H: Header>(
 #[inline(never)]
 fn learn_again<H: Header>(packet: &impl Packet, tables: &impl Tables<H>) -> Option<()> {
     let (ip, payload) = ip::read::<H>(packet).ok()?;
-    learn_flow(packet, &ip, payload, tables, Hook::ToPod)
+    learn_flow(packet, &ip, payload, tables, to_pod::Hook::ToPod)
 }
 
 #[inline(never)]

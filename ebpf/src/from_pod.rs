@@ -5,17 +5,21 @@
 //! nothing is delivered without the stack that the stack may have under NAT.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use margay_abi::{PodInfo, flow_verdict, pod_flags};
+use margay_abi::{
+    PodInfo,
+    event::{Hook, Note},
+    flow_verdict, pod_flags,
+};
 
 use crate::{
-    arp, drop_log,
+    arp,
     ethernet::{self, Ethernet, ethertype},
     flow_hash,
     ip::{self, Header, Ipv4, Ipv6, Payload, is_link_local, is_multicast, protocol},
     maps::{self, KernelMaps, Tables},
     ndp,
     packet::{Packet, Skb},
-    pod_to_node,
+    pod_to_node, report,
     transport::{self, Role, Transport},
     verdict::{DropReason, FROM_HERE, StackReason, Verdict, conclude},
 };
@@ -23,19 +27,15 @@ use crate::{
 #[classifier]
 pub(crate) fn from_pod(context: TcContext) -> i32 {
     let mut packet = Skb::new(&context);
+    packet.set_note(Note::default());
     let bytes = packet.len();
     let outcome = handle(&mut packet, &KernelMaps);
-    if let Err(reason) = outcome
-        && maps::is_listened_to()
-    {
-        drop_log::report(&packet, reason);
-    }
     if let Ok(verdict) = outcome {
         pod_to_node::take_over(&context, verdict);
     }
     let (action, counter) = conclude(&packet, outcome, FROM_HERE);
     maps::count(counter, bytes);
-    action
+    report::end(&context, Hook::FromPod, action, counter)
 }
 
 #[inline(always)]
@@ -294,7 +294,11 @@ fn is_direct<H: Header>(
         (_, Some(verdict)) => verdict == flow_verdict::DIRECT,
         (Role::Beginning, None) => {
             // Were it not remembered, its answer would be the stack's, which knows of no question.
-            tables.set_flow(&flow.key, flow_verdict::DIRECT).is_some()
+            let is_remembered = tables.set_flow(&flow.key, flow_verdict::DIRECT).is_some();
+            if is_remembered {
+                packet.note_verdict(0, flow_verdict::DIRECT);
+            }
+            is_remembered
         }
         (Role::Any, None) => {
             packet.set_flow_hash(flow_hash::of(flow));
@@ -318,5 +322,6 @@ fn introduce_to_conntrack<H: Header>(
 ) {
     if transport::lose_fin(packet, payload.offset).is_some() {
         tables.set_flow(key, flow_verdict::VIA_STACK);
+        packet.note_verdict(0, flow_verdict::VIA_STACK);
     }
 }

@@ -1,5 +1,6 @@
-//! The kernel half of margay's dataplane: the TC programs [`from_pod`] and [`to_pod`] of each pod, and
-//! [`pod_to_node`], [`from_node`] and [`to_node`] of a node among others.
+//! The kernel half of margay's dataplane: the TC programs [`from_pod`] and [`to_pod`] of each pod,
+//! [`pod_to_node`], [`from_node`] and [`to_node`] of a node among others, and [`mod@report`] for whoever
+//! listens to what these have to tell.
 //!
 //! All only accelerate. A packet they do not understand completely goes to the host's stack, which
 //! has a route to every pod; only what a pod must not send at all is dropped.
@@ -10,7 +11,6 @@
 
 mod arp;
 mod checksum;
-mod drop_log;
 mod encapsulated;
 mod ethernet;
 mod flow_hash;
@@ -21,6 +21,7 @@ mod maps;
 mod ndp;
 mod packet;
 mod pod_to_node;
+mod report;
 mod to_node;
 mod to_pod;
 mod transport;
@@ -37,6 +38,8 @@ mod frames;
 mod from_pod_tests;
 #[cfg(test)]
 mod node_tests;
+#[cfg(test)]
+mod report_tests;
 #[cfg(test)]
 mod to_pod_tests;
 

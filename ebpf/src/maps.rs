@@ -5,15 +5,21 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
+    helpers::bpf_ktime_get_ns,
     macros::btf_map,
     programs::TcContext,
 };
 use margay_abi::{
     Counter, DEFAULT_MAX_FLOWS, DEFAULT_MAX_PODS, Flow, FlowKeyV4, FlowKeyV6, MAX_REMOTES, Overlay,
-    PodInfo, Remote, Settings, Traffic, tail_call,
+    PodInfo, Remote, Settings, Traffic,
+    event::{Interest, MAX_REPORTED, Quota, tail_call},
 };
 
-use crate::ip::{Ipv4, Ipv6};
+use crate::{
+    ip::{Ipv4, Ipv6},
+    packet::Skb,
+    report::Interested,
+};
 
 type Pods<A> = HashMap<A, PodInfo, { DEFAULT_MAX_PODS as usize }, { BPF_F_NO_PREALLOC as usize }>;
 type Flows<K> = LruHashMap<K, Flow, { DEFAULT_MAX_FLOWS as usize }>;
@@ -55,6 +61,19 @@ static TAIL_CALLS: ProgramArray<{ tail_call::COUNT as usize }> = ProgramArray::n
 pub(crate) fn continue_in_pod_to_node(context: &TcContext) {
     // SAFETY: nothing on this run's stack has to be dropped, and both programs are classifiers.
     unsafe { TAIL_CALLS.tail_call(context, tail_call::POD_TO_NODE) };
+}
+
+/// Leaves the packet to whoever listens, from the reporter in `first` on; each goes on in the next. Returns
+/// where there is none.
+#[inline(always)]
+pub(crate) fn continue_in_reporters(context: &TcContext, first: u32) {
+    let mut slot = first;
+    while slot < tail_call::REPORTERS.end {
+        Skb::new(context).set_reporter(slot);
+        // SAFETY: as in `continue_in_pod_to_node`.
+        unsafe { TAIL_CALLS.tail_call(context, slot) };
+        slot += 1;
+    }
 }
 
 /// The pods and flows of one address family.
@@ -159,4 +178,67 @@ pub(crate) fn count(counter: u32, bytes: u32) {
 #[inline(always)]
 pub(crate) fn is_listened_to() -> bool {
     SETTINGS.get(0).is_some_and(|settings| settings.listened_until_ns != 0)
+}
+
+/// Whether somebody listens to events at this time. If nobody has moved the end on, this is the end. One who
+/// begins at this very moment may be forgotten over it, until the next renewal.
+#[inline(always)]
+pub(crate) fn is_listened_to_at(now_ns: u64) -> bool {
+    let Some(settings) = SETTINGS.get_ptr_mut(0) else { return false };
+    // SAFETY: a non-null look-up points at the one row, whose one field is an integer that is read and
+    // written at once.
+    unsafe {
+        if now_ns < (*settings).listened_until_ns {
+            return true;
+        }
+        (*settings).listened_until_ns = 0;
+    }
+    false
+}
+
+#[btf_map(name = "report_interest")]
+static REPORT_INTEREST: Array<Interest, 1> = Array::new();
+
+#[btf_map(name = "report_hosts")]
+static REPORT_HOSTS: LpmTrie<[u8; 16], u32, { MAX_REPORTED as usize }> = LpmTrie::new();
+
+#[btf_map(name = "report_links")]
+static REPORT_LINKS: HashMap<u32, u32, { MAX_REPORTED as usize }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+#[btf_map(name = "report_quota")]
+static REPORT_QUOTA: PerCpuArray<Quota, 1> = PerCpuArray::new();
+
+impl Interested for KernelMaps {
+    #[inline(always)]
+    fn interest(&self) -> Option<&Interest> {
+        REPORT_INTEREST.get(0)
+    }
+
+    #[inline(always)]
+    fn of_host(&self, address: &[u8; 16]) -> u32 {
+        REPORT_HOSTS.get(&Key::new(128, *address)).map_or(0, |bits| *bits)
+    }
+
+    #[inline(always)]
+    fn of_link(&self, ifindex: u32) -> u32 {
+        // SAFETY: a whole integer is copied out at once.
+        unsafe { REPORT_LINKS.get(&ifindex) }.map_or(0, |bits| *bits)
+    }
+}
+
+/// Whether this CPU may tell one more event at this time.
+#[inline(always)]
+pub(crate) fn has_quota(now_ns: u64, rate: u32) -> bool {
+    let Some(quota) = REPORT_QUOTA.get_ptr_mut(0) else { return false };
+    // SAFETY: a non-null look-up points at this CPU's own row. A program that interrupts this one may
+    // count an event too many or too few.
+    unsafe { (*quota).admits(now_ns, rate) }
+}
+
+/// The time since boot, in nanoseconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: the helper takes nothing and returns a number.
+    unsafe { bpf_ktime_get_ns() }
 }

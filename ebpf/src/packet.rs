@@ -18,7 +18,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use bytemuck::{Pod, Zeroable, bytes_of, cast};
-use margay_abi::{PodToNode, mapped_ipv4};
+use margay_abi::{PodToNode, event::Note, mapped_ipv4};
 
 use crate::words;
 
@@ -54,6 +54,9 @@ pub(crate) trait Packet {
     /// `offset`, unless that is still to be filled in.
     fn adjust_transport_checksum(&mut self, offset: usize, before: [u8; 2], after: [u8; 2]);
 
+    /// Leaves beside it that its flow has got a verdict, for the end of the hook.
+    fn note_verdict(&self, was: u8, is: u8);
+
     /// Whether its Ethernet address is that of the interface that it came in by.
     fn is_for_this_host(&self) -> bool;
     /// Whether it came through a tunnel whose other end is `node`, an address as in
@@ -83,6 +86,10 @@ pub(crate) trait Packet {
 /// word lengths of options, 40 at most (`inet_skb_parm`), or offsets of extension headers, which are
 /// even (`inet6_skb_parm`).
 const SENT: [u32; 2] = [u32::from_ne_bytes(*b"mgy\0"), u32::MAX];
+/// Words of `skb->cb` that reporters are told by; the two before are [`SENT`]'s and [`PodToNode`]'s.
+const NOTE: usize = 2;
+const ACTION: usize = 3;
+const REPORTER: usize = 4;
 /// What a packet is whose Ethernet address is the receiver's (`linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;
 
@@ -129,6 +136,46 @@ impl Skb {
             (*self.raw).cb[0] = reason;
             (*self.raw).cb[1] = sender_flags;
         }
+    }
+
+    /// What is to be told of it. What has not been cleared may be anything.
+    #[inline(always)]
+    pub(crate) fn note(&self) -> Note {
+        // SAFETY: as in `notes`.
+        cast(unsafe { (*self.raw).cb[NOTE] })
+    }
+
+    /// Replaces it, beside the words of [`notes`](Self::notes) and of [`is_sent`](Packet::is_sent).
+    #[inline(always)]
+    pub(crate) fn set_note(&self, note: Note) {
+        // SAFETY: as in `set_notes`.
+        unsafe { (*self.raw).cb[NOTE] = cast(note) };
+    }
+
+    /// The TC action that a reporter ends with.
+    #[inline(always)]
+    pub(crate) fn action(&self) -> i32 {
+        // SAFETY: as in `notes`.
+        unsafe { (*self.raw).cb[ACTION] }.cast_signed()
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_action(&self, action: i32) {
+        // SAFETY: as in `set_notes`.
+        unsafe { (*self.raw).cb[ACTION] = action.cast_unsigned() };
+    }
+
+    /// The slot of the reporter that has the packet.
+    #[inline(always)]
+    pub(crate) fn reporter(&self) -> u32 {
+        // SAFETY: as in `notes`.
+        unsafe { (*self.raw).cb[REPORTER] }
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_reporter(&self, slot: u32) {
+        // SAFETY: as in `set_notes`.
+        unsafe { (*self.raw).cb[REPORTER] = slot };
     }
 
     /// Address of `size` bytes at `offset` if they are in the linear part.
@@ -289,6 +336,11 @@ impl Packet for Skb {
         // SAFETY: `raw` is the context of this run; the helper checks the packet's end by itself,
         // and fails only there.
         unsafe { bpf_l4_csum_replace(self.raw, offset as u32, before, after, 2) };
+    }
+
+    #[inline(always)]
+    fn note_verdict(&self, was: u8, is: u8) {
+        self.set_note(Note { was, is, ..Note::zeroed() });
     }
 
     #[inline(always)]

@@ -8,15 +8,16 @@
 //! passes.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use margay_abi::{Counter, PodToNode, Remote, remote_mode};
+use margay_abi::{Counter, PodToNode, Remote, event::Hook, remote_mode};
 
 use crate::{
-    drop_log, encapsulated,
+    encapsulated,
     ethernet::{Ethernet, ethertype},
     from_pod::{admit, rewrite},
     ip::{self, Header, Ipv4, Ipv6},
     maps::{self, KernelMaps, Tables},
     packet::{Packet, Skb},
+    report,
     verdict::{DropReason, FROM_HERE, StackReason, Verdict, conclude},
 };
 
@@ -39,18 +40,13 @@ pub(crate) fn pod_to_node(context: TcContext) -> i32 {
     let bytes = packet.len();
     let notes = packet.notes();
     let outcome = handle(&mut packet, notes, &KernelMaps);
-    if let Err(reason) = outcome
-        && maps::is_listened_to()
-    {
-        drop_log::report(&packet, reason);
-    }
     let (action, counter) = match outcome {
         // As `from_pod` would have counted it.
         Ok(Verdict::Elsewhere { .. }) => (TC_ACT_UNSPEC, notes.reason),
         outcome => conclude(&packet, outcome, FROM_HERE),
     };
     maps::count(counter, bytes);
-    action
+    report::end(&context, Hook::PodToNode, action, counter)
 }
 
 /// [`Verdict::Elsewhere`] is what `from_pod` had decided.

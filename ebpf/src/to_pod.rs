@@ -6,7 +6,11 @@
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
 use bytemuck::{Pod, Zeroable};
-use margay_abi::{Counter, flow_verdict};
+use margay_abi::{
+    Counter,
+    event::{self, Note},
+    flow_verdict,
+};
 
 use crate::{
     ethernet::{Ethernet, ethertype},
@@ -14,15 +18,17 @@ use crate::{
     ip::{self, Header, Ipv4, Ipv6, Payload, protocol},
     maps::{self, KernelMaps, Tables},
     packet::{self, Packet, Skb},
+    report,
     transport::{self, Role},
 };
 
 #[classifier]
 pub(crate) fn to_pod(context: TcContext) -> i32 {
     let packet = Skb::new(&context);
+    packet.set_note(Note::default());
     learn(&packet, &KernelMaps, Hook::ToPod);
     maps::count(Counter::ToPod as u32, packet.len());
-    TC_ACT_UNSPEC
+    report::end(&context, event::Hook::ToPod, TC_ACT_UNSPEC, Counter::ToPod as u32)
 }
 
 /// Where the stack's packets are looked at.
@@ -141,7 +147,7 @@ pub(crate) fn learn_flow<H: Header>(
     // paths that are alike otherwise.
     let is_unchanged =
         transport.role == Role::Any && packet.flow_hash() == flow_hash::of(&transport.flow);
-    remember(&transport.flow.key, is_unchanged, tables);
+    remember(packet, &transport.flow.key, is_unchanged, tables);
     Some(())
 }
 
@@ -154,7 +160,12 @@ pub(crate) fn learn_flow<H: Header>(
 /// A flow that the stack has keeps "via stack", since another connection of its tuple may be alive
 /// under NAT. A direct flow of which the stack sends a packet without the proof becomes the stack's.
 #[inline(always)]
-fn remember<H: Header>(key: &H::Key, is_unchanged: bool, tables: &impl Tables<H>) {
+fn remember<H: Header>(
+    packet: &impl Packet,
+    key: &H::Key,
+    is_unchanged: bool,
+    tables: &impl Tables<H>,
+) {
     // A number at once: the verifier refuses to see the payload of a `None` spilled.
     let known = tables.flow(key).unwrap_or(0);
     let verdict = if is_unchanged && known != flow_verdict::VIA_STACK {
@@ -162,7 +173,7 @@ fn remember<H: Header>(key: &H::Key, is_unchanged: bool, tables: &impl Tables<H>
     } else {
         flow_verdict::VIA_STACK
     };
-    if known != verdict {
-        tables.set_flow(key, verdict);
+    if known != verdict && tables.set_flow(key, verdict).is_some() {
+        packet.note_verdict(known, verdict);
     }
 }

@@ -184,6 +184,18 @@ fn quoted_flow<H: Header>(
     Some(quoted.flow(quoted.protocol(), src_port, dst_port))
 }
 
+/// What stands for a packet's own ports, source first; `None` if there are none or they are cut off.
+#[inline(always)]
+pub(crate) fn own_ports<H: Header>(
+    packet: &impl Packet,
+    payload: Payload,
+) -> Option<([u8; 2], [u8; 2])> {
+    if payload.len < size_of::<Start>() {
+        return None;
+    }
+    ports::<H>(payload.protocol, &packet.read(payload.offset)?)
+}
+
 /// What stands for the ports in a flow's key, by the first bytes of its transport header.
 #[inline(always)]
 fn ports<H: Header>(protocol: u8, start: &Start) -> Option<([u8; 2], [u8; 2])> {

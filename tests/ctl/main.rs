@@ -8,6 +8,7 @@ mod datapath;
 mod doctor;
 mod endpoints;
 mod fields;
+mod monitor;
 mod nodes;
 mod pools;
 mod status;

@@ -108,6 +108,11 @@ impl Bench {
         Some(bench)
     }
 
+    /// Where the pins are, and the locks.
+    pub(crate) fn folders(&self) -> [std::path::PathBuf; 2] {
+        [self.node.bpffs_root(), self.node.path("run")]
+    }
+
     /// A node's part of the dataplane.
     pub(crate) fn nodes(&self) -> &NodeDatapath {
         self.nodes.as_ref().expect("a node among others")

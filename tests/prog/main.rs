@@ -7,6 +7,7 @@ mod flows;
 mod forwarding;
 mod learning;
 mod loading;
+mod monitored;
 mod nodes;
 mod sources;
 mod stack;

@@ -7,6 +7,7 @@ pub(crate) mod doctor;
 pub(crate) mod endpoint;
 pub(crate) mod ipam;
 pub(crate) mod man;
+pub(crate) mod monitor;
 pub(crate) mod node;
 pub(crate) mod pool;
 pub(crate) mod status;
@@ -37,6 +38,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Command::Uninstall(uninstall) => return uninstall::run(uninstall),
         Command::Completion(arguments) => completion::run(arguments)?,
         Command::Man(arguments) => man::run(arguments)?,
+        Command::Monitor(arguments) => return monitor::run(arguments, &node, format).await,
         Command::Trace(arguments) => trace::run(arguments, &node, format).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -4,7 +4,7 @@ use aya::maps::MapInfo;
 use aya::maps::lpm_trie::Key;
 use margay_abi::{
     Counter, Flow, FlowKeyV4, FlowKeyV6, MAX_REMOTES, Overlay, PodInfo, Remote, Settings, Traffic,
-    map_name, tail_call,
+    event::tail_call, map_name,
 };
 
 use super::MapError;

@@ -10,6 +10,7 @@ mod plain;
 mod pods;
 mod raw;
 mod remotes;
+mod reporter;
 mod stats;
 mod table;
 
@@ -18,21 +19,24 @@ use std::sync::{Mutex, PoisonError};
 
 use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::ProgramFd;
-use margay_abi::{Overlay, Settings, map_name, tail_call};
+use margay_abi::event::tail_call;
+use margay_abi::{Overlay, Settings, map_name};
 
 pub use flows::{FlowEntry, Flows};
 pub(crate) use layout::{LAYOUTS, Layout};
 pub use pods::Pods;
 pub(crate) use raw::RawTable;
 pub use remotes::Remotes;
+pub(crate) use reporter::ReporterMaps;
 pub(crate) use stats::Stats;
+pub(crate) use table::Slot;
 
 use crate::ProgramId;
 use crate::bound::Bound;
 use crate::load::LoadOptions;
 use crate::pins::Pins;
 use plain::Plain;
-use table::{Slot, Table};
+use table::Table;
 
 /// Reading or writing a map failed.
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +190,34 @@ impl OwnMaps {
     }
 }
 
+/// A pinned map, as it is.
+pub(crate) fn open_data(name: &'static str, pins: &Pins) -> Result<MapData, MapError> {
+    open_error(name, MapData::from_pin(pins.map(name)))
+}
+
+/// What all programs are told.
+pub(crate) fn open_settings(pins: &Pins) -> Result<Slot<Settings>, MapError> {
+    let name = map_name::SETTINGS;
+    let map = open_error(name, aya::maps::Map::from_map_data(open_data(name, pins)?))?;
+    Ok(Slot::new(name, open_error(name, map.try_into())?))
+}
+
+/// Whether it is this map that is pinned.
+pub(crate) fn is_pinned(name: &'static str, pins: &Pins, map: &MapData) -> Result<bool, MapError> {
+    let Some(pinned) = open_pin(name, &pins.map(name))? else { return Ok(false) };
+    Ok(open_error(name, pinned.info())?.id() == open_error(name, map.info())?.id())
+}
+
+/// What the kernel has refused to do with an open map.
+pub(crate) fn access_error(
+    operation: &'static str,
+    map: &'static str,
+    io_error: std::io::Error,
+) -> MapError {
+    let source = aya::sys::SyscallError { call: "bpf", io_error };
+    MapError::Access { operation, map, source: Box::new(source.into()) }
+}
+
 /// The program that `from_pod` goes on in, if there is one.
 pub(crate) fn pinned_node_program(pins: &Pins) -> Result<Option<ProgramId>, MapError> {
     let name = map_name::TAIL_CALLS;
@@ -246,7 +278,7 @@ pub(crate) fn check_pinned(pins: &Pins, options: &LoadOptions) -> Result<(), Map
 /// Fails if a map of this ABI version is missing or not what this build knows by its name.
 pub(crate) fn check_layouts(pins: &Pins) -> Result<(), MapError> {
     for layout in &LAYOUTS {
-        let data = open_error(layout.name, MapData::from_pin(pins.map(layout.name)))?;
+        let data = open_data(layout.name, pins)?;
         layout.check(&open_error(layout.name, data.info())?)?;
     }
     Ok(())

@@ -106,28 +106,8 @@ fn a_test_run_counts_like_a_packet() {
     });
 }
 
-#[test]
-fn a_drop_is_an_event_where_settings_ask_for_it() {
-    on_a_node(|node| {
-        let datapath = node.open_or_load();
-        let mut events = datapath.event_log().expect("open the event log");
-        let run = || {
-            datapath.test_run(Program::FromPod, &frame(), TestContext::default()).expect("run");
-        };
-        run();
-        assert_eq!(events.drain(), []);
-
-        datapath.set_settings(&Settings { listened_until_ns: u64::MAX }).expect("write");
-        run();
-
-        let drained = events.drain();
-        assert_eq!(drained.len(), 1, "{drained:?}");
-        assert_eq!(events.drain(), []);
-    });
-}
-
 /// A UDP packet from a pod that nobody knows.
-fn frame() -> Vec<u8> {
+pub(super) fn frame() -> Vec<u8> {
     let mut frame = vec![0; 60];
     frame[..6].copy_from_slice(&[0xee; 6]);
     frame[6..12].copy_from_slice(&[2; 6]);

@@ -4,6 +4,7 @@
 mod attach;
 mod load;
 mod maps;
+mod monitor;
 mod node;
 mod nodes;
 mod tcx;

@@ -10,6 +10,7 @@
 #![no_std]
 
 mod counter;
+pub mod event;
 mod node;
 
 use bytemuck::{Pod, Zeroable};
@@ -42,7 +43,7 @@ pub mod map_name {
     /// [`Overlay`](crate::Overlay), array of one.
     pub const OVERLAY: &str = "overlay";
     /// Programs that others go on in, if they are there, program array: the slots are those of
-    /// [`tail_call`](crate::tail_call).
+    /// [`tail_call`](crate::event::tail_call).
     pub const TAIL_CALLS: &str = "tail_calls";
     /// All of the above.
     pub const ALL: [&str; 10] = [
@@ -68,7 +69,9 @@ pub mod program_name {
     pub const FROM_UPLINK: &str = "from_uplink";
     /// TC egress of the underlay's interface: what goes outside.
     pub const TO_UPLINK: &str = "to_uplink";
-    /// All of the above.
+    /// Reports what the others have to tell, to one who listens.
+    pub const REPORT: &str = "report";
+    /// All but the last.
     pub const ALL: [&str; 7] =
         [FROM_POD, TO_POD, POD_TO_NODE, FROM_OVERLAY, TO_OVERLAY, FROM_UPLINK, TO_UPLINK];
 }
@@ -191,18 +194,6 @@ pub struct Settings {
     pub listened_until_ns: u64,
 }
 
-/// Slots of `tail_calls`.
-pub mod tail_call {
-    use core::ops::Range;
-
-    /// What `from_pod` goes on in, on a node among others.
-    pub const POD_TO_NODE: u32 = 0;
-    /// What a program ends in that has something to report, one for each who listens.
-    pub const REPORTERS: Range<u32> = 1..9;
-    /// Number of slots.
-    pub const COUNT: u32 = REPORTERS.end;
-}
-
 const _: () = {
     assert!(size_of::<PodInfo>() == 24);
     assert!(size_of::<FlowKeyV4>() == 16);
@@ -291,7 +282,8 @@ mod tests {
 
     #[test]
     fn names_fit_into_the_kernels_object_names() {
-        for name in map_name::ALL.into_iter().chain(program_name::ALL) {
+        let names = map_name::ALL.into_iter().chain(event::report_map::ALL);
+        for name in names.chain(program_name::ALL) {
             assert!(name.len() <= 15, "{name}");
         }
     }

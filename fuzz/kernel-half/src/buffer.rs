@@ -8,6 +8,7 @@ use std::cell::Cell;
 
 use aya_ebpf::bindings::TC_ACT_REDIRECT;
 use bytemuck::{Pod, bytes_of, pod_read_unaligned};
+use margay_abi::event::Note;
 
 use crate::packet::Packet;
 
@@ -32,6 +33,8 @@ pub(crate) struct Buffer {
     pub(crate) is_sent: bool,
     /// The interface that it is redirected to.
     pub(crate) redirected: Cell<Option<u32>>,
+    /// What became of its flow.
+    pub(crate) noted: Cell<Note>,
     /// Bytes of the linear part.
     linear: Cell<usize>,
     /// What a checksum over the whole packet was told of.
@@ -52,6 +55,7 @@ impl Buffer {
             has_no_route: false,
             is_sent: false,
             redirected: Cell::new(None),
+            noted: Cell::default(),
             linear: Cell::new(0),
             adjustments: Vec::new(),
         }
@@ -132,6 +136,10 @@ impl Packet for Buffer {
         let folded = (sum & 0xffff) + (sum >> 16);
         let folded = (folded & 0xffff) + (folded >> 16);
         checksum.copy_from_slice(&(!(folded as u16)).to_be_bytes());
+    }
+
+    fn note_verdict(&self, was: u8, is: u8) {
+        self.noted.set(Note { was, is, ..Note::default() });
     }
 
     fn is_for_this_host(&self) -> bool {

@@ -9,8 +9,6 @@
 mod arp;
 #[path = "../../../ebpf/src/checksum.rs"]
 mod checksum;
-#[path = "../../../ebpf/src/drop_log.rs"]
-mod drop_log;
 #[path = "../../../ebpf/src/encapsulated.rs"]
 mod encapsulated;
 #[path = "../../../ebpf/src/ethernet.rs"]
@@ -31,6 +29,8 @@ mod ndp;
 mod packet;
 #[path = "../../../ebpf/src/pod_to_node.rs"]
 mod pod_to_node;
+#[path = "../../../ebpf/src/report.rs"]
+mod report;
 #[path = "../../../ebpf/src/to_node.rs"]
 mod to_node;
 #[path = "../../../ebpf/src/to_pod.rs"]

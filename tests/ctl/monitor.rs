@@ -1,0 +1,489 @@
+//! `margayctl monitor`: what is told is what happened, and only while somebody listens.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Lines};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use margay_abi::{Counter, Settings};
+use margay_tests::Node;
+use margay_tests::ctl::Ctl;
+use margay_tests::neighbours::{Neighbours, Way};
+use margay_tests::pod::address;
+use margay_tests::service::Protocol;
+use margay_tests::traffic::{PATIENCE, assert_ping, assert_tcp};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::fields::assert_fields;
+
+#[test]
+fn every_drop_is_told_with_its_reason_and_addresses() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let pods = [node.sandbox("a"), node.sandbox("b")];
+    let results = pods.each_ref().map(|pod| pod.add(&network));
+    let host_veth = results[0]["interfaces"][0]["name"].clone();
+    let stranger = |is_ipv4: bool| if is_ipv4 { "10.244.0.200" } else { "fd00:10:244::fff0" };
+    for is_ipv4 in [true, false] {
+        let [a, b] = results.each_ref().map(|result| address(result, is_ipv4));
+        let (ip, link) = if is_ipv4 { (a.to_string(), "arp") } else { (a.to_string(), "icmpv6") };
+        let claim = ["--claim", stranger(is_ipv4)];
+        let mut drops: Vec<(&str, Vec<&str>, &str)> = vec![(
+            "spoofed_source",
+            vec!["--proto", "udp", "--sport", "7", "--dport", "53", claim[0], claim[1]],
+            "udp",
+        )];
+        if is_ipv4 {
+            drops.push(("arp_ignored", vec!["--proto", "arp"], link));
+        } else {
+            let advertisement = ["--proto", "ndp", "--message", "router-advertisement"];
+            drops.push(("router_message", advertisement.to_vec(), link));
+        }
+        for (reason, arguments, protocol) in drops {
+            let to = b.to_string();
+            let mut question = vec!["trace", &ip];
+            if !arguments.contains(&"ndp") {
+                question.push(&to);
+            }
+            let answer = ctl.json(&[&question[..], &arguments[..]].concat());
+            let mut monitor = Monitoring::start(&ctl, &["--event", "drop"]);
+
+            pods[0].send_frame("eth0", &frame(&answer));
+
+            let told = monitor.next_of(|event| event["reason"] == reason);
+            assert_fields(
+                &told,
+                "bytes destination event from hook interface interface_index missed pod protocol \
+                 reason source source_mac time to",
+            );
+            assert_eq!((&told["event"], &told["hook"]), (&json!("drop"), &json!("from_pod")));
+            assert_eq!((&told["pod"], &told["interface"]), (&json!("a"), &host_veth), "{told}");
+            assert_eq!(told["protocol"], protocol, "{told}");
+            assert_eq!(told["bytes"], frame(&answer).len(), "{told}");
+            assert_fields(&told["source"], "address port");
+            if reason == "spoofed_source" {
+                let ends = [&told["source"], &told["destination"]];
+                let sent = [
+                    json!({"address": stranger(is_ipv4), "port": 7}),
+                    json!({"address": b, "port": 53}),
+                ];
+                assert_eq!(ends, [&sent[0], &sent[1]]);
+            } else if reason == "arp_ignored" {
+                let asked =
+                    [json!({"address": a, "port": null}), json!({"address": b, "port": null})];
+                assert_eq!([&told["source"], &told["destination"]], [&asked[0], &asked[1]]);
+            }
+        }
+    }
+    let mut malformed = vec![0xee; 6];
+    malformed.extend([2; 6]);
+    malformed.extend([8, 0, 0x4f]);
+    malformed.resize(60, 0);
+    let mut monitor = Monitoring::start(&ctl, &["--reason", "malformed"]);
+    pods[0].send_frame("eth0", &malformed);
+    let told = monitor.next_of(|_| true);
+    assert_eq!(
+        (&told["reason"], &told["source_mac"]),
+        (&json!("malformed"), &json!("02:02:02:02:02:02"))
+    );
+}
+
+#[test]
+fn a_flow_is_told_with_its_verdict_before_and_after_and_where_it_got_it() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let pods = [node.sandbox("a"), node.sandbox("b")];
+    let results = pods.each_ref().map(|pod| pod.add(&network));
+    for is_ipv4 in [true, false] {
+        let [a, b] = results.each_ref().map(|result| address(result, is_ipv4));
+        let service: IpAddr = if is_ipv4 { "10.96.0.10" } else { "fd96::10" }.parse().unwrap();
+        let ends = [SocketAddr::new(service, 80), SocketAddr::new(b, 8080)];
+        node.expose(Protocol::Tcp, ends[0], ends[1]);
+        let syn = |to: SocketAddr| syn(&ctl, a, to);
+        let [straight, through_service] = [syn(ends[1]), syn(ends[0])];
+        let mut monitor = Monitoring::start(&ctl, &["--event", "flow"]);
+        let tuple = [json!({"address": a, "port": 41_000}), json!({"address": b, "port": 8080})];
+        let is_of_it =
+            |event: &Value| [&event["source"], &event["destination"]] == [&tuple[0], &tuple[1]];
+
+        pods[0].send_frame("eth0", &straight);
+        let begun = monitor.next_of(is_of_it);
+        pods[0].send_frame("eth0", &through_service);
+        let led = monitor.next_of(is_of_it);
+
+        let told = |event: &Value| {
+            ["from", "to", "hook", "pod", "protocol"]
+                .map(|field| event[field].as_str().unwrap().to_owned())
+        };
+        assert_eq!(told(&begun), ["none", "direct", "from_pod", "a", "tcp"]);
+        assert_eq!(told(&led), ["direct", "via_stack", "to_pod", "b", "tcp"]);
+        assert_eq!((&led["event"], &led["reason"]), (&json!("flow"), &Value::Null));
+    }
+}
+
+#[test]
+fn each_is_told_what_it_asked_for() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let pods = [node.sandbox("a"), node.sandbox("b")];
+    let results = pods.each_ref().map(|pod| pod.add(&network));
+    let [a, b] = results.each_ref().map(|result| address(result, true));
+    let claims = ["192.0.2.1", "198.51.100.1"];
+    let frames = [(0, claims[0]), (0, claims[1]), (1, claims[1])].map(|(pod, claim)| {
+        let (from, to) = if pod == 0 { (a, b) } else { (b, a) };
+        (pod, spoofed(&ctl, from, to, claim))
+    });
+    let last = spoofed(&ctl, a, b, "203.0.113.1");
+    // The last packet is asked for by all.
+    let asked: [(&[&str], &[usize]); 6] = [
+        (&["--event", "drop"], &[0, 1, 2]),
+        (&["--reason", "spoofed_source", "--pod", "a"], &[0, 1, 2]),
+        (&["--address", "198.51.100.0/24", "--address", "203.0.113.1", "--event", "drop"], &[1, 2]),
+        (&["--pod", "a", "--address", "192.0.2.1", "--address", "203.0.113.0/25"], &[0]),
+        (&["--reason", "malformed", "--for", "20"], &[]),
+        (&["--event", "flow", "--for", "20"], &[]),
+    ];
+    let mut monitors = asked.map(|(arguments, _)| Monitoring::start(&ctl, arguments));
+
+    for (pod, frame) in &frames {
+        pods[*pod].send_frame("eth0", frame);
+    }
+    pods[0].send_frame("eth0", &last);
+
+    for (monitor, (arguments, expected)) in monitors.iter_mut().zip(asked).take(4) {
+        let mut seen = Vec::new();
+        loop {
+            let event = monitor.next_of(|event| event["reason"] == "spoofed_source");
+            let source = event["source"]["address"].as_str().unwrap().to_owned();
+            if source == "203.0.113.1" {
+                break;
+            }
+            let pod = usize::from(event["interface"] == results[1]["interfaces"][0]["name"]);
+            let is_it = |(index, (from, _)): &(usize, &(usize, Vec<u8>))| {
+                *from == pod && claims[usize::from(*index > 0)] == source
+            };
+            seen.push(frames.iter().enumerate().find(is_it).unwrap().0);
+        }
+        assert_eq!(seen, expected, "{arguments:?}");
+    }
+    for monitor in monitors.into_iter().skip(4) {
+        let rest = monitor.end(Signal::INT);
+        assert!(rest.iter().all(|event| event["reason"] != "spoofed_source"), "{rest:?}");
+    }
+}
+
+#[test]
+fn a_flood_is_kept_to_the_rate_and_what_is_kept_back_is_counted() {
+    const FLOOD: usize = 500;
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let pods = [node.sandbox("a"), node.sandbox("b")];
+    let results = pods.each_ref().map(|pod| pod.add(&network));
+    let [a, b] = results.each_ref().map(|result| address(result, true));
+    let frame = spoofed(&ctl, a, b, "192.0.2.1");
+    let mut monitor = Monitoring::start(&ctl, &["--reason", "spoofed_source", "--rate", "10"]);
+
+    for _ in 0..FLOOD {
+        pods[0].send_frame("eth0", &frame);
+    }
+
+    // A flood may overflow the interface as well.
+    let dropped = || node.packets(Counter::DropSpoofedSource);
+    let (mut told, mut kept_back) = (0, 0);
+    while told + kept_back < dropped() {
+        let event = monitor.next().expect("it goes on");
+        if event["event"] == "missed" {
+            assert_fields(&event["missed"], "lost stood_still suppressed");
+            assert_eq!(event["missed"]["lost"], 0);
+            kept_back += event["missed"]["suppressed"].as_u64().unwrap();
+        } else {
+            told += 1;
+        }
+    }
+    assert_eq!(told + kept_back, dropped());
+    assert!(kept_back > 0 && told >= 10, "{told} told, {kept_back} kept back");
+}
+
+#[test]
+fn one_that_is_killed_leaves_nothing_switched_on_and_no_pin() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let pods = [node.sandbox("a"), node.sandbox("b")];
+    let results = pods.each_ref().map(|pod| pod.add(&network));
+    let [a, b] = results.each_ref().map(|result| address(result, true));
+    let frame = spoofed(&ctl, a, b, "192.0.2.1");
+    let pins = pins(&node.bpffs_root());
+    let mut killed = Monitoring::start(&ctl, &[]);
+    assert_ne!(node.datapath().settings().unwrap(), Settings::default());
+
+    killed.child.kill().unwrap();
+    killed.child.wait().unwrap();
+
+    let deadline = Instant::now() + 4 * PATIENCE;
+    while node.datapath().settings().unwrap() != Settings::default() {
+        assert!(Instant::now() < deadline, "the programs believe that somebody listens");
+        pods[0].send_frame("eth0", &frame);
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(self::pins(&node.bpffs_root()), pins);
+    let mut next = Monitoring::start(&ctl, &["--reason", "spoofed_source"]);
+    pods[0].send_frame("eth0", &frame);
+    assert_eq!(next.next().unwrap()["source"]["address"], "192.0.2.1");
+    next.end(Signal::TERM);
+    assert_eq!(node.datapath().settings().unwrap(), Settings::default());
+    assert_eq!(self::pins(&node.bpffs_root()), pins);
+    assert_tcp(&pods[0], &pods[1], b);
+}
+
+#[test]
+fn it_ends_after_so_many_events_so_much_time_a_signal_or_when_nobody_reads() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let pods = [node.sandbox("a"), node.sandbox("b")];
+    let results = pods.each_ref().map(|pod| pod.add(&network));
+    let [a, b] = results.each_ref().map(|result| address(result, true));
+    let frame = spoofed(&ctl, a, b, "192.0.2.1");
+
+    let mut counted = Monitoring::start_as(&ctl, &["-c", "2", "--reason", "spoofed_source"]);
+    (0..5).for_each(|_| pods[0].send_frame("eth0", &frame));
+    let lines: Vec<_> = counted.lines.by_ref().map(Result::unwrap).collect();
+    assert!(counted.child.wait().unwrap().success());
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    let expected =
+        format!("drop spoofed_source a: tcp 192.0.2.1:41000 > {b}:80 at from_pod of mgy");
+    assert!(lines[0].contains(&expected) && !lines[0].contains('\u{1b}'), "{lines:?}");
+
+    let mut timed = Monitoring::start(&ctl, &["--for", "0.2"]);
+    while timed.next().is_some() {}
+    assert!(timed.child.wait().unwrap().success());
+
+    for signal in [Signal::INT, Signal::TERM] {
+        Monitoring::start(&ctl, &[]).end(signal);
+    }
+
+    assert_eq!(node.datapath().settings().unwrap(), Settings::default());
+}
+
+#[test]
+fn a_pipe_whose_reader_is_gone_ends_it_though_nothing_happens() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let pod = node.sandbox("a");
+    pod.add(&network);
+    let mut child = ctl.start(&["monitor", "--reason", "malformed"]);
+
+    drop(child.stdout.take());
+
+    assert!(child.wait().unwrap().success());
+    assert_eq!(node.datapath().settings().unwrap(), Settings::default());
+}
+
+#[test]
+fn what_pods_do_is_the_same_while_somebody_listens() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let pods = [node.sandbox("a"), node.sandbox("b")];
+    let results = pods.each_ref().map(|pod| pod.add(&network));
+    let monitors = [Monitoring::start(&ctl, &[]), Monitoring::start(&ctl, &[])];
+    for is_ipv4 in [true, false] {
+        let [_, b] = results.each_ref().map(|result| address(result, is_ipv4));
+        let before = node.datapath().stats().unwrap();
+
+        assert_tcp(&pods[0], &pods[1], b);
+        assert_ping(&pods[0], b);
+
+        let direct = Counter::DirectV4 as usize + usize::from(!is_ipv4);
+        let after = node.datapath().stats().unwrap();
+        assert!(after[direct].1.packets > before[direct].1.packets + 5, "the fast path");
+    }
+    for monitor in monitors {
+        let told = monitor.end(Signal::INT);
+        let begun =
+            told.iter().filter(|event| event["protocol"] == "tcp" && event["to"] == "direct");
+        assert_eq!(begun.count(), 2, "one of each family: {told:?}");
+    }
+}
+
+#[test]
+fn on_a_node_among_others_it_tells_what_goes_and_comes_in_between() {
+    let Some(nodes) = Neighbours::connected(Way::Vxlan) else { return };
+    let ends = [nodes.pod(0, "a"), nodes.pod(1, "b")];
+    let [a, b] = ends.each_ref().map(|(_, result)| address(result, true));
+    let listen = |number: usize, arguments: &[&str]| {
+        let node = nodes.node(number);
+        nodes.enter(number, || Monitoring::start(&Ctl::new(node, &node.network()), arguments))
+    };
+    let mut sender = listen(0, &[]);
+    let mut receiver = listen(1, &["--address", &a.to_string()]);
+
+    assert_tcp(&ends[0].0, &ends[1].0, b);
+    let is_begun = |event: &Value| event["protocol"] == "tcp" && event["to"] == "direct";
+    let sent = sender.next_of(is_begun);
+    let received = receiver.next_of(is_begun);
+
+    assert_eq!((&sent["hook"], &sent["pod"]), (&json!("pod_to_node"), &json!("a")), "{sent}");
+    assert_eq!(
+        (&received["hook"], &received["pod"]),
+        (&json!("from_overlay"), &json!("b")),
+        "{received}"
+    );
+    for event in [&sent, &received] {
+        assert_eq!(
+            [&event["source"]["address"], &event["destination"]["address"]],
+            [&json!(a), &json!(b)]
+        );
+    }
+
+    let to_the_overlay = nodes.enter(0, || {
+        let node = nodes.node(0);
+        let ctl = Ctl::new(node, &node.network());
+        let question = ["--proto", "udp", "--dport", "4789"];
+        frame(&ctl.json(&[&["trace", &a.to_string(), &b.to_string()], &question[..]].concat()))
+    });
+    ends[0].0.send_frame("eth0", &to_the_overlay);
+    let dropped = sender.next_of(|event| event["event"] == "drop");
+    assert_eq!(
+        (&dropped["reason"], &dropped["hook"]),
+        (&json!("encapsulated"), &json!("pod_to_node"))
+    );
+    assert_eq!(dropped["destination"], json!({"address": b, "port": 4789}));
+}
+
+#[test]
+fn of_pods_whose_programs_cannot_tell_it_says_so() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let (old, new) = (node.sandbox("old"), node.sandbox("new"));
+    old.add(&network);
+    let earlier = margay_abi::ABI_VERSION - 1;
+    fs::rename(node.pins(), node.bpffs_root().join(earlier.to_string())).unwrap();
+    new.add(&network);
+
+    let said = Monitoring::start(&ctl, &[]).said.clone();
+
+    assert!(said.contains("nothing will be told of old: "), "{said}");
+    assert!(said.contains("margayctl datapath upgrade"), "{said}");
+    assert_eq!(ctl.run(&["datapath", "upgrade"]).code, 0);
+    assert!(!Monitoring::start(&ctl, &[]).said.contains("nothing will be told"));
+}
+
+#[test]
+fn where_it_cannot_listen_it_says_what_to_do() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let unloaded = ctl.run(&["monitor"]);
+    let pod = node.sandbox("a");
+    pod.add(&network);
+    let unknown = ctl.run(&["monitor", "--pod", "nobody"]);
+    let _monitors: Vec<_> = (0..8).map(|_| Monitoring::start(&ctl, &[])).collect();
+    let ninth = ctl.run(&["monitor"]);
+
+    assert_eq!([unloaded.code, unknown.code, ninth.code], [1, 1, 1]);
+    assert!(unloaded.stderr.contains("margayctl doctor"), "{unloaded:?}");
+    assert!(unknown.stderr.contains("margayctl endpoint list"), "{unknown:?}");
+    assert!(ninth.stderr.contains("end another margayctl monitor"), "{ninth:?}");
+}
+
+/// A SYN of a fixed port, as the pod with this address would send it.
+fn syn(ctl: &Ctl<'_>, from: IpAddr, to: SocketAddr) -> Vec<u8> {
+    let (from, port) = (from.to_string(), to.port().to_string());
+    let ports = ["--sport", "41000", "--dport", &port];
+    frame(&ctl.json(&[&["trace", &from, &to.ip().to_string()], &ports[..]].concat()))
+}
+
+/// What a pod must not send.
+fn spoofed(ctl: &Ctl<'_>, from: IpAddr, to: IpAddr, claim: &str) -> Vec<u8> {
+    let question = ["--claim", claim, "--sport", "41000", "--dport", "80"];
+    frame(&ctl.json(&[&["trace", &from.to_string(), &to.to_string()], &question[..]].concat()))
+}
+
+/// Everything below a folder.
+fn pins(folder: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(pins(&path));
+        }
+        found.insert(path);
+    }
+    found
+}
+
+fn frame(answer: &Value) -> Vec<u8> {
+    let digits = answer["packet"]["frame"].as_str().unwrap().as_bytes();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    digits.chunks(2).map(byte).collect()
+}
+
+/// The command while it runs.
+struct Monitoring {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// What it said before it listened.
+    said: String,
+}
+
+impl Monitoring {
+    /// Listens when this returns.
+    fn start(ctl: &Ctl<'_>, arguments: &[&str]) -> Self {
+        Self::start_as(ctl, &[arguments, &["-o", "json"]].concat())
+    }
+
+    fn start_as(ctl: &Ctl<'_>, arguments: &[&str]) -> Self {
+        let mut child = ctl.start(&[&["monitor"], arguments].concat());
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut said = String::new();
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        while !said.contains("listening") {
+            assert_ne!(errors.read_line(&mut said).unwrap(), 0, "it ended: {said}");
+        }
+        Self { child, lines, said }
+    }
+
+    fn next(&mut self) -> Option<Value> {
+        let line = self.lines.next()?.unwrap();
+        Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}")))
+    }
+
+    fn next_of(&mut self, is_wanted: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let event = self.next().expect("it goes on");
+            if is_wanted(&event) {
+                return event;
+            }
+        }
+    }
+
+    fn end(mut self, signal: Signal) -> Vec<Value> {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        let mut rest = Vec::new();
+        while let Some(event) = self.next() {
+            rest.push(event);
+        }
+        assert!(self.child.wait().unwrap().success(), "a signal is its ordinary end");
+        rest
+    }
+}
+
+impl Drop for Monitoring {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
