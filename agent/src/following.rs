@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use margay::error::chain;
-use margay_datastore::{BackendError, Store, StoreError, Topic};
+use margay_datastore::{BackendError, IpamError, Store, StoreError, Topic};
 use tokio::sync::mpsc::Sender;
 
 use crate::topology::News;
@@ -18,6 +18,15 @@ const WAIT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest that this gets.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Why a topic cannot be followed.
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("placements of blocks")]
+    Place(#[from] IpamError),
+}
 
 /// Starts to follow all topics. Ends with the receiver.
 pub fn start(store: &Store, news: &Sender<News>) {
@@ -32,7 +41,7 @@ fn follow(store: &Store, topic: Topic, news: &Sender<News>) {
     while !news.is_closed() {
         match list_and_follow(store, topic, news, &mut pause) {
             Ok(()) => return,
-            Err(StoreError::Backend(BackendError::Compacted { .. })) => {
+            Err(FollowError::Store(StoreError::Backend(BackendError::Compacted { .. }))) => {
                 tracing::info!(?topic, "followed from too far back: listed anew");
             }
             Err(error) => {
@@ -44,13 +53,27 @@ fn follow(store: &Store, topic: Topic, news: &Sender<News>) {
     }
 }
 
+/// Blocks are followed by what their writers write along with them. An earlier build does not: without this, the agent
+/// would take away its routes to the blocks of such a one.
+fn place_blocks(store: &Store) -> Result<(), FollowError> {
+    let placed = store.place_blocks()?;
+    if !placed.is_empty() {
+        let blocks = placed.len();
+        tracing::warn!(blocks, "had no placement, or were placements without a block");
+    }
+    Ok(())
+}
+
 /// Ends well when nobody listens any more.
 fn list_and_follow(
     store: &Store,
     topic: Topic,
     news: &Sender<News>,
     pause: &mut Duration,
-) -> Result<(), StoreError> {
+) -> Result<(), FollowError> {
+    if topic == Topic::Blocks {
+        place_blocks(store)?;
+    }
     let (revision, listed) = store.survey(topic)?;
     if news.blocking_send(News::Listed(topic, listed)).is_err() {
         return Ok(());
@@ -67,7 +90,7 @@ fn list_and_follow(
                 thread::sleep(FIRST_PAUSE);
                 !news.is_closed()
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         if !is_heard {
             return Ok(());

@@ -52,6 +52,10 @@ impl Backend for Measured {
         self.measure("list", |backend| backend.list(prefix, limit))
     }
 
+    fn keys(&self, prefix: &str) -> Result<Vec<String>, BackendError> {
+        self.measure("keys", |backend| backend.keys(prefix))
+    }
+
     fn revision(&self) -> Result<Revision, BackendError> {
         self.measure("revision", |backend| backend.revision())
     }

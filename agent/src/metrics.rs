@@ -3,12 +3,16 @@
 //! The agent's own events are counted as they happen. What is in the kernel's maps is read when somebody
 //! asks.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::iter;
+use std::mem;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use margay::error::chain;
 use margay_datapath::{Datapath, DatapathError, MapError};
 use margay_datastore::{BackendError, Pool};
@@ -63,6 +67,10 @@ struct State {
     turned: Instant,
     /// How the last pass went; `None` before the first.
     last_pass: Option<Result<(), String>>,
+    /// Addresses that this node has in its own blocks, by block.
+    used: BTreeMap<IpNetwork, usize>,
+    /// Addresses that it has borrowed, by pool; every pool is there.
+    borrowed: BTreeMap<IpNetwork, usize>,
 }
 
 impl Metrics {
@@ -73,7 +81,12 @@ impl Metrics {
         let mut inner = Inner {
             registry: Registry::default(),
             bpffs_root,
-            state: Mutex::new(State { turned: Instant::now(), last_pass: None }),
+            state: Mutex::new(State {
+                turned: Instant::now(),
+                last_pass: None,
+                used: BTreeMap::new(),
+                borrowed: BTreeMap::new(),
+            }),
             packets: Counters::default(),
             bytes: Counters::default(),
             map_entries: Gauges::default(),
@@ -147,18 +160,18 @@ impl Metrics {
     /// Notes what the datastore says.
     pub fn note_topology(&self, own: &str, topology: &Topology, table: &RemoteTable) {
         self.inner.unreachable.set(number(table.problems.len()));
-        for gauges in [&self.inner.pool_addresses, &self.inner.pool_capacity, &self.inner.blocks] {
+        for gauges in [&self.inner.pool_capacity, &self.inner.blocks] {
             gauges.clear();
         }
+        let mut borrowed = BTreeMap::new();
         for pool in topology.pools.values() {
             let labels = vec![("pool", pool.cidr.to_string())];
-            let mut taken = 0;
-            let (mut own_blocks, mut other_blocks) = (0, 0);
+            let (mut own_blocks, mut other_blocks, mut borrowed_here) = (0, 0, 0);
             for block in topology.blocks.values().filter(|block| holds(pool, &block.cidr.ip())) {
-                taken += block.taken;
+                borrowed_here += block.borrowed.values().filter(|node| *node == own).count();
                 *(if block.node == own { &mut own_blocks } else { &mut other_blocks }) += 1;
             }
-            self.inner.pool_addresses.get_or_create(&labels).set(number(taken));
+            borrowed.insert(pool.cidr, borrowed_here);
             let capacity = i64::try_from(pool.capacity()).unwrap_or(i64::MAX);
             self.inner.pool_capacity.get_or_create(&labels).set(capacity);
             for (node, count) in [("own", own_blocks), ("other", other_blocks)] {
@@ -166,6 +179,28 @@ impl Metrics {
                 labels.push(("node", node.to_owned()));
                 self.inner.blocks.get_or_create(&labels).set(count);
             }
+        }
+        let before = mem::replace(&mut self.state().borrowed, borrowed);
+        self.count_addresses(before.into_keys());
+    }
+
+    /// Notes how many addresses of its own blocks this node has, by block.
+    pub fn note_used(&self, used: BTreeMap<IpNetwork, usize>) {
+        self.state().used = used;
+        self.count_addresses(iter::empty());
+    }
+
+    /// Whoever asks meanwhile misses none of the pools that there still are.
+    fn count_addresses(&self, pools_before: impl Iterator<Item = IpNetwork>) {
+        let state = self.state();
+        for gone in pools_before.filter(|pool| !state.borrowed.contains_key(pool)) {
+            self.inner.pool_addresses.remove(&vec![("pool", gone.to_string())]);
+        }
+        for (pool, borrowed) in &state.borrowed {
+            let of_pool = state.used.iter().filter(|(block, _)| pool.contains(block.ip()));
+            let addresses = borrowed + of_pool.map(|(_, used)| used).sum::<usize>();
+            let labels = vec![("pool", pool.to_string())];
+            self.inner.pool_addresses.get_or_create(&labels).set(number(addresses));
         }
     }
 
@@ -268,7 +303,7 @@ impl Inner {
             registry.register(name, help, metric.clone());
         };
         gauges("map_entries", "Entries of a map", &self.map_entries);
-        gauges("pool_addresses", "Addresses of a pool that are out", &self.pool_addresses);
+        gauges("pool_addresses", "Addresses of a pool that this node has", &self.pool_addresses);
         gauges("pool_capacity", "Addresses that a pool can give out", &self.pool_capacity);
         gauges("blocks", "Blocks of a pool, of this node and of others", &self.blocks);
         gauges("nodes", "Nodes by whether their agent is heard of", &self.nodes);
@@ -306,6 +341,8 @@ fn number(count: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use margay_datastore::Placement;
+
     use super::*;
 
     fn metrics() -> Metrics {
@@ -325,6 +362,42 @@ mod tests {
         let text = metrics.text().unwrap();
         assert!(text.contains("margay_passes_total{result=\"failed\"} 1"), "{text}");
         assert!(text.contains("margay_route_changes_total 3"), "{text}");
+    }
+
+    #[test]
+    fn a_node_counts_the_addresses_that_it_has_in_its_own_blocks_and_in_those_of_others() {
+        let metrics = metrics();
+        let [own, lending, empty]: [IpNetwork; 3] =
+            ["10.0.0.0/26", "10.0.0.64/26", "10.1.0.0/16"].map(|cidr| cidr.parse().unwrap());
+        let pool = Pool::new("10.0.0.0/16".parse().unwrap());
+        let mut topology = Topology::default();
+        for pool in [pool.clone(), Pool::new(empty)] {
+            topology.pools.insert(pool.cidr.to_string(), pool);
+        }
+        for (cidr, node, borrowed) in
+            [(own, "a", ("10.0.0.1", "b")), (lending, "b", ("10.0.0.65", "a"))]
+        {
+            let borrowed = [(borrowed.0.parse().unwrap(), borrowed.1.to_owned())].into();
+            let block = Placement { cidr, node: node.to_owned(), borrowed };
+            topology.blocks.insert(cidr.to_string(), block);
+        }
+        let has = |line: &str| {
+            let text = metrics.text().unwrap();
+            assert!(text.contains(line), "{line}: {text}");
+        };
+
+        metrics.note_topology("a", &topology, &RemoteTable::default());
+        has("margay_pool_addresses{pool=\"10.0.0.0/16\"} 1");
+        metrics.note_used([(own, 3)].into());
+
+        has("margay_pool_addresses{pool=\"10.0.0.0/16\"} 4");
+        has("margay_pool_addresses{pool=\"10.1.0.0/16\"} 0");
+        has("margay_blocks{pool=\"10.0.0.0/16\",node=\"own\"} 1");
+        has("margay_blocks{pool=\"10.0.0.0/16\",node=\"other\"} 1");
+        topology.pools.remove(&empty.to_string());
+        metrics.note_topology("a", &topology, &RemoteTable::default());
+        has("margay_pool_addresses{pool=\"10.0.0.0/16\"} 4");
+        assert!(!metrics.text().unwrap().contains("10.1.0.0"));
     }
 
     #[test]

@@ -66,8 +66,10 @@ async fn turn(upkeep: &mut Upkeep, metrics: &Metrics) {
     if let Some(removed) = note(metrics, "remove_pins", upkeep.remove_unused_pins().await) {
         metrics.note_upkeep("pins_removed", usize::from(!removed.is_empty()));
     }
-    if let Some(released) = note(metrics, "release_blocks", upkeep.release_empty_blocks()) {
-        metrics.note_upkeep("blocks_released", released.len());
+    if let Some(tended) = note(metrics, "tend_blocks", upkeep.tend_blocks()) {
+        metrics.note_upkeep("blocks_released", tended.released.len());
+        metrics.note_upkeep("blocks_placed", tended.placed.len());
+        metrics.note_used(tended.used);
     }
 }
 

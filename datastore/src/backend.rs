@@ -141,6 +141,11 @@ pub trait Backend: Send + Sync {
     /// them if a limit is given.
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError>;
 
+    /// The keys under `prefix` alone, in byte order.
+    fn keys(&self, prefix: &str) -> Result<Vec<String>, BackendError> {
+        Ok(self.list(prefix, None)?.into_iter().map(|versioned| versioned.key).collect())
+    }
+
     /// The newest revision of the store. Taken before a [`list`](Backend::list), it is the
     /// revision to [`watch`](Backend::watch) from without a gap.
     fn revision(&self) -> Result<Revision, BackendError>;
@@ -347,6 +352,10 @@ impl<B: Backend + ?Sized> Backend for Arc<B> {
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
         (**self).list(prefix, limit)
+    }
+
+    fn keys(&self, prefix: &str) -> Result<Vec<String>, BackendError> {
+        (**self).keys(prefix)
     }
 
     fn revision(&self) -> Result<Revision, BackendError> {

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::backend::{Event, Revision, Versioned, Watch};
-use crate::ipam::{Outline, Placement, Pool};
+use crate::ipam::{Placement, Pool};
 use crate::keys;
 use crate::records::Node;
 use crate::store::{Store, StoreError, decode};
@@ -19,7 +19,7 @@ pub enum Topic {
     Nodes,
     /// Every pool.
     Pools,
-    /// Every block, of both families.
+    /// Every block, of both families, by its placement: the block itself is written for each pod.
     Blocks,
 }
 
@@ -57,7 +57,7 @@ impl Topic {
         match self {
             Self::Nodes => keys::NODES,
             Self::Pools => keys::POOLS,
-            Self::Blocks => keys::BLOCKS,
+            Self::Blocks => keys::PLACEMENTS,
         }
     }
 
@@ -67,8 +67,8 @@ impl Topic {
             Self::Nodes => Some(Fact::Node(decode(versioned)?.record)),
             Self::Pools => Some(Fact::Pool(decode(versioned)?.record)),
             Self::Blocks => {
-                let block = decode::<Outline>(versioned)?.record;
-                (!block.is_nobodys()).then(|| Fact::Block(Placement::from(block)))
+                let block = decode::<Placement>(versioned)?.record;
+                (!block.is_nobodys()).then_some(Fact::Block(block))
             }
         })
     }
@@ -139,7 +139,7 @@ mod tests {
         let node = Ipam::new(&store, "a", "boot").cool_down(Duration::ZERO);
         node.release(&Attachment::new("n", "one", "eth0").unwrap()).unwrap();
 
-        assert_eq!(node.release_empty_blocks().unwrap(), [pool.cidr]);
+        assert_eq!(node.tend_blocks().unwrap().released, [pool.cidr]);
 
         let (_, changes) = store.survey(Topic::Blocks).unwrap();
         assert!(matches!(&changes[..], [Change { fact: None, .. }]), "{changes:?}");

@@ -8,12 +8,13 @@
 //! | `affinities/<family>/<block>` | the claim of a node on a block |
 //! | `open/<node>/<family>/<block>` | hint: this block of the node has free slots |
 //! | `blocks/<family>/<block>` | the block's taken slots and its queue of released ones |
+//! | `placements/<family>/<block>` | what of the block other nodes have to know |
 //! | `handles/<network>/<container ID>/<ifname>` | the blocks that the attachment may hold slots in |
 //! | `endpoints/<network>/<container ID>/<ifname>` | the workload endpoint |
 //! | `on/<node>/<key of a handle or an endpoint>` | without a value: that record is of this node |
 //!
 //! Records of attachments are found by the attachment alone. What is of a node is found by `on/<node>/`, which is
-//! written and removed in one change with the record.
+//! written and removed in one change with the record. So is the placement with its block.
 //!
 //! A range is written `10.244.0.0-26`, since `/` separates the parts of a key. Blocks do not carry
 //! their pool in the key, so a pool can grow or be split while its addresses are out.
@@ -27,6 +28,7 @@ pub(crate) const NODES: &str = "nodes/";
 pub(crate) const ALIVE: &str = "alive/";
 pub(crate) const POOLS: &str = "pools/";
 pub(crate) const BLOCKS: &str = "blocks/";
+pub(crate) const PLACEMENTS: &str = "placements/";
 pub(crate) const HANDLES: &str = "handles/";
 pub(crate) const OPEN: &str = "open/";
 pub(crate) const ON: &str = "on/";
@@ -84,6 +86,14 @@ pub(crate) fn blocks(family: Family) -> String {
     format!("{BLOCKS}{family}/")
 }
 
+pub(crate) fn placement(block: &IpNetwork) -> String {
+    format!("{}{}", placements(Family::of(block)), slice(block))
+}
+
+pub(crate) fn placements(family: Family) -> String {
+    format!("{PLACEMENTS}{family}/")
+}
+
 pub(crate) fn affinity(block: &IpNetwork) -> String {
     format!("{}{}", affinities(Family::of(block)), slice(block))
 }
@@ -102,6 +112,12 @@ pub(crate) fn open_of(node: &str, family: Family) -> String {
 
 fn slice(range: &IpNetwork) -> String {
     format!("{}-{}", range.ip(), range.prefix())
+}
+
+/// The range that [`slice`] wrote.
+pub(crate) fn slice_of(text: &str) -> Option<IpNetwork> {
+    let (ip, prefix) = text.rsplit_once('-')?;
+    IpNetwork::new(ip.parse().ok()?, prefix.parse().ok()?).ok()
 }
 
 /// A name as one part of a key. Node names come from the host and network names of GC and STATUS

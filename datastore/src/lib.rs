@@ -39,7 +39,7 @@ pub use etcd::{
 pub use follow::{Change, Fact, Follower, Topic};
 pub use ipam::{
     AssignRequest, BlockEntry, DEFAULT_COOL_DOWN, Encapsulation, Holder, Holding, Ipam, IpamError,
-    Ledger, Placement, Pool, PoolError, PoolUsage, Slot,
+    Ledger, Placement, Pool, PoolError, PoolUsage, Slot, TendedBlocks,
 };
 pub use records::{
     Bandwidth, Endpoint, EndpointPort, EndpointState, Heartbeat, Node, OverlayEnd, PodRef,

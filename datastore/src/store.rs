@@ -446,6 +446,6 @@ pub(crate) fn decode<T: Record>(versioned: &Versioned) -> Result<Stored<T>, Stor
     }
 }
 
-fn encode<T: Serialize>(key: &str, record: &T) -> Result<Vec<u8>, StoreError> {
+pub(crate) fn encode<T: Serialize>(key: &str, record: &T) -> Result<Vec<u8>, StoreError> {
     serde_json::to_vec(record).map_err(|source| StoreError::Encode { key: key.to_owned(), source })
 }

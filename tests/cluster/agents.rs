@@ -80,6 +80,33 @@ fn an_agent_that_comes_after_the_pods_finds_them() {
 }
 
 #[test]
+fn an_agent_keeps_its_ways_to_blocks_of_a_build_that_wrote_no_placements() {
+    let Some(cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
+    cluster.start_agents();
+    let pods = one_pod_each(&cluster, "Always");
+    cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+    let node = &cluster.nodes()[0];
+    wait_until("a route for each block", || node.remote_routes().len() == 4);
+    cluster.nodes().iter().for_each(Member::stop_agent);
+    let before = sorted(node.remote_routes());
+    let store = cluster.store();
+    for placement in store.backend().list("placements/", None).unwrap() {
+        store.backend().delete(&placement.key, None).unwrap();
+    }
+
+    node.start_agent();
+
+    wait_until("the agent has done its first pass", || {
+        node.agent_log().matches("agent starts").count() == 2
+            && since_its_start(node).contains("pass")
+    });
+    assert!(since_its_start(node).contains("nothing to change"), "{}", node.agent_log());
+    assert_eq!(sorted(node.remote_routes()), before);
+    assert_eq!(store.misplaced_blocks().unwrap(), []);
+    cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+}
+
+#[test]
 fn an_agent_does_all_with_the_capabilities_that_its_unit_leaves_it() {
     let Some(cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
     let unit = include_str!("../../conf/margay-agent.service");

@@ -376,7 +376,7 @@ impl World<'_> {
         self.compare_allocations(&store, sight);
     }
 
-    /// No address is held twice, and none without a handle that leads to it.
+    /// No address is held twice, and none without a handle that leads to it. Other nodes are told where they are.
     fn compare_allocations(&self, store: &Store, sight: &mut Sight) {
         let held: Vec<IpAddr> =
             sight.facts.values().flat_map(|facts| &facts.held).copied().collect();
@@ -394,6 +394,10 @@ impl World<'_> {
         if used != held.len() as u128 {
             let complaint = format!("{used} addresses are taken, and {} are held", held.len());
             sight.complaints.push(complaint);
+        }
+        let misplaced = store.misplaced_blocks().expect("blocks");
+        if !misplaced.is_empty() {
+            sight.complaints.push(format!("placements that are not their blocks': {misplaced:?}"));
         }
     }
 

@@ -307,7 +307,7 @@ fn blocks_that_hold_nothing_are_given_up() {
     network["ipam"]["pools"] = json!([{"cidr": "10.244.0.0/30", "block_size": 30}]);
     let pod = node.sandbox("a");
     pod.add(&network);
-    let released = || upkeep(&node, &network).upkeep.release_empty_blocks().unwrap();
+    let released = || upkeep(&node, &network).upkeep.tend_blocks().unwrap().released;
     assert_eq!(released(), []);
     pod.del(&network);
 

@@ -79,7 +79,7 @@ fn turn(keeper: &mut Keeper) {
     let reattached = keeper.reattach();
     assert!(reattached.failed.is_empty(), "{:?}", reattached.failed);
     keeper.remove_unused_pins();
-    keeper.upkeep.release_empty_blocks().unwrap();
+    keeper.upkeep.tend_blocks().unwrap();
 }
 
 /// Kills a turn of upkeep before this change, and says which one that is; `None` if it has fewer.

@@ -24,12 +24,7 @@ fn pool(cidr: &str, encapsulation: Encapsulation) -> Pool {
 }
 
 fn block(cidr: &str, node: &str) -> Placement {
-    Placement {
-        cidr: cidr.parse().unwrap(),
-        node: node.into(),
-        taken: 0,
-        borrowed: BTreeMap::new(),
-    }
+    Placement { cidr: cidr.parse().unwrap(), node: node.into(), borrowed: BTreeMap::new() }
 }
 
 fn topology(nodes: Vec<Node>, pools: Vec<Pool>, blocks: Vec<Placement>) -> Topology {

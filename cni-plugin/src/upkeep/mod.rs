@@ -6,7 +6,7 @@
 //! | [`Upkeep::reattach`] | puts back filters, map entries, neighbours and routes that are missing, and gives every pod this build's programs, in place |
 //! | [`Upkeep::remove_unused_pins`] | removes programs and maps of other builds and versions that nothing uses |
 //! | [`Upkeep::drain_deletions`] | removes from the datastore what DELs had to put off |
-//! | [`Upkeep::release_empty_blocks`] | lets other nodes have blocks of addresses that this one does not need |
+//! | [`Upkeep::tend_blocks`] | lets other nodes have blocks of addresses that this one does not need, and know where the others are |
 //! | [`Upkeep::unload`] | hands pods over to the host's stack and takes the programs away; by an operator alone |
 //!
 //! Each can be repeated at any time and killed at any moment, does what it can, and says in its
@@ -25,9 +25,8 @@ mod unload;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ipnetwork::IpNetwork;
 use margay_datapath::{Datapath, LoadOptions, Removed};
-use margay_datastore::{Attachment, Store};
+use margay_datastore::{Attachment, Store, TendedBlocks};
 
 pub use attach::Reattached;
 pub use reclaim::Reclaimed;
@@ -90,16 +89,21 @@ impl Upkeep {
         deletions::drain(&self.site, None, usize::MAX).await
     }
 
-    /// Gives up this node's blocks of addresses that hold nothing, but for one of each pool.
+    /// Gives up this node's blocks of addresses that hold nothing, but for one of each pool, and has other nodes know
+    /// of the others what they should.
     ///
     /// # Errors
     /// When the datastore cannot be read or written.
-    pub fn release_empty_blocks(&self) -> Result<Vec<IpNetwork>, Error> {
-        let released = self.site.allocator().release_empty_blocks().map_err(IpamError::from)?;
+    pub fn tend_blocks(&self) -> Result<TendedBlocks, Error> {
+        let tended = self.site.allocator().tend_blocks().map_err(IpamError::from)?;
+        let TendedBlocks { released, placed, .. } = &tended;
         if !released.is_empty() {
             tracing::info!(?released, "gave up empty blocks");
         }
-        Ok(released)
+        if !placed.is_empty() {
+            tracing::warn!(?placed, "other nodes knew something else of blocks than they say");
+        }
+        Ok(tended)
     }
 
     /// Removes what other builds and earlier ABI versions have pinned and nothing uses any more, if

@@ -59,7 +59,7 @@ fn is_needed(picture: &Picture<'_>) -> bool {
     let makes_interfaces = |network: &Network| matches!(network.part, Part::Whole(_));
     picture.node.networks.iter().any(makes_interfaces)
         && (picture.nodes.iter().any(|node| is_another(&node.name))
-            || picture.blocks.iter().any(|block| is_another(&block.node)))
+            || picture.placements.iter().any(|block| is_another(&block.node)))
 }
 
 fn look_at_health(picture: &Picture<'_>, address: SocketAddr, findings: &mut Findings) {
@@ -131,7 +131,7 @@ pub(super) fn missing_ways<'p>(picture: &'p Picture<'_>) -> BTreeSet<Way<'p>> {
     };
     // A block that its node gave up has none to lead to; addresses that are still out lead by themselves.
     let is_of_another = |block: &&Placement| block.node != site.nodename && !block.node.is_empty();
-    let of_others = picture.blocks.iter().filter(is_of_another);
+    let of_others = picture.placements.iter().filter(is_of_another);
     of_others
         .filter(|block| !has_route(block.cidr))
         .map(|block| (block.node.as_str(), block.cidr))

@@ -1,6 +1,6 @@
 //! What most areas look at, taken once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ use margay::netlink::{LinkInfo, Netlink, RouteInfo};
 use margay_abi::PodInfo;
 use margay_datapath::{Datapath, PinnedBuild};
 use margay_datastore::{
-    Change, Endpoint, EndpointState, Fact, Holding, Ipam, Node as NodeRecord, Placement, Pool,
-    StoreError, Topic,
+    Change, Endpoint, EndpointState, Fact, Holding, Ipam, Ledger, Node as NodeRecord, Placement,
+    Pool, StoreError, Topic,
 };
 
 use super::catalogue::{
@@ -44,8 +44,10 @@ pub(crate) struct Picture<'n> {
     pub(crate) holdings: Vec<Holding>,
     /// Every pool's record.
     pub(crate) pools: Vec<Pool>,
-    /// Every block.
-    pub(crate) blocks: Vec<Placement>,
+    /// Every block, as agents know it.
+    pub(crate) placements: Vec<Placement>,
+    /// All that address management has written down.
+    pub(crate) ledger: Ledger,
     /// Every node's record.
     pub(crate) nodes: Vec<NodeRecord>,
     /// Every link.
@@ -74,7 +76,8 @@ impl<'n> Picture<'n> {
             endpoints: Vec::new(),
             holdings: Vec::new(),
             pools: Vec::new(),
-            blocks: Vec::new(),
+            placements: Vec::new(),
+            ledger: Ledger::default(),
             nodes: Vec::new(),
             links: Vec::new(),
             routes: Vec::new(),
@@ -133,23 +136,16 @@ impl<'n> Picture<'n> {
                 match fact {
                     Some(Ok(Fact::Node(node))) => self.nodes.push(node),
                     Some(Ok(Fact::Pool(pool))) => self.pools.push(pool),
-                    Some(Ok(Fact::Block(block))) => self.blocks.push(block),
+                    Some(Ok(Fact::Block(block))) => self.placements.push(block),
                     Some(Err(error)) => note_record(&key, &error, findings),
                     None => {}
                 }
             }
         }
-        // The list of a node leaves out what does not decode.
-        let of_nets = self.endpoints.iter().map(|endpoint| endpoint.attachment.network());
-        let configured = self.node.networks.iter().map(|network| network.name.as_str());
-        let networks: BTreeSet<&str> = of_nets.chain(configured).collect();
-        for network in networks {
-            match site.store.endpoints(network) {
-                Err(error @ StoreError::Decode { .. }) => {
-                    note_record(&format!("endpoints/{network}/…"), &error, findings);
-                }
-                outcome => drop(outcome?),
-            }
+        // The lists of a node leave out what does not decode.
+        self.ledger = site.store.ledger()?;
+        for (key, reason) in &self.ledger.illegible {
+            findings.add(&RECORD_DAMAGED, format!("record {key} does not decode: {reason}"));
         }
         Ok(())
     }

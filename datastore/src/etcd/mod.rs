@@ -94,7 +94,7 @@ impl Etcd {
 
     /// A list of any length, as of one moment: the pages after the first are read at its revision. If
     /// that is compacted meanwhile, it begins anew.
-    fn pages(&self, prefix: &str, limit: usize) -> Result<Vec<KeyValue>, Failure> {
+    fn pages(&self, prefix: &str, limit: usize, keys_only: bool) -> Result<Vec<KeyValue>, Failure> {
         let (first, range_end) = range(&self.prefix, prefix);
         let mut listed: Vec<KeyValue> = Vec::new();
         let mut at_revision = 0;
@@ -105,7 +105,7 @@ impl Etcd {
                 range_end: range_end.clone(),
                 limit: page,
                 revision: at_revision,
-                keys_only: false,
+                keys_only,
             };
             let answer = self
                 .worker
@@ -182,9 +182,16 @@ impl Backend for Etcd {
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
         check_prefix(prefix)?;
-        let listed = self.pages(prefix, limit.unwrap_or(usize::MAX));
+        let listed = self.pages(prefix, limit.unwrap_or(usize::MAX), false);
         let kvs = listed.map_err(|failure| failure.into_backend(format!("list {prefix}")))?;
         Ok(kvs.into_iter().filter_map(|kv| self.versioned(kv)).collect())
+    }
+
+    fn keys(&self, prefix: &str) -> Result<Vec<String>, BackendError> {
+        check_prefix(prefix)?;
+        let listed = self.pages(prefix, usize::MAX, true);
+        let kvs = listed.map_err(|failure| failure.into_backend(format!("list {prefix}")))?;
+        Ok(kvs.into_iter().filter_map(|kv| Some(self.versioned(kv)?.key)).collect())
     }
 
     fn revision(&self) -> Result<Revision, BackendError> {

@@ -297,7 +297,7 @@ impl<'a> Assignment<'a> {
                 for ip in &ips {
                     block.take(*ip, self.allocation());
                 }
-                match self.ipam.write_block(&block, target.revision, by.as_ref()) {
+                match self.ipam.write_block(&block, target.read.as_ref(), by.as_ref()) {
                     Ok(true) => {
                         self.ipam.after_take(target, &block);
                         return Ok(ips);

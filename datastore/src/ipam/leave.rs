@@ -11,6 +11,7 @@ use ipnetwork::IpNetwork;
 
 use super::block::{Affinity, Block, Handle};
 use super::clock::Patience;
+use super::placement::AsRead;
 use super::pool::Family;
 use super::select::won;
 use super::{Ipam, IpamError};
@@ -82,24 +83,24 @@ impl Ipam<'_> {
         let ClaimedBlock { block, claim } = claimed;
         let mut patience = Patience::new();
         loop {
-            let (found, revision) = match self.read_block(block)? {
-                Some(Stored { record, revision }) => (record, Some(revision)),
-                None => (Block::new(*block, &self.node), None),
-            };
-            let is_of_another = revision.is_some() && found.node != self.node;
+            let found = self.read_block(block)?;
+            let read = found.as_ref().map(AsRead::from);
+            let found =
+                found.map_or_else(|| Block::new(*block, &self.node), |stored| stored.record);
+            let is_of_another = read.is_some() && found.node != self.node;
             if found.ended_claim == Some(claim.0) || (is_of_another && !found.is_given_up()) {
                 break;
             }
             // Given up before, and claimed again: that claim too ends by a write of the block, if it still
             // holds. It is looked at behind the block, which a claim that ends meanwhile would change. One
             // on a block that was never written goes with its pool.
-            if (is_of_another || revision.is_none()) && !self.has_claim(block, *claim)? {
+            if (is_of_another || read.is_none()) && !self.has_claim(block, *claim)? {
                 break;
             }
             if found.taken.values().any(|allocation| allocation.node == self.node) {
                 return Ok(false);
             }
-            if self.rewrite_block(&found.given_up(*claim), revision, Some(*claim))? {
+            if self.rewrite_block(&found.given_up(*claim), read.as_ref(), Some(*claim))? {
                 break;
             }
             patience.conflict()?;

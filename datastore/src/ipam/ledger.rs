@@ -11,6 +11,7 @@ use ipnetwork::IpNetwork;
 
 use super::block::{Affinity, Allocation, Block, Handle};
 use super::clock::{Patience, now_ms};
+use super::placement::AsRead;
 use super::pool::{Family, addresses};
 use super::{Ipam, IpamError};
 use crate::keys;
@@ -194,7 +195,9 @@ impl Ipam<'_> {
     /// changed since, without its handle in between, had none all the time.
     pub fn release_orphan(&self, ip: IpAddr) -> Result<Option<Attachment>, IpamError> {
         let mut patience = Patience::new();
-        while let Some(Stored { record: block, revision }) = self.block_that_has_taken(ip)? {
+        while let Some(stored) = self.block_that_has_taken(ip)? {
+            let read = AsRead::from(&stored);
+            let block = stored.record;
             let Some(slot) = block.taken.get(&ip) else { break };
             let handle = self.store.read::<Handle>(&keys::handle(&slot.attachment))?;
             let leads_here = |handle: &Handle| {
@@ -207,7 +210,7 @@ impl Ipam<'_> {
             let mut after = block.clone();
             after.give_back(&[ip], now_ms());
             self.before_give_back(&block, &after)?;
-            if self.write_block(&after, Some(revision), None)? {
+            if self.write_block(&after, Some(&read), None)? {
                 return Ok(Some(attachment));
             }
             patience.conflict()?;

@@ -20,7 +20,7 @@
 //! | 3. blocks, without the slots | a handle that names blocks without slots | the next release goes on |
 //! | 4. remove the handle | – | done |
 //!
-//! | step of `release_empty_blocks` | a crash after it leaves | why that is safe |
+//! | step of `tend_blocks`, of one that is empty | a crash after it leaves | why that is safe |
 //! | --- | --- | --- |
 //! | 1. block `blocks/…`: given up, with the revision of the claim that ends | an affinity that counts for nothing | whoever needs a block replaces it, and the next call removes it |
 //! | 2. remove affinity `affinities/…` | a hint for a block nobody has | following it claims the block anew |
@@ -42,6 +42,8 @@
 //! nobody finds: it marks the handle and then rewrites each block. An assignment reads a block,
 //! then looks at its handle, then writes the block; either it sees the mark, or its write loses to
 //! the rewriting and it sees the mark on the second look.
+//!
+//! What other nodes have to know of a block is written in the same change as the block (`placement.rs`), so it adds no step.
 //!
 //! Speed is in `select.rs`, the upkeep of hints in `hints.rs`. Hints can be lost or wrong; before
 //! [`IpamError::Exhausted`] every block is read.
@@ -72,9 +74,9 @@ use crate::backend::Unchanged;
 use crate::records::PodRef;
 use crate::store::Store;
 
+pub use empty::TendedBlocks;
 pub use error::IpamError;
 pub use ledger::{BlockEntry, Holder, Ledger, Slot};
-pub(crate) use placement::Outline;
 pub use placement::Placement;
 pub(crate) use pool::Family;
 pub use pool::{Encapsulation, Pool, PoolError};

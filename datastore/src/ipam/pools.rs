@@ -149,7 +149,7 @@ impl Ipam<'_> {
         // What somebody has changed meanwhile is looked at again.
         let remove = |key: &str, revision| won(self.store.remove_if(key, revision, closed));
         for Stored { record: block, revision } in blocks {
-            remove(&keys::block(&block.cidr), Some(revision))?;
+            won(self.store.remove_block(&block.cidr, revision, closed))?;
         }
         for Stored { record: Affinity { block, node }, revision } in claims {
             remove(&keys::open(&node, &block), None)?;

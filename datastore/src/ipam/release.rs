@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 
 use super::block::{Affinity, Block, Handle};
 use super::clock::{Patience, now_ms};
+use super::placement::AsRead;
 use super::select::won;
 use super::{Ipam, IpamError};
 use crate::Attachment;
@@ -235,11 +236,12 @@ impl Ipam<'_> {
                 Some(stored) => Some(stored),
                 None => self.read_block(block)?,
             };
-            let (before, revision, claim) = match stored {
-                Some(stored) => (stored.record, Some(stored.revision), None),
+            let read = stored.as_ref().map(AsRead::from);
+            let (before, claim) = match stored {
+                Some(stored) => (stored.record, None),
                 None => match self.store.read::<Affinity>(&keys::affinity(block))? {
                     Some(Stored { record: affinity, revision }) => {
-                        (Block::new(*block, &affinity.node), None, Some(revision))
+                        (Block::new(*block, &affinity.node), Some(revision))
                     }
                     None => return Ok(Vec::new()),
                 },
@@ -253,7 +255,7 @@ impl Ipam<'_> {
             if !held.is_empty() {
                 self.before_give_back(&before, &after)?;
             }
-            if self.rewrite_block(&after, revision, claim)? {
+            if self.rewrite_block(&after, read.as_ref(), claim)? {
                 return Ok(held);
             }
             patience.conflict()?;

@@ -11,6 +11,7 @@ use ipnetwork::IpNetwork;
 
 use super::block::{Affinity, Block, Open, Vacancy};
 use super::clock::now_ms;
+use super::placement::AsRead;
 use super::pool::{Family, Pool};
 use super::{Ipam, IpamError};
 use crate::backend::{Revision, Unchanged};
@@ -25,8 +26,8 @@ const FIRST_HINTS: usize = 8;
 pub(super) struct Target<'p> {
     pub(super) pool: &'p Pool,
     pub(super) block: Block,
-    /// That of the record under the block's key; `None` if the block was never written.
-    pub(super) revision: Option<Revision>,
+    /// The record under the block's key; `None` if the block was never written.
+    pub(super) read: Option<AsRead>,
     /// The hint as it was before the block was read, if it was looked at.
     pub(super) hint: Option<Revision>,
 }
@@ -137,13 +138,13 @@ impl Ipam<'_> {
         let mut best: Option<(u64, Target<'p>)> = None;
         let mut written = HashSet::new();
         for (pool, stored) in self.blocks_of(family, pools)? {
-            let Stored { record: block, revision } = stored;
-            let block = self.owned(block)?;
+            let read = Some(AsRead::from(&stored));
+            let block = self.owned(stored.record)?;
             written.insert(block.cidr);
             if strict_affinity && block.node != self.node && !block.is_given_up() {
                 continue;
             }
-            let target = Target { pool, block, revision: Some(revision), hint: None };
+            let target = Target { pool, block, read, hint: None };
             let Some(vacancy) = target.vacancy() else { continue };
             let rank = match vacancy.released_at_ms {
                 None => u64::from(target.block.node != self.node),
@@ -161,7 +162,7 @@ impl Ipam<'_> {
             let usable = !strict_affinity || affinity.node == self.node;
             let pool = pools.iter().find(|pool| pool.owns(&affinity.block))?;
             let block = Block::new(affinity.block, &affinity.node);
-            let target = Target { pool, block, revision: None, hint: None };
+            let target = Target { pool, block, read: None, hint: None };
             (usable && !written.contains(&affinity.block) && target.vacancy().is_some())
                 .then_some(target)
         }))
@@ -217,10 +218,9 @@ impl Ipam<'_> {
         let hint_key = keys::open(&self.node, block);
         let (mut hint, mut is_hinted) = (None, false);
         loop {
-            let (found, revision) = match self.read_block(block)? {
-                Some(stored) => (stored.record, Some(stored.revision)),
-                None => (Block::new(*block, ""), None),
-            };
+            let found = self.read_block(block)?;
+            let read = found.as_ref().map(AsRead::from);
+            let found = found.map_or_else(|| Block::new(*block, ""), |stored| stored.record);
             let owner = match self.claimed_by(&found)? {
                 Claim::Of(node) => node,
                 Claim::Ended(claim) => {
@@ -238,7 +238,7 @@ impl Ipam<'_> {
                 self.store.remove(&hint_key, None)?;
             }
             let block = found.of(&owner);
-            return Ok(Target { pool, block, revision, hint });
+            return Ok(Target { pool, block, read, hint });
         }
     }
 
@@ -353,8 +353,9 @@ impl Ipam<'_> {
         block: &IpNetwork,
     ) -> Result<Target<'p>, IpamError> {
         match self.read_block(block)? {
-            Some(Stored { record: block, revision }) if !block.is_given_up() => {
-                Ok(Target { pool, block, revision: Some(revision), hint: None })
+            Some(stored) if !stored.record.is_given_up() => {
+                let read = Some(AsRead::from(&stored));
+                Ok(Target { pool, block: stored.record, read, hint: None })
             }
             _ => self.claim_block(pool, block),
         }
@@ -367,9 +368,9 @@ impl Ipam<'_> {
     ) -> Result<Option<Target<'p>>, IpamError> {
         let read = self.read_block(&target.block.cidr)?;
         let read = read.filter(|stored| !stored.record.is_given_up());
-        Ok(read.map(|Stored { record: block, revision }| Target {
-            block,
-            revision: Some(revision),
+        Ok(read.map(|stored| Target {
+            read: Some(AsRead::from(&stored)),
+            block: stored.record,
             ..*target
         }))
     }
@@ -378,15 +379,14 @@ impl Ipam<'_> {
         Ok(self.store.read::<Block>(&keys::block(block))?)
     }
 
-    /// Writes a block if it is still as it was at `revision`; false if it is not.
+    /// Writes a block if it is still as it was read; false if it is not.
     pub(super) fn write_block(
         &self,
         block: &Block,
-        revision: Option<Revision>,
+        read: Option<&AsRead>,
         unchanged: Option<&Unchanged>,
     ) -> Result<bool, IpamError> {
-        let written = self.store.write_if(&keys::block(&block.cidr), block, revision, unchanged);
-        Ok(won(written)?.is_some())
+        Ok(won(self.store.write_block(block, read, unchanged))?.is_some())
     }
 
     /// The same by who takes no slot. A block that was never written is written only as long as the claim
@@ -394,12 +394,12 @@ impl Ipam<'_> {
     pub(super) fn rewrite_block(
         &self,
         block: &Block,
-        revision: Option<Revision>,
+        read: Option<&AsRead>,
         claim: Option<Revision>,
     ) -> Result<bool, IpamError> {
         let key = keys::affinity(&block.cidr);
-        let claim = claim.filter(|_| revision.is_none()).map(|since| Unchanged { key, since });
-        match self.write_block(block, revision, claim.as_ref()) {
+        let claim = claim.filter(|_| read.is_none()).map(|since| Unchanged { key, since });
+        match self.write_block(block, read, claim.as_ref()) {
             Err(error) if error.is_outdated() => Ok(false),
             written => written,
         }

@@ -182,8 +182,10 @@ pub fn list_is_in_key_order_and_exact_about_its_prefix(backend: &dyn Backend) {
     assert_eq!(keys("a/b/", Some(0)), [] as [&str; 0]);
     assert_eq!(keys("c/", None), [] as [&str; 0]);
     assert_eq!(keys("", None).len(), 9);
+    assert_eq!(backend.keys("a/b/").unwrap(), keys("a/b/", None));
     let half_a_name = backend.list("a/b", None);
     assert!(matches!(half_a_name, Err(BackendError::Prefix { .. })), "{half_a_name:?}");
+    assert!(matches!(backend.keys("a/b"), Err(BackendError::Prefix { .. })));
     assert!(matches!(backend.watch("a/b", Revision(0)), Err(BackendError::Prefix { .. })));
 }
 

@@ -14,8 +14,8 @@ use margay_agent::remote::RemoteTable;
 use margay_agent::topology::{News, Topology};
 use margay_datastore::testing::Memory;
 use margay_datastore::{
-    AssignRequest, Attachment, Backend, Caution, Ipam, IpamError, Pool, RemoveNodeError, Store,
-    StoreError, Topic, remove_node,
+    AssignRequest, Attachment, Backend, Caution, Change, Ipam, IpamError, Pool, RemoveNodeError,
+    Store, StoreError, Topic, remove_node,
 };
 use serde_json::Value;
 
@@ -38,6 +38,7 @@ pub fn check(input: &[u8]) {
     scene.assign_and_release(["10.244.0.70", "fd00::45"].map(|ip| ip.parse().expect("ip")).into());
     scene.release();
     scene.reclaim();
+    scene.place();
     scene.remove_pools();
     scene.remove_node();
     scene.find_ways();
@@ -148,6 +149,25 @@ impl Scene {
             if self.accept_ipam(&store, reclaimed).is_some() {
                 let again = ipam.reclaim_earlier_boots(&|_| is_alive).expect("a single read");
                 assert_eq!(again, []);
+            }
+        }
+    }
+
+    /// Whatever other nodes were told of blocks, in the end it is what those say that can be read.
+    fn place(&self) {
+        let store = self.store();
+        self.accept_ipam(&store, store.place_blocks());
+        self.accept_ipam(&store, ipam(&store).tend_blocks());
+        for block in self.accept(&store, store.misplaced_blocks()).unwrap_or_default() {
+            self.accept_ipam(&store, store.place_block(&block));
+        }
+        assert_eq!(store.misplaced_blocks().expect("memory"), []);
+        for topic in Topic::ALL {
+            let (_, changes) = store.survey(topic).expect("memory");
+            for Change { key, fact } in changes {
+                if let Some(Err(error)) = fact {
+                    assert!(error.to_string().contains(&key), "{error} is of {key}");
+                }
             }
         }
     }

@@ -142,6 +142,9 @@ fn give_up_blocks_of_another_node(store: &Store) {
             record["node"] = json!("");
             let record = record.to_string();
             store.backend().update(&block.key, record.as_bytes(), block.revision).unwrap();
+            for block in store.misplaced_blocks().unwrap() {
+                store.place_block(&block).unwrap();
+            }
         }
     }
 }

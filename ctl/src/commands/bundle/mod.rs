@@ -14,7 +14,7 @@ use clap::Args;
 use margay::nat;
 use margay_abi::ABI_VERSION;
 use margay_datapath::{Datapath, Program, Remotes};
-use margay_datastore::Placement;
+use margay_datastore::BlockEntry;
 use secrets::Secrets;
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ status.json         the node on one screen
 versions.json       releases, builds, kernel
 configuration/      networks and the agent's configuration, without secrets
 endpoints.json      records of this node's pods
-pools.json, blocks.json, nodes.json
+pools.json, blocks.json, placements.json, nodes.json
                     address management, and the other nodes
 maps/               what the programs know; of flows, how many
 filters.json        what is attached to pods' interfaces, anybody's
@@ -136,11 +136,13 @@ fn add_records(archive: &mut Archive, picture: &Picture<'_>) -> io::Result<()> {
     archive.json("endpoints.json", &picture.endpoints)?;
     archive.json("pools.json", &picture.pools)?;
     archive.json("nodes.json", &picture.nodes)?;
-    let block = |block: &Placement| {
-        let Placement { cidr, node, taken, borrowed } = block;
-        json!({"cidr": cidr, "node": node, "taken": taken, "borrowed": borrowed})
+    let block = |block: &BlockEntry| {
+        let BlockEntry { cidr, node, claimed_by, taken, .. } = block;
+        json!({"cidr": cidr, "node": node, "claimed_by": claimed_by, "taken": taken.len()})
     };
-    archive.json("blocks.json", &picture.blocks.iter().map(block).collect::<Vec<_>>())
+    let blocks: Vec<Value> = picture.ledger.blocks.iter().map(block).collect();
+    archive.json("blocks.json", &blocks)?;
+    archive.json("placements.json", &picture.placements)
 }
 
 async fn add_network(archive: &mut Archive, picture: &Picture<'_>) -> io::Result<()> {

@@ -68,7 +68,7 @@ fn giving_up_blocks_that_dies_at_any_write_leaks_nothing() {
         }
     };
     let story: Story =
-        |store, _| node(store, "a").cool_down(Duration::ZERO).release_empty_blocks().map(drop);
+        |store, _| node(store, "a").cool_down(Duration::ZERO).tend_blocks().map(drop);
     assert!(at_every_write(emptied, story) >= 18, "three writes for each of six blocks");
 }
 
@@ -83,9 +83,8 @@ fn giving_up_blocks_that_died_is_brought_to_its_end_by_the_next() {
             node(&sound, "a").release(&attachment(container)).unwrap();
         }
         let faulty = std::sync::Arc::new(Faulty::new(memory, Fault::CrashAfter, at_write));
-        let give_up = |store: &Store| {
-            node(store, "a").cool_down(Duration::ZERO).release_empty_blocks().map(drop)
-        };
+        let give_up =
+            |store: &Store| node(store, "a").cool_down(Duration::ZERO).tend_blocks().map(drop);
 
         let outcome = give_up(&Store::new(faulty.clone()));
         give_up(&sound).unwrap();

@@ -35,15 +35,15 @@ fn a_node_gives_up_its_empty_blocks_but_one_of_each_pool() {
     assign(&store, &pools, 0..20);
     let claimed = claims(&store).len();
     assert!(claimed >= 6, "three blocks of each family: {claimed}");
-    assert_eq!(rested(&store, "a").release_empty_blocks().unwrap(), [], "all are in use");
+    assert_eq!(rested(&store, "a").tend_blocks().unwrap().released, [], "all are in use");
 
     release(&store, 0..20);
-    let released = rested(&store, "a").release_empty_blocks().unwrap();
+    let released = rested(&store, "a").tend_blocks().unwrap().released;
 
     assert_eq!(released.len(), claimed - 2);
     assert_eq!(claims(&store).len(), 2);
     assert_eq!(store.backend().list(keys::OPEN, None).unwrap().len(), 2, "and their hints");
-    assert_eq!(rested(&store, "a").release_empty_blocks().unwrap(), [], "and again nothing");
+    assert_eq!(rested(&store, "a").tend_blocks().unwrap().released, [], "and again nothing");
     assert_nothing_held(&store);
     assign(&store, &pools, 0..20);
     assert_eq!(taken(&store).len(), 40);
@@ -56,8 +56,8 @@ fn a_block_with_a_taken_slot_or_one_that_rests_stays() {
     assign(&store, &pools, 0..10);
     release(&store, 1..10);
 
-    assert_eq!(node(&store, "a").release_empty_blocks().unwrap(), [], "they rest");
-    rested(&store, "a").release_empty_blocks().unwrap();
+    assert_eq!(node(&store, "a").tend_blocks().unwrap().released, [], "they rest");
+    rested(&store, "a").tend_blocks().unwrap();
 
     assert_eq!(claims(&store).len(), 2, "that with a slot, and one to spare");
     let held = node(&store, "a").assigned(&attachment(0)).unwrap();
@@ -73,7 +73,7 @@ fn another_node_gets_what_was_given_up_and_its_blocks_are_left_alone() {
     assert!(matches!(node(&store, "b").assign(&strict(100)), Err(IpamError::Exhausted { .. })));
     release(&store, 0..14);
 
-    assert_eq!(rested(&store, "a").release_empty_blocks().unwrap().len(), 3);
+    assert_eq!(rested(&store, "a").tend_blocks().unwrap().released.len(), 3);
     let fill = |mut containers: std::ops::Range<u32>| {
         let full =
             containers.find(|container| node(&store, "b").assign(&strict(*container)).is_err());
@@ -81,12 +81,12 @@ fn another_node_gets_what_was_given_up_and_its_blocks_are_left_alone() {
     };
     fill(100..114);
     // All blocks are claimed, so the last is not kept to spare.
-    assert_eq!(rested(&store, "a").release_empty_blocks().unwrap().len(), 1);
+    assert_eq!(rested(&store, "a").tend_blocks().unwrap().released.len(), 1);
     fill(114..200);
 
     assert_eq!(taken(&store).len(), 14);
     assert!(claims(&store).values().all(|node| node == "b"));
-    assert_eq!(rested(&store, "a").release_empty_blocks().unwrap(), []);
+    assert_eq!(rested(&store, "a").tend_blocks().unwrap().released, []);
     assert_eq!(taken(&store).len(), 14);
 }
 
@@ -98,7 +98,7 @@ fn a_block_that_another_node_has_borrowed_of_stays() {
     node(&store, "b").assign(&request(100, &pools)).unwrap();
     release(&store, 0..1);
 
-    assert_eq!(rested(&store, "a").release_empty_blocks().unwrap(), []);
+    assert_eq!(rested(&store, "a").tend_blocks().unwrap().released, []);
     assert_eq!(taken(&store).len(), 1);
 }
 
@@ -111,7 +111,7 @@ fn of_a_disabled_pool_nothing_is_kept() {
     let disabled = Pool { disabled: true, ..pools[0].clone() };
     store.put(&keys::pool(&disabled.cidr), &disabled).unwrap();
 
-    assert_eq!(rested(&store, "a").release_empty_blocks().unwrap().len(), 1);
+    assert_eq!(rested(&store, "a").tend_blocks().unwrap().released.len(), 1);
     assert_eq!(claims(&store).len(), 0);
 }
 
@@ -124,7 +124,7 @@ fn a_damaged_record_keeps_no_other_block_from_being_given_up() {
     let first = store.backend().list(&keys::blocks(Family::V4), None).unwrap().remove(0);
     store.backend().update(&first.key, b"{}", first.revision).unwrap();
 
-    let released = rested(&store, "a").release_empty_blocks().unwrap();
+    let released = rested(&store, "a").tend_blocks().unwrap().released;
 
     assert!(!released.is_empty());
 }

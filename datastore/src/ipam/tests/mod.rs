@@ -5,6 +5,7 @@ mod foreign;
 mod leave;
 mod ledger;
 mod model;
+mod placement;
 mod pool_deletion;
 mod pools;
 mod race;
@@ -72,6 +73,7 @@ fn texts(ips: &[IpAddr]) -> Vec<String> {
 /// has not claimed it, a record that is not found by its node.
 fn taken(store: &Store) -> BTreeMap<IpAddr, Attachment> {
     assert_index(store);
+    assert_placed(store);
     let mut taken = BTreeMap::new();
     for family in [Family::V4, Family::V6] {
         for block in store.read_all::<Block>(&keys::blocks(family)).unwrap() {
@@ -107,6 +109,16 @@ fn assert_index(store: &Store) {
         .chain(endpoints.map(|found| keys::on(&found.node, &keys::endpoint(&found.attachment))))
         .collect();
     assert_eq!(keys("on/").map(|mark| mark.key).collect::<BTreeSet<_>>(), wanted);
+}
+
+/// Panics unless each block has the placement that follows from it, and nothing else has one.
+fn assert_placed(store: &Store) {
+    let families = [Family::V4, Family::V6];
+    let blocks = families.map(|family| store.read_all::<Block>(&keys::blocks(family)).unwrap());
+    let placements =
+        families.map(|family| store.read_all::<Placement>(&keys::placements(family)).unwrap());
+    assert_eq!(placements.concat(), blocks.concat().iter().map(Placement::of).collect::<Vec<_>>());
+    assert_eq!(store.misplaced_blocks().unwrap(), []);
 }
 
 /// Panics unless no address is out and no handle is left.

@@ -91,7 +91,7 @@ impl World {
                     self.store.backend().delete(&hint.key, None).unwrap();
                 }
             }
-            Step::GiveUpBlocks { node } => drop(self.ipam(node).release_empty_blocks().unwrap()),
+            Step::GiveUpBlocks { node } => drop(self.ipam(node).tend_blocks().unwrap()),
             Step::Reboot { node } => {
                 self.boots[node] += 1;
                 let boot = self.boots[node];

@@ -283,7 +283,7 @@ fn use_and_empty(store: &Store, name: &str) -> Result<(), IpamError> {
 }
 
 fn give_up(store: &Store, name: &str) -> Result<(), IpamError> {
-    node(store, name).cool_down(Duration::ZERO).release_empty_blocks().map(drop)
+    node(store, name).cool_down(Duration::ZERO).tend_blocks().map(drop)
 }
 
 fn memory() -> Arc<dyn Backend> {

@@ -100,6 +100,34 @@ fn anything_between_any_two_steps_of_a_release_leaves_all_or_nothing() {
 }
 
 #[test]
+fn whatever_others_do_between_any_two_steps_of_placing_blocks_they_agree_with_their_placements() {
+    let without_placements = |store: &Store| {
+        for number in 0..5 {
+            node(store, "a").assign(&request(format!("a-{number}"), &small_pools())).unwrap();
+        }
+        for placement in store.backend().list(keys::PLACEMENTS, None).unwrap() {
+            store.backend().delete(&placement.key, None).unwrap();
+        }
+    };
+    let place: Story = |store| store.place_blocks().map(|_| Vec::new());
+    let borrow: Meanwhile =
+        |store| drop(node(store, "b").assign(&request("y", &small_pools())).unwrap());
+    let release: Meanwhile = |store| drop(node(store, "a").release(&attachment("a-1")).unwrap());
+    let remove: Meanwhile = |store| drop(remove_a(store).unwrap());
+    let delete: Meanwhile = |store| {
+        for number in 0..5 {
+            node(store, "a").release(&attachment(format!("a-{number}"))).unwrap();
+        }
+        for pool in small_pools() {
+            node(store, "a").delete_pool(&pool.cidr).unwrap();
+        }
+    };
+    for meanwhile in [borrow, release, remove, delete] {
+        at_every_step_after(without_placements, &[0], place, meanwhile);
+    }
+}
+
+#[test]
 fn giving_up_blocks_between_any_two_steps_of_an_assign_takes_nothing_from_it() {
     let give_up = |store: &Store| give_up_blocks(store, "a");
     at_every_step_leaving(&[2], assign_x, give_up);
@@ -242,7 +270,7 @@ fn fill_and_borrow(store: &Store) {
 }
 
 fn give_up_blocks(store: &Store, name: &str) {
-    node(store, name).cool_down(Duration::ZERO).release_empty_blocks().unwrap();
+    node(store, name).cool_down(Duration::ZERO).tend_blocks().unwrap();
 }
 
 /// Leaves the node with blocks that hold nothing.
@@ -353,12 +381,12 @@ fn churn_by_many_neither_leaks_nor_doubles() {
                     let ips = ipam.assign(&request(&container, pools)).unwrap();
                     assert_eq!(ipam.assigned(&attachment(&container)).unwrap(), ips);
                     if round % 5 == 4 {
-                        ipam.release_empty_blocks().unwrap();
+                        ipam.tend_blocks().unwrap();
                         for other in 0..5 {
                             let other = attachment(format!("{worker}-{other}"));
                             assert_eq!(ipam.release(&other).unwrap().len(), 2);
                         }
-                        ipam.release_empty_blocks().unwrap();
+                        ipam.tend_blocks().unwrap();
                     }
                 }
             });
