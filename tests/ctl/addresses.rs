@@ -100,6 +100,8 @@ fn every_contradiction_is_found_by_its_name() {
     backend.create("handles/podnet/torn/eth0", b"{").unwrap();
     let affinity = &backend.list("affinities/ipv6/", None).unwrap()[0].key;
     backend.delete(affinity, None).unwrap();
+    let placement = &backend.list("placements/ipv4/", None).unwrap()[0].key;
+    backend.delete(placement, None).unwrap();
 
     let printed = scene.check(20);
 
@@ -115,6 +117,7 @@ fn every_contradiction_is_found_by_its_name() {
         "map_entry_of_nobody",
         "illegible_record",
         "block_without_claim",
+        "block_misplaced",
     ] {
         assert!(found.contains(&kind.to_owned()), "{kind} is not in {found:?}");
     }

@@ -111,6 +111,8 @@ catalogue! {
         => "restore it, or delete the key with sqlite3 or etcdctl and make its pod anew",
     DELETIONS_PUT_OFF "deletions-put-off" Warning:
         "Addresses of pods that are gone are held until the datastore knows."; fix,
+    BLOCK_MISPLACED "block-misplaced" Error:
+        "Other nodes go by something else than the block says: packets to its pods may go astray."; fix,
 
     BPFFS_NOT_MOUNTED "bpffs-not-mounted" Warning:
         "The first ADD mounts it, in the runtime's mount namespace, where others may not see it and a restart of the runtime may lose it."

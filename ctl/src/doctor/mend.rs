@@ -13,7 +13,7 @@ use margay::upkeep::{Failures, Upkeep};
 use margay_abi::ABI_VERSION;
 use margay_datapath::Datapath;
 
-use super::catalogue::{BPFFS_PRIVATE, DELETIONS_PUT_OFF, Kind, NAT_RULES};
+use super::catalogue::{BLOCK_MISPLACED, BPFFS_PRIVATE, DELETIONS_PUT_OFF, Kind, NAT_RULES};
 use super::dataplane;
 use super::finding::Diagnosis;
 use super::host;
@@ -50,6 +50,9 @@ pub(crate) async fn mend(node: &Node, diagnosis: &Diagnosis) -> Mended {
             }
         }
     }
+    if has(&BLOCK_MISPLACED) {
+        mended.place_blocks(node);
+    }
     if diagnosis.findings.iter().any(|found| found.kind.fixable) {
         let upkeep = node.upkeep(GRACE);
         let Some(mut upkeep) = mended.or_note("upkeep", upkeep) else { return mended };
@@ -73,6 +76,15 @@ fn is_current(node: &Node) -> Result<bool, Failure> {
 }
 
 impl Mended {
+    fn place_blocks(&mut self, node: &Node) {
+        let misplaced = || Ok::<_, Failure>((node.store()?, node.store()?.misplaced_blocks()?));
+        let Some((store, misplaced)) = self.or_note("placements", misplaced()) else { return };
+        for block in misplaced {
+            let placed = store.place_block(&block).map(drop);
+            self.note(&format!("the placement of block {block} is what the block says"), placed);
+        }
+    }
+
     async fn reclaim(&mut self, upkeep: &mut Upkeep, has_deletions: bool) {
         if has_deletions
             && let Some(count) = self.or_note("deletions", upkeep.drain_deletions().await)

@@ -1,4 +1,4 @@
-//! Whether there are addresses left, and whose they are besides.
+//! Whether there are addresses left, whose they are besides, and whether other nodes know where they are.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,9 @@ use margay::config::{IpamConf, Pool};
 use margay::naming;
 use margay_datastore::{Ipam, PoolUsage};
 
-use super::catalogue::{POOL_EXHAUSTED, POOL_NEARLY_EXHAUSTED, POOL_OVERLAPS_ROUTE};
+use super::catalogue::{
+    BLOCK_MISPLACED, POOL_EXHAUSTED, POOL_NEARLY_EXHAUSTED, POOL_OVERLAPS_ROUTE,
+};
 use super::finding::Findings;
 use super::is_nearly_full;
 use super::leftovers::{MAIN_TABLE, is_margays};
@@ -16,6 +18,7 @@ use crate::node::Part;
 
 pub(super) fn look(picture: &Picture<'_>, findings: &mut Findings) {
     look_at_usage(picture, findings);
+    look_at_placements(picture, findings);
     for network in &picture.node.networks {
         // The bridge of another plugin has its pool's prefix, as it should.
         let Part::Whole(conf) = &network.part else { continue };
@@ -41,6 +44,15 @@ fn look_at_usage(picture: &Picture<'_>, findings: &mut Findings) {
         } else if is_nearly_full(used, capacity) {
             findings.add(&POOL_NEARLY_EXHAUSTED, text);
         }
+    }
+}
+
+fn look_at_placements(picture: &Picture<'_>, findings: &mut Findings) {
+    let Some(site) = &picture.site else { return };
+    let misplaced = findings.or_note("placements", site.store.misplaced_blocks());
+    for block in misplaced.unwrap_or_default() {
+        let text = format!("the placement of block {block} is not what the block says");
+        findings.add(&BLOCK_MISPLACED, text);
     }
 }
 

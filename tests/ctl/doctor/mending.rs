@@ -34,6 +34,29 @@ fn what_a_verb_is_at_work_on_is_left_to_it() {
 }
 
 #[test]
+fn blocks_of_which_other_nodes_know_something_else_are_named_and_put_right() {
+    let Some(node) = Node::new() else { return };
+    let (ctl, _pod, _) = node_with_a_pod(&node, &node.network());
+    let store = node.store();
+    let placements = store.backend().list("placements/", None).unwrap();
+    for (placement, value) in placements.iter().zip(["", r#"{"cidr":"::/122","node":"else"}"#]) {
+        let value = value.as_bytes();
+        store.backend().update(&placement.key, value, placement.revision).unwrap();
+    }
+    let blocks = store.misplaced_blocks().unwrap();
+    assert_eq!(blocks.len(), 2);
+
+    let diagnosis = Diagnosis::of(&ctl);
+    let mended = Diagnosis::with(&ctl, &["--fix"]);
+
+    for block in blocks {
+        diagnosis.assert_found("block-misplaced", &block.to_string());
+        assert!(mended.done().iter().any(|done| done.contains(&block.to_string())), "{mended:#?}");
+    }
+    Diagnosis::of(&ctl).assert_only(&[]);
+}
+
+#[test]
 fn what_could_not_be_looked_at_is_a_finding_and_keeps_nothing_else_from_being_looked_at() {
     let Some(node) = Node::new() else { return };
     let (ctl, _pod, _) = node_with_a_pod(&node, &node.network());

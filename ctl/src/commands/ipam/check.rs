@@ -45,6 +45,7 @@ async fn look(node: &Node) -> Result<(BTreeSet<Finding>, Vec<String>), Failure> 
     let store = node.store()?;
     let pools = store.pools()?;
     let ledger = store.ledger()?;
+    let misplaced = store.misplaced_blocks()?;
     let map_entries = match dataplane::pods(&settings.paths.bpffs_root) {
         Ok(Some(pods)) => Some(pods.entries()?),
         Ok(None) => None,
@@ -56,6 +57,7 @@ async fn look(node: &Node) -> Result<(BTreeSet<Finding>, Vec<String>), Failure> 
     let links = Netlink::open()?.links().await?;
     let facts = Facts {
         ledger,
+        misplaced,
         pools,
         map_entries,
         attachments: links.iter().filter_map(attachment).collect(),

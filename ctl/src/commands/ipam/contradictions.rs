@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use margay::{dataplane, ipam, naming};
 use margay_abi::PodInfo;
 use margay_datastore::{Attachment, BlockEntry, Endpoint, EndpointState, Holder, Ledger, Pool};
@@ -11,6 +12,8 @@ use serde::Serialize;
 /// What was seen in one look.
 pub(super) struct Facts {
     pub(super) ledger: Ledger,
+    /// Blocks whose placement is not what they say.
+    pub(super) misplaced: Vec<IpNetwork>,
     pub(super) pools: Vec<Pool>,
     /// Of this node; `None` where they cannot be seen, or there are none.
     pub(super) map_entries: Option<BTreeMap<IpAddr, PodInfo>>,
@@ -56,6 +59,7 @@ pub(super) fn find(facts: &Facts) -> BTreeSet<Finding> {
         found.error("illegible_record", text, "whoever needs it fails; restore or delete it", None);
     }
     blocks(facts, &mut found);
+    placements(facts, &mut found);
     slots(facts, &mut found);
     holders(facts, &mut found);
     endpoints(facts, &mut found);
@@ -124,6 +128,14 @@ fn blocks(facts: &Facts, found: &mut Found) {
             let hint = "its pods go on; margayctl ipam show --block says which they are";
             found.warning("block_of_no_pool", text, hint, None);
         }
+    }
+}
+
+fn placements(facts: &Facts, found: &mut Found) {
+    for block in &facts.misplaced {
+        let text = format!("the placement of block {block} is not what the block says");
+        let hint = "other nodes go by the placement; margayctl doctor --fix puts it right";
+        found.error("block_misplaced", text, hint, None);
     }
 }
 
