@@ -6,6 +6,7 @@ mod blocks;
 mod failures;
 mod fast_path;
 mod nodes;
+mod operator;
 mod packets;
 mod pools;
 mod reach;
