@@ -5,7 +5,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use margay::config::{AgentConf, Dataplane, Datastore, IpamNetConf, NetConf, Paths};
+use margay::config::{
+    AgentConf, ConfigError, Dataplane, Datastore, IpamConf, IpamNetConf, NetConf, Paths, PoolSet,
+};
 use margay::hold::Site;
 use margay::ipam;
 use margay::log::LogConf;
@@ -53,6 +55,31 @@ pub(crate) struct Network {
     pub(crate) chain: Vec<String>,
     /// What margay is told.
     pub(crate) part: Part,
+    /// Why the pools that it chooses in the datastore cannot be had.
+    pub(crate) unsettled: Option<ConfigError>,
+}
+
+impl Network {
+    /// The pools, where margay-ipam gives the addresses.
+    pub(crate) fn pools(&self) -> Option<&PoolSet> {
+        match &self.part {
+            Part::Whole(conf) => match &conf.ipam {
+                IpamConf::Builtin(pools) => Some(pools),
+                IpamConf::Delegated(_) => None,
+            },
+            Part::Addresses(conf) => Some(&conf.pools),
+        }
+    }
+
+    fn pools_mut(&mut self) -> Option<&mut PoolSet> {
+        match &mut self.part {
+            Part::Whole(conf) => match &mut conf.ipam {
+                IpamConf::Builtin(pools) => Some(pools),
+                IpamConf::Delegated(_) => None,
+            },
+            Part::Addresses(conf) => Some(&mut conf.pools),
+        }
+    }
 }
 
 /// Which of margay's plugins a network has.
@@ -99,7 +126,22 @@ impl Node {
             Ok(agent) => node.agent = agent,
             Err(failure) => node.unusable.push(failure),
         }
+        node.settle_pools();
         node
+    }
+
+    /// Pools that configurations choose in the datastore are part of what they say. One that cannot be opened, as by
+    /// somebody who may not, leaves them without, and is for the command that needs it to say.
+    fn settle_pools(&mut self) {
+        let is_open = |network: &Network| network.pools().is_some_and(PoolSet::is_open);
+        if !self.networks.iter().any(is_open) {
+            return;
+        }
+        let Some(records) = self.store().ok().and_then(|store| store.pools().ok()) else { return };
+        for network in &mut self.networks {
+            let Some(pools) = network.pools_mut() else { continue };
+            network.unsettled = pools.settle(&records).err();
+        }
     }
 
     fn take_up(&mut self, file: &Path) {
@@ -249,7 +291,8 @@ fn networks(file: &Path) -> Result<Vec<Network>, Failure> {
     for plugin in &plugins {
         if let Some(part) = part(file, plugin)? {
             let (file, name, chain) = (file.to_owned(), name.clone(), chain.clone());
-            networks.push(Network { file, name, version: version.clone(), chain, part });
+            let version = version.clone();
+            networks.push(Network { file, name, version, chain, part, unsettled: None });
         }
     }
     Ok(networks)
@@ -267,7 +310,7 @@ fn in_list(plugin: &Map<String, Value>, list: &Map<String, Value>) -> Map<String
 }
 
 fn part(file: &Path, plugin: &Map<String, Value>) -> Result<Option<Part>, Failure> {
-    let failed = |source: margay::config::ConfigError| Failure::Configuration {
+    let failed = |source: ConfigError| Failure::Configuration {
         path: file.to_owned(),
         source: source.into(),
     };

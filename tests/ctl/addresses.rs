@@ -29,7 +29,7 @@ fn pools_blocks_and_addresses_are_shown_with_who_has_them() {
     assert_fields(
         &shown["pools"][0],
         "block_size blocks capacity cidr disabled_by_configuration \
-        disabled_by_operator encapsulation nat_outgoing networks state used",
+        disabled_by_operator encapsulation name nat_outgoing networks state used",
     );
     assert_fields(&shown["blocks"][0], "borrowed cidr node pool released slots used");
     let numbers = |row: &Value| [&row["cidr"], &row["used"], &row["capacity"]].map(Value::clone);

@@ -1,7 +1,9 @@
 //! `margayctl pool`.
 
 use margay_tests::Node;
+use margay_tests::cni::{CniOutput, Invocation};
 use margay_tests::ctl::Ctl;
+use margay_tests::node::plugin_directory;
 use margay_tests::pod::address;
 use serde_json::{Value, json};
 
@@ -96,6 +98,85 @@ fn what_the_configuration_disables_stays_so_and_pools_go_by_their_names() {
     assert_eq!(ctl.json(&["pool", "disable", "spare"])["pool"], "10.245.0.0/24");
     assert_eq!(ctl.run(&["pool", "disable", "no-such"]).code, 1);
     assert_eq!(ctl.run(&["pool", "disable", "10.9.0.0/24"]).code, 1);
+}
+
+#[test]
+fn a_pool_of_the_datastore_is_chosen_by_its_name_or_range_and_is_what_was_created() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    network["ipam"].as_object_mut().unwrap().remove("pools");
+    network["ipam"]["ipv4_pools"] = json!(["blue"]);
+    let ctl = Ctl::new(&node, &network);
+    let create = |arguments: &[&str]| ctl.text(&[&["pool", "create"], arguments].concat());
+    let _created =
+        create(&["10.245.0.0/24", "--name", "blue", "--block-size", "28", "--nat-outgoing"]);
+    let _created = create(&["10.246.0.0/24", "--block-size", "29"]);
+    assert_eq!(ctl.run(&["pool", "create", "10.247.0.0/24", "--name", "blue"]).code, 1, "its name");
+
+    let pod = node.sandbox("a");
+    assert!(status(&network).is_success());
+    let result = pod.add(&network);
+
+    let ip = address(&result, true);
+    assert!(ip.to_string().starts_with("10.245.0."), "{ip}");
+    let row = pool(&ctl, "10.245.0.0/24");
+    assert_eq!((&row["name"], &row["block_size"]), (&json!("blue"), &json!(28)));
+    assert!(ctl.text(&["pool", "list"]).contains("10.245.0.0/24 (blue)"));
+    assert_eq!((&row["nat_outgoing"], &row["networks"]), (&json!(true), &json!(["podnet"])));
+    assert!(pod.check(&network, &result).is_success());
+    assert!(node.run(&["nft", "list", "table", "inet", "margay"]).contains("10.245.0.0/24"));
+    let plugins = plugin_directory();
+    let doctor = ["doctor", "--bin-dir", plugins.to_str().unwrap()];
+    assert_eq!(ctl.text(&doctor), "nothing is wrong\n");
+
+    // Beside pools of the configuration, and by its range.
+    let mut mixed = node.network();
+    mixed["ipam"]["ipv4_pools"] = json!(["10.246.0.0/24", "10.244.0.0/24"]);
+    let other = node.sandbox("b");
+    let ip = address(&other.add(&mixed), true);
+    assert!(ip.to_string().starts_with("10.246.0."), "{ip}");
+    assert_eq!(pool(&ctl, "10.246.0.0/24")["block_size"], 29);
+    let mut of_ptp = json!({"cniVersion": "1.0.0", "name": "ptpnet", "type": "ptp"});
+    of_ptp["ipam"] = json!({
+        "type": "margay-ipam", "ipv4_pools": ["blue"], "nodename": "node-under-test",
+        "state_dir": network["state_dir"], "run_dir": network["run_dir"],
+    });
+    let given = other.invocation_of("margay-ipam", "ADD", &of_ptp).execute().success();
+    assert!(given["ips"][0]["address"].as_str().unwrap().starts_with("10.245.0."), "{given}");
+    let _disabled = ctl.text(&["pool", "disable", "blue"]);
+    assert_eq!(pool(&ctl, "10.245.0.0/24")["state"], "disabled");
+    other.del(&mixed);
+    pod.del(&network);
+    assert_eq!(node.pod_links(), []);
+}
+
+#[test]
+fn a_pool_that_nobody_knows_is_an_error_of_the_configuration_for_every_verb_that_needs_it() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    let (ctl, pod) = (Ctl::new(&node, &network), node.sandbox("a"));
+    pod.add(&network);
+    network["ipam"]["ipv4_pools"] = json!(["blue"]);
+    ctl.install(&network);
+    let new = node.sandbox("b");
+
+    let (code, message) = new.invocation("ADD", &network).execute().error();
+    let (of_status, _) = status(&network).error();
+    let plugins = plugin_directory();
+    let printed = ctl.run(&["doctor", "--bin-dir", plugins.to_str().unwrap()]);
+
+    assert_eq!((code, of_status, printed.code), (7, 7, 20), "{message}");
+    for text in [&message, &printed.stdout] {
+        assert!(text.contains("ipam.ipv4_pools[0] = \"blue\": is neither"), "{text}");
+    }
+    assert!(printed.stdout.contains("pool-unknown"), "{printed:?}");
+    // Who goes needs no pool.
+    pod.del(&network);
+    assert_eq!(node.pod_links(), []);
+}
+
+fn status(network: &Value) -> CniOutput {
+    Invocation::new("margay", "STATUS", network).execute()
 }
 
 fn pool(ctl: &Ctl<'_>, cidr: &str) -> Value {

@@ -49,9 +49,11 @@ pub(super) fn add(call: &Call, target: &Target) -> Result<CNIResult, Error> {
     let conf = session::configuration(call)?;
     log::report_unused(conf.unused_keys());
     let request = Request::validate(call, target, &conf)?;
-    session::run("ADD", &request.attachment, async |phases| {
+    let attachment = request.attachment.clone();
+    session::run("ADD", &attachment, async |phases| {
         phases.enter("open")?;
-        let session = Session::open(call, &conf, request.attachment.clone())?;
+        let session = Session::open(call, &conf, attachment.clone())?;
+        let request = Request { conf: &session.conf, ..request };
         phases.enter("look_up")?;
         refuse_or_clean_up_earlier(&session).await?;
         let outcome = attach(&session, &request, phases).await;

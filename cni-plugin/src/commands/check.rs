@@ -29,14 +29,14 @@ pub(super) fn check(call: &Call, target: &Target) -> Result<(), Error> {
         let expected = expected.as_ref();
         let mut findings = Vec::new();
         findings.extend(expected.iter().flat_map(|it| compare_addresses(it, &endpoint)));
-        let promise = Some(Promise { conf: &conf, result: expected });
+        let promise = Some(Promise { conf: &session.conf, result: expected });
         phases.enter("pod_side")?;
         let defects = inspection::pod_side(&netns, &endpoint, promise)?;
         findings.extend(defects.iter().map(Defect::to_string));
         phases.enter("host_side")?;
         let defects = inspection::host_side(&session.site, &endpoint, promise).await?;
         findings.extend(defects.iter().map(Defect::to_string));
-        if let Some(nat) = Nat::of(&conf) {
+        if let Some(nat) = Nat::of(&session.conf) {
             phases.enter("nat")?;
             findings.extend(nat.findings().await?);
         }

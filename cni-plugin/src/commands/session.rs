@@ -1,5 +1,6 @@
 //! What every verb on an attachment opens: its lock, the datastore, a netlink socket.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::ops::Deref;
 use std::path::Path;
@@ -58,7 +59,8 @@ pub(super) fn run<T>(
 /// One attachment, locked, and the call that is about it.
 pub(super) struct Session<'a> {
     pub(super) call: &'a Call,
-    pub(super) conf: &'a NetConf,
+    /// For verbs that give addresses or look at them with the pools that are in the datastore.
+    pub(super) conf: Cow<'a, NetConf>,
     hold: Hold,
 }
 
@@ -79,6 +81,7 @@ impl<'a> Session<'a> {
     ) -> Result<Self, Error> {
         let lock = Lock::take(&conf.paths.run_dir, &naming::host_veth(&attachment))?;
         let site = site_of_this_boot(conf)?;
+        let conf = with_stored_pools(conf, &site.store)?;
         Ok(Self { call, conf, hold: Hold::new(site, attachment, lock) })
     }
 
@@ -91,7 +94,7 @@ impl<'a> Session<'a> {
     ) -> Result<Self, Error> {
         let lock = Lock::take(&conf.paths.run_dir, &naming::host_veth(&attachment))?;
         let site = site(conf, ipam::open_store_anyway)?;
-        Ok(Self { call, conf, hold: Hold::new(site, attachment, lock) })
+        Ok(Self { call, conf: Cow::Borrowed(conf), hold: Hold::new(site, attachment, lock) })
     }
 
     /// `None` while another verb is at work on the attachment.
@@ -103,7 +106,7 @@ impl<'a> Session<'a> {
     ) -> Result<Option<Self>, Error> {
         let lock = Lock::try_take(&conf.paths.run_dir, &naming::host_veth(&attachment))?;
         let hold = lock.map(|lock| Hold::new(site.clone(), attachment, lock));
-        Ok(hold.map(|hold| Self { call, conf, hold }))
+        Ok(hold.map(|hold| Self { call, conf: Cow::Borrowed(conf), hold }))
     }
 
     /// The first verb of a boot takes back what earlier boots left behind.
@@ -114,7 +117,7 @@ impl<'a> Session<'a> {
 
     /// The IPAM of the network.
     pub(super) fn ipam(&self) -> Ipam<'_> {
-        Ipam::new(self.conf, self.call, &self.site.store, &self.site.boot_id)
+        Ipam::new(&self.conf, self.call, &self.site.store, &self.site.boot_id)
     }
 
     /// Takes away everything of the attachment. `out_of_reach` is why the datastore is not even to be
@@ -134,6 +137,23 @@ impl<'a> Session<'a> {
                 outcome.and_then(|()| if is_reachable { self.hold.release() } else { Ok(()) })
             }
         }
+    }
+}
+
+/// The configuration with the pools that it chooses and the datastore has.
+pub(super) fn with_stored_pools<'a>(
+    conf: &'a NetConf,
+    store: &Store,
+) -> Result<Cow<'a, NetConf>, Error> {
+    match &conf.ipam {
+        IpamConf::Builtin(pools) if pools.is_open() => {
+            let mut conf = conf.clone();
+            if let IpamConf::Builtin(pools) = &mut conf.ipam {
+                pools.settle(&store.pools()?)?;
+            }
+            Ok(Cow::Owned(conf))
+        }
+        _ => Ok(Cow::Borrowed(conf)),
     }
 }
 

@@ -22,16 +22,17 @@ pub(super) fn status(call: &Call) -> Result<(), Error> {
             phases.enter("dataplane")?;
             margay_datapath::probe(&conf.paths.bpffs_root).map_err(DataplaneError::NotReady)?;
         }
-        if let Some(nat) = Nat::of(&conf) {
-            phases.enter("nat")?;
-            nat.status().await?;
-        }
         phases.enter("directories")?;
         check_writable(&conf.paths.run_dir)?;
         check_writable(conf.paths.database().parent().unwrap_or(Path::new("/")))?;
         phases.enter("datastore")?;
         let site = session::site_of_this_boot(&conf)?;
         session::drain(&conf, &site, Share::OfOthers).await;
+        let conf = session::with_stored_pools(&conf, &site.store)?;
+        if let Some(nat) = Nat::of(&conf) {
+            phases.enter("nat")?;
+            nat.status().await?;
+        }
         phases.enter("ipam")?;
         Ipam::new(&conf, call, &site.store, &site.boot_id).status()?;
         ipam::upkeep(&site.store);

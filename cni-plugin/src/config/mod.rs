@@ -6,6 +6,7 @@
 
 mod agent;
 mod bandwidth;
+mod choice;
 mod datastore;
 #[cfg(test)]
 mod documents;

@@ -1,6 +1,6 @@
 //! The `ipam` section when margay-ipam serves it: pools, and which of them an ADD may use.
 //!
-//! Invariant: a [`PoolSet`] has a usable pool for every family it assigns, no two of its pools
+//! Invariant: a [`PoolSet`] that is settled has a usable pool for every family it assigns; no two of its pools
 //! overlap, and every prefix is free of host bits.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,6 +9,7 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 use margay_datastore::Encapsulation;
 
 use super::ConfigError;
+use super::choice::{Choice, Choices};
 use super::field::{Field, Object};
 
 /// Prefix lengths a block may have.
@@ -61,6 +62,7 @@ pub struct PoolSet {
     pub strict_affinity: bool,
     /// The configuration is Calico's and names no pool, so its only one is Calico's default.
     pub is_calicos_default: bool,
+    choices: Choices,
 }
 
 impl PoolSet {
@@ -75,7 +77,8 @@ impl PoolSet {
         let mut all = Vec::new();
         refuse_too_many(ipam)?;
         for item in ipam.list("pools")? {
-            add_pool(&mut all, Pool::from_object(&item.object()?)?, &item)?;
+            let pool = Pool::from_object(&item.object()?)?;
+            add_pool(&mut all, pool).map_err(|reason| item.invalid(reason))?;
         }
         let is_calicos_default = is_of_calico_without_pools(ipam)?;
         if is_calicos_default {
@@ -83,14 +86,12 @@ impl PoolSet {
             let pool = Pool::with_defaults(cidr);
             all.push(Pool { name: Some(name.to_owned()), nat_outgoing: true, ..pool });
         }
-        let listed = !all.is_empty();
-        let chosen_v4 = choose(ipam, "ipv4_pools", &mut all, listed, IpNetwork::is_ipv4)?;
-        let chosen_v6 = choose(ipam, "ipv6_pools", &mut all, listed, IpNetwork::is_ipv6)?;
-
-        let usable_v4 = usable(&all, chosen_v4.as_deref(), IpNetwork::is_ipv4);
-        let usable_v6 = usable(&all, chosen_v6.as_deref(), IpNetwork::is_ipv6);
-        let assign_ipv4 = assign(ipam, "assign_ipv4", !usable_v4.is_empty())?;
-        let assign_ipv6 = assign(ipam, "assign_ipv6", !usable_v6.is_empty())?;
+        let choices = Choices::from_object(ipam, &mut all)?;
+        let usable_v4 = usable(&all, &choices, true);
+        let usable_v6 = usable(&all, &choices, false);
+        let is_possible = |usable: &[Pool], ipv4| !usable.is_empty() || choices.has_stored(ipv4);
+        let assign_ipv4 = assign(ipam, "assign_ipv4", is_possible(&usable_v4, true))?;
+        let assign_ipv6 = assign(ipam, "assign_ipv6", is_possible(&usable_v6, false))?;
         if !assign_ipv4 && !assign_ipv6 {
             return Err(ipam.missing(
                 "pools",
@@ -102,7 +103,48 @@ impl PoolSet {
         usable.extend(usable_v4.into_iter().filter(|_| assign_ipv4));
         usable.extend(usable_v6.into_iter().filter(|_| assign_ipv6));
         let strict_affinity = ipam.boolean("strict_affinity")?.unwrap_or(false);
-        Ok(Self { all, usable, assign_ipv4, assign_ipv6, strict_affinity, is_calicos_default })
+        Ok(Self {
+            all,
+            usable,
+            assign_ipv4,
+            assign_ipv6,
+            strict_affinity,
+            is_calicos_default,
+            choices,
+        })
+    }
+
+    /// Whether it chooses pools that are in the datastore, or may be: until it is [settled](Self::settle), it is without
+    /// those.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.choices.is_open()
+    }
+
+    /// Takes from the datastore's pools those that it chooses there.
+    ///
+    /// # Errors
+    /// When one is not there, is of the other family, or overlaps another; when a family is left without a pool.
+    pub fn settle(&mut self, records: &[margay_datastore::Pool]) -> Result<(), ConfigError> {
+        let mut all = self.all.clone();
+        let choices = self.choices.settled(records, &mut all)?;
+        let mut usable = Vec::new();
+        for (ipv4, is_assigned) in [(true, self.assign_ipv4), (false, self.assign_ipv6)] {
+            if !is_assigned {
+                continue;
+            }
+            let of_family = self::usable(&all, &choices, ipv4);
+            if of_family.is_empty() {
+                let key = if ipv4 { "ipv4_pools" } else { "ipv6_pools" };
+                return Err(ConfigError::Missing {
+                    field: format!("ipam.{key}"),
+                    reason: "every pool that it names is disabled by a configuration",
+                });
+            }
+            usable.extend(of_family);
+        }
+        (self.all, self.usable, self.choices) = (all, usable, choices);
+        Ok(())
     }
 }
 
@@ -150,7 +192,7 @@ impl Pool {
         })
     }
 
-    fn with_defaults(cidr: IpNetwork) -> Self {
+    pub(super) fn with_defaults(cidr: IpNetwork) -> Self {
         let block_size = default_block_size(&cidr);
         let encapsulation = Encapsulation::None;
         Self { name: None, cidr, block_size, disabled: false, nat_outgoing: false, encapsulation }
@@ -171,9 +213,23 @@ impl Pool {
     }
 }
 
+impl From<&margay_datastore::Pool> for Pool {
+    fn from(record: &margay_datastore::Pool) -> Self {
+        Self {
+            name: Some(record.name.clone()).filter(|name| !name.is_empty()),
+            cidr: record.cidr,
+            block_size: record.block_size,
+            disabled: record.disabled,
+            nat_outgoing: record.nat_outgoing,
+            encapsulation: record.encapsulation,
+        }
+    }
+}
+
 impl From<&Pool> for margay_datastore::Pool {
     fn from(pool: &Pool) -> Self {
         Self {
+            name: pool.name.clone().unwrap_or_default(),
             block_size: pool.block_size,
             nat_outgoing: pool.nat_outgoing,
             disabled: pool.disabled,
@@ -207,7 +263,7 @@ fn invalid(object: &Object<'_>, key: &str, reason: String) -> ConfigError {
 }
 
 /// A prefix that pods can have addresses of.
-fn cidr(field: &Field<'_>) -> Result<IpNetwork, ConfigError> {
+pub(super) fn cidr(field: &Field<'_>) -> Result<IpNetwork, ConfigError> {
     let text = field.string()?;
     if !text.contains('/') {
         return Err(field.invalid("must be a prefix such as 10.244.0.0/16 or fd00:10:244::/64"));
@@ -219,9 +275,15 @@ fn cidr(field: &Field<'_>) -> Result<IpNetwork, ConfigError> {
         let reason = format!("has host bits set, did you mean {network}/{}?", cidr.prefix());
         return Err(field.invalid(reason));
     }
-    match reserved_range(&cidr) {
-        Some(what) => Err(field.invalid(format!("overlaps {what}, which pods cannot use"))),
-        None => Ok(cidr),
+    check_range(&cidr).map_err(|reason| field.invalid(reason))?;
+    Ok(cidr)
+}
+
+/// Says why pods can have no addresses of it.
+pub(super) fn check_range(cidr: &IpNetwork) -> Result<(), String> {
+    match reserved_range(cidr) {
+        Some(what) => Err(format!("overlaps {what}, which pods cannot use")),
+        None => Ok(()),
     }
 }
 
@@ -249,72 +311,29 @@ fn overlap(one: &IpNetwork, other: &IpNetwork) -> bool {
     one.contains(other.network()) || other.contains(one.network())
 }
 
-fn add_pool(pools: &mut Vec<Pool>, pool: Pool, field: &Field<'_>) -> Result<(), ConfigError> {
+/// Says why it cannot be one of them.
+pub(super) fn add_pool(pools: &mut Vec<Pool>, pool: Pool) -> Result<(), String> {
     if let Some(other) = pools.iter().find(|other| overlap(&other.cidr, &pool.cidr)) {
-        return Err(field.invalid(format!("overlaps the pool {}", other.cidr)));
+        return Err(format!("overlaps the pool {}", other.cidr));
     }
     if let Some(name) = pool.name.as_ref()
         && pools.iter().any(|other| other.name.as_ref() == Some(name))
     {
-        return Err(field.invalid(format!("a second pool is named {name:?}")));
+        return Err(format!("a second pool is named {name:?}"));
     }
     pools.push(pool);
     Ok(())
 }
 
-/// The pools that `ipv4_pools` or `ipv6_pools` names, `None` if the key chooses none. Where the
-/// configuration lists no pools of its own, a prefix here is a pool with the defaults.
-fn choose(
-    ipam: &Object<'_>,
-    key: &str,
-    all: &mut Vec<Pool>,
-    listed: bool,
-    of_family: fn(&IpNetwork) -> bool,
-) -> Result<Option<Vec<IpNetwork>>, ConfigError> {
-    let items = ipam.list(key)?;
-    if items.is_empty() {
-        return Ok(None);
-    }
-    let mut chosen = Vec::with_capacity(items.len());
-    for item in items {
-        let text = item.string()?;
-        let known =
-            |pool: &&Pool| pool.name.as_deref() == Some(text) || text.parse() == Ok(pool.cidr);
-        let cidr = match all.iter().find(known) {
-            Some(pool) => pool.cidr,
-            None if listed => {
-                return Err(item.invalid("is neither the name nor the cidr of one of ipam.pools"));
-            }
-            None => {
-                let cidr = cidr(&item)?;
-                add_pool(all, Pool::with_defaults(cidr), &item)?;
-                cidr
-            }
-        };
-        if !of_family(&cidr) {
-            return Err(item.invalid(format!("{cidr} is of the other address family")));
-        }
-        if chosen.contains(&cidr) {
-            return Err(item.invalid("is named twice"));
-        }
-        chosen.push(cidr);
-    }
-    Ok(Some(chosen))
-}
-
-fn usable(
-    all: &[Pool],
-    chosen: Option<&[IpNetwork]>,
-    of_family: fn(&IpNetwork) -> bool,
-) -> Vec<Pool> {
-    let enabled = all.iter().filter(|pool| !pool.disabled && of_family(&pool.cidr));
-    match chosen {
-        None => enabled.cloned().collect(),
-        Some(chosen) => chosen
-            .iter()
-            .filter_map(|cidr| enabled.clone().find(|pool| pool.cidr == *cidr).cloned())
-            .collect(),
-    }
+fn usable(all: &[Pool], choices: &Choices, ipv4: bool) -> Vec<Pool> {
+    let enabled = all.iter().filter(|pool| !pool.disabled && pool.cidr.is_ipv4() == ipv4);
+    let Some(chosen) = choices.of(ipv4) else { return enabled.cloned().collect() };
+    let cidr = |choice: &Choice| match choice {
+        Choice::Listed(cidr) | Choice::Range(cidr) => Some(*cidr),
+        Choice::Stored(_) => None,
+    };
+    let pool = |cidr| enabled.clone().find(|pool| pool.cidr == cidr).cloned();
+    chosen.iter().filter_map(cidr).filter_map(pool).collect()
 }
 
 fn assign(ipam: &Object<'_>, key: &str, possible: bool) -> Result<bool, ConfigError> {

@@ -4,6 +4,8 @@
 //! gateway, which is never given to a pod: `ptp` puts it on the host's side of the pair, `bridge`
 //! with `isGateway` on the bridge.
 
+use std::borrow::Cow;
+
 use margay_datastore::{Attachment, Store};
 use rscni_types::ipnet::IpNet;
 use rscni_types::types::{CNIResult, IpConfig};
@@ -12,7 +14,7 @@ use super::builtin::{
     Builtin, boot_id, open_store, open_store_anyway, reclaim_earlier_boots, upkeep,
 };
 use super::{AssignedIp, IpamError};
-use crate::config::{Datastore, IpamNetConf, Requested, prev_result, valid_attachments};
+use crate::config::{Datastore, IpamNetConf, PoolSet, Requested, prev_result, valid_attachments};
 use crate::deletions::{Deletions, Share};
 use crate::error::{Error, chain};
 use crate::lock::Lock;
@@ -30,17 +32,18 @@ impl Plugin for MargayIpam {
         log::report_unused(netconf.unused_keys());
         logged("ADD", &subject(&netconf, target), |phases| {
             let attachment = attachment(&netconf, &target.container_id, &target.ifname)?;
-            if let Some(pool) = netconf.pools.usable.iter().find(|pool| pool.gateway().is_none()) {
-                return Err(IpamError::NoGateway { pool: pool.cidr }.into());
-            }
             let requested = Requested::from_map(&call.config)?.or_args(&target.args);
             phases.enter("open_datastore")?;
             let queue = Queue::of(&netconf);
             let _lock = queue.as_ref().map(|queue| queue.lock(&attachment)).transpose()?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
+            let pools = with_stored_pools(&netconf, &store)?;
+            if let Some(pool) = pools.usable.iter().find(|pool| pool.gateway().is_none()) {
+                return Err(IpamError::NoGateway { pool: pool.cidr }.into());
+            }
             reclaim_earlier_boots(&store, &netconf.nodename, &boot_id)?;
             phases.enter("reserve_addresses")?;
-            let builtin = builtin(&netconf, &store, &boot_id);
+            let builtin = Builtin { pools: &pools, ..builtin(&netconf, &store, &boot_id) };
             if let Some(queue) = queue {
                 queue.give_back(&builtin, &attachment)?;
                 queue.drain(&builtin, Share::OfAdd);
@@ -93,7 +96,9 @@ impl Plugin for MargayIpam {
             phases.enter("open_datastore")?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
             phases.enter("compare_addresses")?;
-            Ok(builtin(&netconf, &store, &boot_id).check(&attachment, &expected)?)
+            let pools = with_stored_pools(&netconf, &store)?;
+            let builtin = Builtin { pools: &pools, ..builtin(&netconf, &store, &boot_id) };
+            Ok(builtin.check(&attachment, &expected)?)
         })
     }
 
@@ -125,7 +130,8 @@ impl Plugin for MargayIpam {
             phases.enter("open_datastore")?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
             phases.enter("look_for_free_addresses")?;
-            let builtin = builtin(&netconf, &store, &boot_id);
+            let pools = with_stored_pools(&netconf, &store)?;
+            let builtin = Builtin { pools: &pools, ..builtin(&netconf, &store, &boot_id) };
             if let Some(queue) = Queue::of(&netconf) {
                 queue.drain(&builtin, Share::OfOthers);
             }
@@ -230,6 +236,18 @@ fn attachment(
 
 fn open(netconf: &IpamNetConf) -> Result<Store, IpamError> {
     open_store(&netconf.datastore, &netconf.database())
+}
+
+/// The pools, with those that are chosen of the datastore's.
+fn with_stored_pools<'a>(
+    netconf: &'a IpamNetConf,
+    store: &Store,
+) -> Result<Cow<'a, PoolSet>, Error> {
+    let mut pools = Cow::Borrowed(&netconf.pools);
+    if pools.is_open() {
+        pools.to_mut().settle(&store.pools()?)?;
+    }
+    Ok(pools)
 }
 
 fn builtin<'a>(netconf: &'a IpamNetConf, store: &'a Store, boot_id: &'a str) -> Builtin<'a> {

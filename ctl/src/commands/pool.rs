@@ -7,31 +7,31 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
-use margay::config::{self, IpamConf};
+use margay::config;
 use margay::ipam;
 use margay_datastore::{Encapsulation, Ipam, Ledger, Pool};
 use serde::Serialize;
 
 use crate::arguments::Watched;
 use crate::failure::Failure;
-use crate::node::{Node, Part};
+use crate::node::Node;
 use crate::output::{self, Cell, Format, GOOD, Report, Table, WARNING, bar};
 
 /// Ranges that addresses come from.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// All that were ever used or created, and those of this node's configuration
+    /// Lists all that were ever used or created, and those of this node's configuration, with how full they are
     List(List),
-    /// Writes one down before any network configuration names it: from then on its blocks have this size on
-    /// every node. It gives addresses once a configuration names it in ipam.pools
+    /// Writes a range down before any network configuration names it. It gives addresses once one does: by its name or
+    /// range in ipam.ipv4_pools or ipam.ipv6_pools, or with all that it is in ipam.pools
     Create(Create),
-    /// Lets it give addresses again, unless a configuration disables it
+    /// Lets a pool give addresses again, unless a configuration disables it
     Enable(One),
-    /// Has it give no new addresses, whatever network configurations say; those that are out stay
+    /// Has a pool give no new addresses, whatever network configurations say; those that are out stay
     Disable(One),
-    /// Forgets one that has no addresses out, with its blocks. One that a configuration names comes back
+    /// Forgets a pool that has no addresses out, with its blocks. One that a configuration names comes back
     /// with the next ADD
     Delete(One),
 }
@@ -48,6 +48,15 @@ pub(crate) struct List {
 pub(crate) struct Create {
     /// Its range
     cidr: IpNetwork,
+    /// What ipam.ipv4_pools and ipam.ipv6_pools of network configurations may call it
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    name: Option<String>,
+    /// What its pods send to the outside leaves with their node's address
+    #[arg(long)]
+    nat_outgoing: bool,
+    /// Whether its pods on other nodes are reached through VXLAN
+    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
+    vxlan_mode: VxlanMode,
     /// Prefix length of the blocks that nodes take from it: 20 to 32 (default 26), IPv6 116 to 128
     /// (default 122)
     #[arg(long, value_name = "LENGTH")]
@@ -57,10 +66,33 @@ pub(crate) struct Create {
     disabled: bool,
 }
 
+/// As network configurations write it.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+enum VxlanMode {
+    /// To every other node
+    Always,
+    /// To nodes on another subnet
+    CrossSubnet,
+    /// Plain routing
+    #[default]
+    Never,
+}
+
+impl From<VxlanMode> for Encapsulation {
+    fn from(mode: VxlanMode) -> Self {
+        match mode {
+            VxlanMode::Always => Self::Vxlan,
+            VxlanMode::CrossSubnet => Self::VxlanCrossSubnet,
+            VxlanMode::Never => Self::None,
+        }
+    }
+}
+
 /// Of one pool.
 #[derive(Debug, Args)]
 pub(crate) struct One {
-    /// Its range, or its name in this node's configuration
+    /// Its range or its name
     #[arg(value_name = "CIDR|NAME")]
     pool: String,
 }
@@ -85,13 +117,23 @@ impl Create {
         let store = ipam::open_store(&settings.datastore, &settings.paths.database())?;
         let new = Pool::new(self.cidr);
         let block_size = self.block_size.unwrap_or(new.block_size).max(self.cidr.prefix());
-        let pool = Pool { block_size, closed: self.disabled, ..new };
+        let pool = Pool {
+            block_size,
+            name: self.name.clone().unwrap_or_default(),
+            nat_outgoing: self.nat_outgoing,
+            encapsulation: self.vxlan_mode.into(),
+            closed: self.disabled,
+            ..new
+        };
         let boot_id = ipam::boot_id()?;
         let ipam = Ipam::new(&store, &settings.nodename, &boot_id);
         ipam.create_pool(&pool).map_err(ipam::IpamError::from)?;
         let named = named(node, &self.cidr);
         let note = match named.is_empty() {
-            true => "it gives addresses once a network configuration names it in ipam.pools",
+            true => {
+                "it gives addresses once a network configuration names it: in ipam.ipv4_pools, ipam.ipv6_pools or \
+                 ipam.pools"
+            }
             false => "a network configuration names it",
         };
         Ok(Done { pool: self.cidr, did: "created", networks: named, note: Some(note.to_owned()) })
@@ -124,14 +166,22 @@ impl One {
         deleted.map_err(ipam::IpamError::from)?;
         let networks = named(node, &pool);
         let note = (!networks.is_empty())
-            .then_some("a network configuration names it: the next ADD brings it back, enabled");
+            .then_some(
+            "a network configuration names it: the next ADD brings it back, enabled, or fails, where only \
+             ipam.ipv4_pools or ipam.ipv6_pools names it",
+        );
         Ok(Done { pool, did: "deleted", networks, note: note.map(str::to_owned) })
     }
 
     fn cidr(&self, node: &Node) -> Result<IpNetwork, Failure> {
         let by_name = || {
             let mut pools = configured(node).into_iter().map(|(_, pool)| pool);
-            pools.find(|pool| pool.name.as_deref() == Some(&self.pool)).map(|pool| pool.cidr)
+            let configured = pools.find(|pool| pool.name.as_deref() == Some(&self.pool));
+            let stored = || {
+                let mut stored = node.store().ok()?.pools().ok()?.into_iter();
+                stored.find(|pool| pool.name == self.pool).map(|pool| pool.cidr)
+            };
+            configured.map(|pool| pool.cidr).or_else(stored)
         };
         self.pool.parse().ok().or_else(by_name).ok_or_else(|| Failure::Unknown {
             kind: "pool",
@@ -145,13 +195,7 @@ impl One {
 fn configured(node: &Node) -> Vec<(&str, &config::Pool)> {
     let mut pools = Vec::new();
     for network in &node.networks {
-        let set = match &network.part {
-            Part::Whole(conf) => match &conf.ipam {
-                IpamConf::Builtin(pools) => pools,
-                IpamConf::Delegated(_) => continue,
-            },
-            Part::Addresses(conf) => &conf.pools,
-        };
+        let Some(set) = network.pools() else { continue };
         pools.extend(set.all.iter().map(|pool| (network.name.as_str(), pool)));
     }
     pools
@@ -173,6 +217,8 @@ struct Pools {
 #[derive(Debug, Serialize)]
 pub(crate) struct PoolRow {
     pub(crate) cidr: IpNetwork,
+    /// What configurations may call it.
+    pub(crate) name: Option<String>,
     pub(crate) block_size: u8,
     pub(crate) blocks: usize,
     /// Addresses that it can hand out, as far as 64 bits count them.
@@ -205,6 +251,7 @@ fn row(node: &Node, pool: &Pool, ledger: &Ledger) -> PoolRow {
     let taken = blocks().flat_map(|block| block.taken.keys());
     PoolRow {
         cidr: pool.cidr,
+        name: Some(pool.name.clone()).filter(|name| !name.is_empty()),
         block_size: pool.block_size,
         blocks: blocks().filter(|block| block.owner().is_some()).count(),
         capacity: u64::try_from(pool.capacity()).unwrap_or(u64::MAX),
@@ -236,8 +283,12 @@ pub(crate) fn table(pools: &[PoolRow]) -> Table {
             u64::MAX => "2^64 or more".to_owned(),
             capacity => capacity.to_string(),
         };
+        let shown = match &pool.name {
+            Some(name) => format!("{} ({name})", pool.cidr),
+            None => pool.cidr.to_string(),
+        };
         table.row([
-            pool.cidr.to_string().into(),
+            shown.into(),
             Cell::number(pool.used),
             Cell::number(capacity),
             bar(pool.used.into(), pool.capacity.into()).into(),

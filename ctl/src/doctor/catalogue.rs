@@ -226,6 +226,9 @@ catalogue! {
         "Pods do not reach what is behind that route, or the host does not reach those pods."
         => "give the network pools that nobody else on this network uses",
 
+    POOL_UNKNOWN "pool-unknown" Error:
+        "Every ADD of this network fails with code 7: margay does not guess which pool was meant."
+        => "margayctl pool list, and correct the file; or margayctl pool create CIDR --name NAME",
     AGENT_SILENT "agent-silent" Error:
         "Pods that other nodes get from here on are not reached from this node."
         => "systemctl status margay-agent; systemctl enable --now margay-agent",

@@ -3,26 +3,30 @@
 use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
-use margay::config::{IpamConf, Pool};
+use margay::config::Pool;
 use margay::naming;
 use margay_datastore::{Ipam, PoolUsage};
 
 use super::catalogue::{
-    BLOCK_MISPLACED, POOL_EXHAUSTED, POOL_NEARLY_EXHAUSTED, POOL_OVERLAPS_ROUTE,
+    BLOCK_MISPLACED, POOL_EXHAUSTED, POOL_NEARLY_EXHAUSTED, POOL_OVERLAPS_ROUTE, POOL_UNKNOWN,
 };
 use super::finding::Findings;
 use super::is_nearly_full;
 use super::leftovers::{MAIN_TABLE, is_margays};
 use super::picture::Picture;
-use crate::node::Part;
+use crate::node::{Network, Part};
 
 pub(super) fn look(picture: &Picture<'_>, findings: &mut Findings) {
     look_at_usage(picture, findings);
     look_at_placements(picture, findings);
     for network in &picture.node.networks {
+        if let Some(error) = &network.unsettled {
+            findings.add(&POOL_UNKNOWN, format!("network {}: {error}", network.name));
+        }
+    }
+    for network in &picture.node.networks {
         // The bridge of another plugin has its pool's prefix, as it should.
-        let Part::Whole(conf) = &network.part else { continue };
-        let IpamConf::Builtin(pools) = &conf.ipam else { continue };
+        let (Part::Whole(_), Some(pools)) = (&network.part, network.pools()) else { continue };
         for pool in &pools.all {
             look_at_routes(picture, pool, findings);
         }
@@ -65,13 +69,7 @@ fn has_no_other(picture: &Picture<'_>, pool: IpNetwork, full: &BTreeSet<IpNetwor
         let is_other_family = usable.cidr.is_ipv4() != pool.is_ipv4();
         is_other_family || is_closed(usable.cidr) || full.contains(&usable.cidr)
     };
-    let mut pools = picture.node.networks.iter().filter_map(|network| match &network.part {
-        Part::Whole(conf) => match &conf.ipam {
-            IpamConf::Builtin(pools) => Some(pools),
-            IpamConf::Delegated(_) => None,
-        },
-        Part::Addresses(conf) => Some(&conf.pools),
-    });
+    let mut pools = picture.node.networks.iter().filter_map(Network::pools);
     pools.any(|pools| {
         pools.usable.iter().any(|usable| usable.cidr == pool) && pools.usable.iter().all(is_out)
     })

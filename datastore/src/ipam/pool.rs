@@ -20,6 +20,9 @@ const MAX_BLOCK_BITS: u8 = 12;
 pub struct Pool {
     /// The range, without host bits.
     pub cidr: IpNetwork,
+    /// What configurations may call it; empty if nobody has named it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// Prefix length of the blocks it is cut into. A pool smaller than this is one block.
     pub block_size: u8,
     /// Whether packets to destinations outside all pools leave with the node's address.
@@ -87,6 +90,14 @@ pub enum PoolError {
         /// The other.
         second: IpNetwork,
     },
+    /// Another pool has the name.
+    #[error("pool {of} is named {name:?} already")]
+    Name {
+        /// The name.
+        name: String,
+        /// The pool that has it.
+        of: IpNetwork,
+    },
     /// A stored pool that shares addresses with this one is cut into blocks of another size.
     #[error(
         "pool {cidr} with blocks of /{block_size} overlaps the stored pool {stored} with blocks of /{stored_block_size}; release its addresses and remove it first"
@@ -112,6 +123,7 @@ impl Pool {
         };
         Self {
             cidr,
+            name: String::new(),
             block_size,
             nat_outgoing: false,
             disabled: false,

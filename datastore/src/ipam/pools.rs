@@ -17,9 +17,10 @@ use crate::keys;
 use crate::store::{StoreError, Stored};
 
 impl Pool {
-    /// The pool with what the operator said of the stored one.
+    /// The pool with what the operator said of the stored one. A name stays until another is given.
     pub(super) fn as_closed_as(&self, stored: &Self) -> Self {
-        Self { closed: stored.closed, ..self.clone() }
+        let named = if self.name.is_empty() { stored } else { self };
+        Self { closed: stored.closed, name: named.name.clone(), ..self.clone() }
     }
 
     /// Refuses a pool whose blocks would lie across those of a known one.
@@ -67,8 +68,13 @@ impl Ipam<'_> {
     /// no node can use the range with blocks of another size.
     pub fn create_pool(&self, pool: &Pool) -> Result<(), IpamError> {
         pool.check()?;
-        if let Some(other) = self.store.pools()?.iter().find(|other| other.overlaps(pool)) {
+        let known = self.store.pools()?;
+        if let Some(other) = known.iter().find(|other| other.overlaps(pool)) {
             return Err(PoolError::Overlap { first: other.cidr, second: pool.cidr }.into());
+        }
+        let has_its_name = |other: &&Pool| !pool.name.is_empty() && other.name == pool.name;
+        if let Some(other) = known.iter().find(has_its_name) {
+            return Err(PoolError::Name { name: pool.name.clone(), of: other.cidr }.into());
         }
         self.store.create(&keys::pool(&pool.cidr), pool)?;
         Ok(())

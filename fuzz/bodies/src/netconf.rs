@@ -76,7 +76,7 @@ fn check_pools(pools: &PoolSet) {
         let gateway = pool.gateway;
         assert!(gateway.is_none_or(|ip| pool.cidr.contains(ip) && !pool.hands_out(ip)), "{pool:?}");
     }
-    assert!(!pools.usable.is_empty());
+    assert!(pools.is_open() || !pools.usable.is_empty());
     for pool in &pools.usable {
         assert!(pools.all.contains(pool) && !pool.disabled);
         let is_assigned = if pool.cidr.is_ipv4() { pools.assign_ipv4 } else { pools.assign_ipv6 };
@@ -86,7 +86,11 @@ fn check_pools(pools: &PoolSet) {
     let families: [(bool, OfFamily); 2] =
         [(pools.assign_ipv4, IpNetwork::is_ipv4), (pools.assign_ipv6, IpNetwork::is_ipv6)];
     for (is_assigned, of_family) in families {
-        assert!(!is_assigned || pools.usable.iter().any(|pool| of_family(&pool.cidr)));
+        assert!(
+            pools.is_open()
+                || !is_assigned
+                || pools.usable.iter().any(|pool| of_family(&pool.cidr))
+        );
     }
 }
 

@@ -20,7 +20,7 @@ use margay_tests::{Node, Pod};
 use serde_json::Value;
 
 /// Where what a test causes is written down: in the sources of these tests.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     include_str!("agent.rs"),
     include_str!("configuration.rs"),
     include_str!("dataplane.rs"),
@@ -29,6 +29,7 @@ const SOURCES: [&str; 8] = [
     include_str!("host.rs"),
     include_str!("leftovers.rs"),
     include_str!("mending.rs"),
+    include_str!("../pools.rs"),
 ];
 
 #[test]

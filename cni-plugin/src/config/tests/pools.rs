@@ -105,12 +105,59 @@ fn pools_are_chosen_by_name_or_prefix_in_the_order_given() {
     assert_eq!(cidrs, ["10.2.0.0/16", "10.1.0.0/16", "fd00::/64"]);
     assert_eq!(chosen.all.len(), 4);
     for (choice, message) in [
-        (json!(["three"]), r#"ipam.ipv4_pools[0] = "three": is neither the name nor the cidr"#),
         (json!(["one", "10.1.0.0/16"]), "is named twice"),
         (json!(["fd00::/64"]), "is of the other address family"),
     ] {
         document["ipam"]["ipv4_pools"] = choice;
         let error = refused(&document);
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn pools_of_the_datastore_are_chosen_by_name_or_range_as_they_are_recorded() {
+    let record = |cidr: &str, name: &str| margay_datastore::Pool {
+        name: name.to_owned(),
+        block_size: 28,
+        nat_outgoing: true,
+        ..margay_datastore::Pool::new(cidr.parse().unwrap())
+    };
+    let records = [
+        record("10.8.0.0/16", "blue"),
+        record("10.9.0.0/16", "red"),
+        record("10.10.0.0/16", "red"),
+        record("fd00:8::/64", "six"),
+        record("127.0.0.0/16", "mine"),
+        margay_datastore::Pool { disabled: true, ..record("10.11.0.0/16", "out") },
+    ];
+    let settled = |listed: Value, choice: Value| {
+        let mut document = with("/ipam/pools", listed);
+        document["ipam"]["ipv4_pools"] = choice;
+        let mut pools = pools(&document);
+        assert!(pools.is_open());
+        pools.settle(&records).map_err(|error| error.to_string()).map(|()| pools)
+    };
+    let listed = json!([{ "cidr": "10.1.0.0/16", "name": "one" }, { "cidr": "fd00::/64" }]);
+
+    let mixed = settled(listed.clone(), json!(["blue", "one", "10.11.0.0/16"])).unwrap();
+    let by_range = settled(json!([]), json!(["10.8.0.0/16", "10.12.0.0/16"])).unwrap();
+
+    let cidrs: Vec<_> = mixed.usable.iter().map(|pool| pool.cidr.to_string()).collect();
+    assert_eq!(cidrs, ["10.8.0.0/16", "10.1.0.0/16", "fd00::/64"]);
+    assert!(!mixed.is_open() && mixed.assign_ipv6);
+    assert_eq!((mixed.usable[0].block_size, mixed.usable[0].nat_outgoing), (28, true));
+    let sizes: Vec<_> = by_range.usable.iter().map(|pool| pool.block_size).collect();
+    assert_eq!(sizes, [28, 26], "what the datastore does not have is a pool with the defaults");
+    for (choice, message) in [
+        (json!(["three"]), r#"ipam.ipv4_pools[0] = "three": is neither the name nor the cidr"#),
+        (json!(["10.99.0.0/16"]), "nor of a pool in the datastore"),
+        (json!(["red"]), "is the name of several pools: 10.9.0.0/16, 10.10.0.0/16"),
+        (json!(["six"]), "fd00:8::/64 is of the other address family"),
+        (json!(["blue", "10.8.0.0/16"]), "overlaps the pool 10.8.0.0/16"),
+        (json!(["mine"]), "overlaps 127.0.0.0/8 (loopback)"),
+        (json!(["out"]), "every pool that it names is disabled"),
+    ] {
+        let error = settled(listed.clone(), choice).unwrap_err();
         assert!(error.contains(message), "{error}");
     }
 }
