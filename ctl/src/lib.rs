@@ -10,6 +10,7 @@ mod commands;
 mod doctor;
 mod endpoints;
 mod failure;
+mod firewall;
 mod node;
 mod output;
 

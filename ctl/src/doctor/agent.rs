@@ -4,12 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
 use margay::netlink::REMOTE_ROUTE_PROTOCOL;
-use margay_datastore::Placement;
+use margay_datastore::{Node, Placement};
 
 use super::PAUSE;
 use super::catalogue::{AGENT_NOT_READY, AGENT_SILENT, HEARTBEAT_STALE, REMOTE_ROUTE_MISSING};
@@ -136,6 +136,39 @@ pub(super) fn missing_ways<'p>(picture: &'p Picture<'_>) -> BTreeSet<Way<'p>> {
         .filter(|block| !has_route(block.cidr))
         .map(|block| (block.node.as_str(), block.cidr))
         .collect()
+}
+
+/// What the programs know of other nodes' pods and is not so, each a sentence, by one look.
+pub(super) fn wrong_entries(picture: &Picture<'_>) -> BTreeSet<String> {
+    let Some(site) = &picture.site else { return BTreeSet::new() };
+    let of_others = |node: &&str| !node.is_empty() && **node != *site.nodename;
+    let owner = |prefix: &IpNetwork| {
+        let borrower = |block: &Placement| {
+            let mut borrowed = block.borrowed.iter();
+            borrowed.find(|(ip, _)| IpNetwork::from(**ip) == *prefix).map(|(_, node)| node.clone())
+        };
+        let mut blocks = picture.placements.iter();
+        blocks.find_map(|block| match block.cidr == *prefix {
+            true => Some(block.node.clone()),
+            false => borrower(block),
+        })
+    };
+    let mut wrong = BTreeSet::new();
+    for (prefix, remote) in &picture.remotes {
+        let leads_to = Ipv6Addr::from(remote.node).to_canonical();
+        let owner = owner(prefix).filter(|node| of_others(&node.as_str()));
+        let record = picture.nodes.iter().find(|node| Some(&node.name) == owner.as_ref());
+        let is_its = |node: &Node| node.addresses.iter().any(|own| own.ip() == leads_to);
+        wrong.extend(match (owner, record) {
+            (None, _) => Some(format!("{prefix} leads to {leads_to}, and no other node has it")),
+            (Some(owner), Some(record)) if !is_its(record) => Some(format!(
+                "{prefix} is of node {owner}, and leads to {leads_to}, which is not its address"
+            )),
+            // Whose record is gone has left, and its blocks go with it.
+            _ => None,
+        });
+    }
+    wrong
 }
 
 /// Names them, of each node all at once.

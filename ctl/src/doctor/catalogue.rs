@@ -216,6 +216,9 @@ catalogue! {
         "When it is full, the kernel drops new connections of the whole host."
         => "sysctl -w net.netfilter.nf_conntrack_max=…",
 
+    FORWARD_DROPS "forward-drops" Warning:
+        "What pods send by way of the host's stack is dropped: to Services, other nodes and outside, and the first packet of a UDP flow. TCP and ping between pods of this node work all the same."
+        => "iptables -I FORWARD -i mgy+ -j ACCEPT, and the same with -o, with ip6tables for IPv6, and where the host's firewall keeps its rules",
     POOL_EXHAUSTED "pool-exhausted" Error:
         "An ADD that needs it fails with code 101."
         => "add a pool to the network's configuration; margayctl doctor says whether addresses are held for nobody",
@@ -241,6 +244,9 @@ catalogue! {
     REMOTE_ROUTE_MISSING "remote-route-missing" Error:
         "Pods of that node are not reached from this one."
         => "journalctl -u margay-agent; margayctl doctor there, for the node's address",
+    REMOTE_ENTRY_WRONG "remote-entry-wrong" Error:
+        "Packets for those pods are sent to a node that does not have them, past the route that knows better."
+        => "systemctl restart margay-agent, which writes remote_v4 and remote_v6 anew",
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! The host around the pods: sysctls, routes, MTU, conntrack.
+//! The host around the pods: sysctls, routes, MTU, conntrack, firewall.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 
 use margay::config::AgentConf;
@@ -10,13 +10,15 @@ use margay::sysctl;
 use margay_datastore::{Encapsulation, Endpoint, Pool};
 
 use super::catalogue::{
-    CONNTRACK_NEARLY_FULL, FORWARDING_OFF, MTU_TOO_LARGE, NO_DEFAULT_ROUTE, RP_FILTER_STRICT,
+    CONNTRACK_NEARLY_FULL, FORWARD_DROPS, FORWARDING_OFF, MTU_TOO_LARGE, NO_DEFAULT_ROUTE,
+    RP_FILTER_STRICT,
 };
 use super::finding::{Finding, Findings};
 use super::is_nearly_full;
 use super::leftovers::MAIN_TABLE;
 use super::picture::Picture;
 use crate::endpoints::name;
+use crate::firewall;
 use crate::node::Part;
 
 pub(super) async fn look(picture: &Picture<'_>, findings: &mut Findings) {
@@ -27,6 +29,31 @@ pub(super) async fn look(picture: &Picture<'_>, findings: &mut Findings) {
     }
     look_at_mtu(picture, findings).await;
     look_at_conntrack(findings);
+}
+
+/// Whether the host's firewall drops what pods send by way of the stack.
+pub(super) fn look_at_firewall(picture: &Picture<'_>, findings: &mut Findings) {
+    let mut pools = BTreeSet::new();
+    for network in &picture.node.networks {
+        // The bridge of another plugin has rules of its own.
+        if let (Part::Whole(_), Some(set)) = (&network.part, network.pools()) {
+            pools.extend(set.usable.iter().map(|pool| pool.cidr));
+        }
+    }
+    if pools.is_empty() {
+        return;
+    }
+    for chain in firewall::chains() {
+        let Some(chain) = findings.or_note("the host's firewall", chain) else { continue };
+        let dropped = pools.iter().filter(|pool| chain.drops(pool)).map(ToString::to_string);
+        let dropped = dropped.collect::<Vec<_>>().join(", ");
+        if !dropped.is_empty() {
+            let name = chain.name;
+            let text =
+                format!("{name} drops what no rule of it accepts, and none accepts {dropped}");
+            findings.add(&FORWARD_DROPS, text);
+        }
+    }
 }
 
 /// The switch of IPv4 and that of IPv6.

@@ -72,6 +72,7 @@ async fn examine_node(picture: &Picture<'_>, depth: Depth, findings: &mut Findin
         dataplane::look(picture, depth, findings).await;
         if depth == Depth::Deep {
             endpoints::look(picture, findings).await;
+            host::look_at_firewall(picture, findings);
         }
     } else {
         findings.add(&WITHOUT_ROOT, "margayctl runs without root's rights");
@@ -85,10 +86,11 @@ async fn examine_node(picture: &Picture<'_>, depth: Depth, findings: &mut Findin
 /// What a verb or the agent may be about to put right is believed once a picture that is taken later shows it too.
 async fn look_twice(picture: &Picture<'_>, findings: &mut Findings) {
     let (mut first, ways) = (Findings::default(), agent::missing_ways(picture));
+    let entries = agent::wrong_entries(picture);
     if picture.is_root {
         leftovers::look(picture, &mut first);
     }
-    if first.0.is_empty() && ways.is_empty() {
+    if first.0.is_empty() && ways.is_empty() && entries.is_empty() {
         return;
     }
     tokio::time::sleep(PAUSE).await;
@@ -102,6 +104,9 @@ async fn look_twice(picture: &Picture<'_>, findings: &mut Findings) {
     leftovers::look(&again, &mut second);
     findings.0.extend(second.0.into_iter().filter(|finding| first.0.contains(finding)));
     agent::name_ways(ways.intersection(&agent::missing_ways(&again)), findings);
+    for entry in entries.intersection(&agent::wrong_entries(&again)) {
+        findings.add(&catalogue::REMOTE_ENTRY_WRONG, entry);
+    }
 }
 
 /// Nine tenths.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use margay::config::{Datastore, Paths};
 use margay::dataplane;
 use margay::error::chain;
@@ -11,7 +12,7 @@ use margay::hold::Site;
 use margay::ipam;
 use margay::netlink::{LinkInfo, Netlink, RouteInfo};
 use margay_abi::PodInfo;
-use margay_datapath::{Datapath, PinnedBuild};
+use margay_datapath::{Datapath, PinnedBuild, Remote};
 use margay_datastore::{
     Change, Endpoint, EndpointState, Fact, Holding, Ipam, Ledger, Node as NodeRecord, Placement,
     Pool, StoreError, Topic,
@@ -58,6 +59,8 @@ pub(crate) struct Picture<'n> {
     pub(crate) builds: Vec<PinnedBuild>,
     /// The map of pods; none where nothing is pinned.
     pub(crate) entries: Option<BTreeMap<IpAddr, PodInfo>>,
+    /// What the programs know of other nodes' pods.
+    pub(crate) remotes: BTreeMap<IpNetwork, Remote>,
     /// A socket in the node's namespace.
     pub(crate) netlink: Netlink,
 }
@@ -83,6 +86,7 @@ impl<'n> Picture<'n> {
             routes: Vec::new(),
             builds: Vec::new(),
             entries: None,
+            remotes: BTreeMap::new(),
             netlink,
         };
         if is_root {
@@ -157,6 +161,12 @@ impl<'n> Picture<'n> {
         let pods = findings.or_note("pinned maps", dataplane::pods(root)).flatten();
         let entries = pods.and_then(|pods| findings.or_note("the map of pods", pods.entries()));
         self.entries = entries;
+        let remotes = Datapath::open_builds(root)
+            .map(|builds| builds.first().map(|current| current.remotes().entries()).transpose());
+        let remotes = findings.or_note("pinned maps", remotes);
+        let remotes =
+            remotes.and_then(|it| findings.or_note("the map of other nodes", it)).flatten();
+        self.remotes = remotes.unwrap_or_default();
     }
 
     /// The endpoints of this boot that are complete and that programs carry.

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
 
+use margay_datapath::Remote;
 use margay_datastore::testing::etcd::EtcdCluster;
 use margay_datastore::{AssignRequest, Attachment, Heartbeat, Ipam, Pool, Store};
 use margay_tests::Node;
@@ -59,10 +60,42 @@ fn an_agent_that_a_cluster_needs_and_that_does_not_do_its_work_is_named() {
     node.run(&["ip", "route", "add", "10.246.0.64/26", "via", "192.168.77.2", "proto", "78"]);
     Diagnosis::of(&ctl).assert_only(&["agent-not-ready", "heartbeat-stale"]);
 
+    assert_entries_are_held_against_the_datastore(&node, &store, &ctl);
     node.run(&["ip", "route", "del", "10.246.0.64/26"]);
     Diagnosis::of(&ctl).assert_found("remote-route-missing", "10.246.0.64/26 of node other");
     give_up_blocks_of_another_node(&store);
     Diagnosis::of(&ctl).assert_only(&["agent-not-ready", "heartbeat-stale"]);
+}
+
+/// With a block of the node "other", which has a route.
+fn assert_entries_are_held_against_the_datastore(node: &Node, store: &Store, ctl: &Ctl<'_>) {
+    let datapath = node.datapath();
+    let (block, elsewhere) =
+        ("10.246.0.64/26".parse().unwrap(), "10.246.0.128/26".parse().unwrap());
+    let to = |node: &str| {
+        let node: Ipv4Addr = node.parse().unwrap();
+        Remote {
+            node: node.to_ipv6_mapped().octets(),
+            mtu: 1500,
+            mac: [0; 6],
+            mode: 1,
+            reserved: 0,
+        }
+    };
+    store
+        .update_node("other", |node| node.addresses = vec!["192.168.77.9/24".parse().unwrap()])
+        .unwrap();
+
+    datapath.remotes().set(block, &to("192.168.77.9")).unwrap();
+    Diagnosis::of(ctl).assert_only(&["agent-not-ready", "heartbeat-stale"]);
+    datapath.remotes().set(block, &to("192.168.77.8")).unwrap();
+    let not_its = "10.246.0.64/26 is of node other, and leads to 192.168.77.8";
+    Diagnosis::of(ctl).assert_found("remote-entry-wrong", not_its);
+    datapath.remotes().remove(block).unwrap();
+    datapath.remotes().set(elsewhere, &to("192.168.77.9")).unwrap();
+    let nobodys = "10.246.0.128/26 leads to 192.168.77.9, and no other node has it";
+    Diagnosis::of(ctl).assert_found("remote-entry-wrong", nobodys);
+    datapath.remotes().remove(elsewhere).unwrap();
 }
 
 #[test]

@@ -145,6 +145,55 @@ fn only_pods_of_a_network_that_has_vxlan_leave_room_for_it() {
 }
 
 #[test]
+fn a_firewall_that_drops_what_pods_forward_is_named_unless_it_accepts_them() {
+    let Some(node) = Node::new() else { return };
+    let (ctl, _pod, _) = node_with_a_pod(&node, &node.network());
+    let nft = |rules: &str| drop(node.run(&["nft", rules]));
+    let is_named = |chain: &str, pools: &str| {
+        let diagnosis = Diagnosis::of(&ctl);
+        diagnosis.assert_found("forward-drops", chain);
+        diagnosis.assert_found("forward-drops", &format!("none accepts {pools}"));
+        diagnosis.assert_only(&["forward-drops"]);
+    };
+
+    for iptables in ["iptables", "iptables-legacy"] {
+        node.run(&[iptables, "-P", "FORWARD", "DROP"]);
+        node.run(&[iptables, "-A", "FORWARD", "-p", "tcp", "-j", "ACCEPT"]);
+        let chain = match iptables {
+            "iptables" => "chain FORWARD of nftables table ip filter drops",
+            _ => "chain FORWARD of iptables-legacy drops",
+        };
+        is_named(chain, "10.244.0.0/24");
+        node.run(&[iptables, "-N", "PODS"]);
+        node.run(&[iptables, "-A", "FORWARD", "-m", "comment", "--comment", "x", "-j", "PODS"]);
+        node.run(&[iptables, "-A", "PODS", "-s", "10.244.0.0/16", "-j", "ACCEPT"]);
+        Diagnosis::of(&ctl).assert_only(&[]);
+        node.run(&[iptables, "-F", "PODS"]);
+        is_named(chain, "10.244.0.0/24");
+        // As doctor says.
+        node.run(&[iptables, "-I", "FORWARD", "-i", "mgy+", "-j", "ACCEPT"]);
+        Diagnosis::of(&ctl).assert_only(&[]);
+        node.run(&[iptables, "-P", "FORWARD", "ACCEPT"]);
+    }
+
+    nft(concat!(
+        "add table inet host; ",
+        "add chain inet host f { type filter hook forward priority 0; policy drop; }; ",
+        "add rule inet host f ct state established accept",
+    ));
+    is_named("chain f of nftables table inet host", "10.244.0.0/24, fd00:10:244::/112");
+    nft("add rule inet host f ip saddr 10.244.0.0/24 accept");
+    is_named("chain f of nftables table inet host", "fd00:10:244::/112");
+    nft("add rule inet host f iifname \"mgy*\" accept");
+    Diagnosis::of(&ctl).assert_only(&[]);
+    // As firewalld has it: the last rule is the policy.
+    nft(
+        "flush table inet host; add chain inet host f { type filter hook forward priority 0; policy accept; }; add rule inet host f reject",
+    );
+    is_named("chain f of nftables table inet host", "10.244.0.0/24, fd00:10:244::/112");
+}
+
+#[test]
 fn a_table_of_connections_that_is_nearly_full_is_named() {
     let Some(node) = Node::new() else { return };
     let (ctl, _pod, _) = node_with_a_pod(&node, &node.network());
