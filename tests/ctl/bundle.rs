@@ -1,16 +1,19 @@
 //! `margayctl bundle`: what is in it, and what never is.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use margay_abi::{FlowKeyV4, flow_verdict};
+use margay_datapath::Remote;
 use margay_tests::Node;
 use margay_tests::ctl::Ctl;
 use margay_tests::pod::address;
 use serde_json::{Value, json};
 
 /// One for each place that can hold one.
-const SECRETS: [&str; 8] = [
+const SECRETS: [&str; 17] = [
     "s3cret-of-the-conflist",
     "s3cret-in-a-file",
     "s3cret-in-a-url",
@@ -19,6 +22,35 @@ const SECRETS: [&str; 8] = [
     "s3cret-in-a-key",
     "s3cret-in-what-is-no-json",
     "s3cret-token",
+    "s3cret-of-an-object",
+    "s3cret-in-a-query",
+    "s3cret-of-the-environment",
+    "s3cret-on-a-command-line",
+    "s3cret-behind-a-flag",
+    "s3cret-of-a-header",
+    "eyJhbGciOiJub25lIn0.eyJzdWIiOiJzM2NyZXQifQ.c2ln",
+    "s3cret-with-an-ümlaut-\"-and-a-quote",
+    "7701234509",
+];
+/// What stands beside them, looks like one, and has to be in the archive.
+const HARMLESS: [&str; 17] = [
+    "\"token_ttl\": 7301",
+    "\"token_timeout\": \"7302s\"",
+    "\"password_min_length\": 7303",
+    "\"use_token\": true",
+    "\"tokenizer\": \"harmless-tokenizer\"",
+    "\"secretary\": \"harmless-secretary\"",
+    "\"secret_name\": \"harmless-name\"",
+    "\"public_key\": \"harmless-public\"",
+    "\"key\": \"harmless-key\"",
+    "\"authority\": \"harmless-authority\"",
+    "\"rotate_seconds\": 7304",
+    "\"value\": \"harmless-mode\"",
+    "harmless.example/token?page=7305",
+    "--mtu=7306",
+    "harmless-argument",
+    "\"tokenEndpoint\": \"https://harmless-issuer/\"",
+    "token_ttl=7307",
 ];
 
 #[test]
@@ -31,6 +63,25 @@ fn a_bundle_has_what_there_is_and_no_secret() {
     let ctl = Ctl::new(&node, &network);
     put_secrets(&node, &ctl, &network);
     let file = node.path("bundle.tar.gz");
+
+    for (family, key) in [(true, "10.9.9.9"), (false, "10.9.9.8")] {
+        let flow = FlowKeyV4 {
+            src: key.parse::<Ipv4Addr>().unwrap().octets(),
+            dst: [10, 9, 9, 10],
+            src_port: [0, 1],
+            dst_port: [0, 2],
+            protocol: 17,
+            reserved: [0; 3],
+        };
+        let verdict = if family { flow_verdict::DIRECT } else { flow_verdict::VIA_STACK };
+        node.datapath().flows().set_v4(&flow, verdict).unwrap();
+    }
+    let prefix = "10.246.0.0/26".parse().unwrap();
+    let node_address = Ipv4Addr::new(192, 168, 77, 9).to_ipv6_mapped().octets();
+    let remote = Remote { node: node_address, mtu: 1400, mac: [2; 6], mode: 2, reserved: 0 };
+    node.datapath().remotes().set(prefix, &remote).unwrap();
+    node.run(&["iptables", "-A", "FORWARD", "-s", "10.244.0.0/16", "-j", "ACCEPT"]);
+    node.run(&["iptables", "-A", "INPUT", "-s", "10.77.0.0/16", "-j", "ACCEPT"]);
 
     let printed = ctl.text(&["bundle", file.to_str().unwrap()]);
 
@@ -50,11 +101,36 @@ fn a_bundle_has_what_there_is_and_no_secret() {
     assert!(document("doctor.json")["findings"].is_array());
     assert!(read("log.txt").contains("verb=\"ADD\"") && read("log.txt").contains("(removed)"));
     assert!(read("README.txt").contains("support archive"));
+    let sysctls = document("sysctls.json");
+    assert_eq!(sysctls["net/ipv4/ip_forward"], "1");
+    let veth = result["interfaces"][0]["name"].as_str().unwrap();
+    assert_eq!(sysctls[format!("net/ipv4/conf/{veth}/forwarding")], "1");
+    let forward = read("firewall/forward.txt");
+    assert!(forward.contains("10.244.0.0/16") && !forward.contains("10.77.0.0"), "{forward}");
+    assert_eq!(document("maps/remotes.json")[0]["node"], "192.168.77.9");
+    assert_eq!(document("maps/remotes.json")[0]["prefix"], "10.246.0.0/26");
+    let flows = document("maps/flows.json");
+    let kinds: Vec<_> = flows["kinds"].as_array().unwrap().iter().collect();
+    let of_udp = |verdict: &str| {
+        let is_it = |kind: &&&Value| kind["verdict"] == verdict && kind["protocol"] == "udp";
+        kinds.iter().find(is_it).unwrap_or_else(|| panic!("{flows}"))["flows"].clone()
+    };
+    assert_eq!((of_udp("direct"), of_udp("via_stack")), (json!(1), json!(1)));
     let everything = everything_in(&folder);
+    assert!(!everything.contains("10.9.9."), "who speaks with whom is told with --flows alone");
+    for harmless in HARMLESS {
+        assert!(everything.contains(harmless), "{harmless} is not in the bundle");
+    }
     for secret in SECRETS {
         assert!(!everything.contains(secret), "{secret} is in the bundle");
     }
     assert!(everything.contains("/etc/margay/etcd-key.pem"), "where a key is may be known");
+
+    let _file = ctl.text(&["bundle", "--flows", node.path("flows.tar.gz").to_str().unwrap()]);
+    fs::remove_dir_all(node.path("unpacked")).unwrap();
+    let folder = unpacked(&node, &node.path("flows.tar.gz"));
+    let every_flow = fs::read_to_string(folder.join("maps/every_flow.json")).unwrap();
+    assert!(every_flow.contains("10.9.9.9") && every_flow.contains("via_stack"), "{every_flow}");
 }
 
 #[test]
@@ -85,7 +161,8 @@ fn a_node_without_anything_has_a_bundle_too() {
 }
 
 fn put_secrets(node: &Node, ctl: &Ctl<'_>, network: &Value) {
-    let [conflist, in_file, in_url, agents, others, key, torn, token] = SECRETS;
+    let [conflist, in_file, in_url, agents, others, key, torn, token, ..] = SECRETS;
+    let [.., object, query, variable, argument, flag, header, jwt, quoted, number] = SECRETS;
     fs::write(node.path("password"), format!("{in_file}\n")).unwrap();
     let mut with_password = network.clone();
     with_password["etcd_username"] = json!("margay");
@@ -102,14 +179,36 @@ fn put_secrets(node: &Node, ctl: &Ctl<'_>, network: &Value) {
     ctl.install(&of_file);
     let other = json!({"name": "x", "type": "x", "apiSecret": [others], "cert": format!("-----BEGIN PRIVATE KEY-----{key}")});
     fs::write(ctl.conf_dir().join("90-x.conf"), other.to_string()).unwrap();
+    let of_all_kinds = json!({
+        "name": "y", "type": "y",
+        "registryCredentials": {"user": "x", "data": object, "rotate_seconds": 7304},
+        "webhook": format!("https://hooks.example/in?id=1&access_token={query}"),
+        "env": [{"name": "DB_PASSWORD", "value": variable}, {"name": "MODE", "value": "harmless-mode"}],
+        "args": [format!("--api-key={argument}"), "--mtu=7306", "--token", flag, "harmless-argument"],
+        "headers": {"X-Trace": format!("Bearer {header}")},
+        "note": format!("signed in as {jwt} yesterday"),
+        "passphrase": quoted,
+        "pin_passwd": 7_701_234_509_u64,
+        "token_ttl": 7301, "token_timeout": "7302s", "password_min_length": 7303, "use_token": true,
+        "tokenizer": "harmless-tokenizer", "secretary": "harmless-secretary", "secret_name": "harmless-name",
+        "public_key": "harmless-public", "key": "harmless-key", "authority": "harmless-authority",
+        "page": "https://harmless.example/token?page=7305", "tokenEndpoint": "https://harmless-issuer/",
+    });
+    fs::write(ctl.conf_dir().join("92-y.conf"), of_all_kinds.to_string()).unwrap();
     fs::write(ctl.conf_dir().join("91-torn.conf"), format!("{{\"password\": \"{torn}")).unwrap();
     let agent = json!({"etcd_username": "margay", "etcd_password": agents});
     fs::write(node.path("agent.json"), agent.to_string()).unwrap();
     let log = node.path("cni.log");
     let mut text = fs::read_to_string(&log).unwrap();
-    for secret in [conflist, in_file, in_url, agents, others, token] {
+    for secret in [
+        conflist, in_file, in_url, agents, others, token, object, query, variable, argument, flag,
+        header, jwt, quoted, number,
+    ] {
         text += &format!("2026-11-22T05:00:00Z ERROR somebody logged {secret}\n");
     }
+    // Of which no configuration knows.
+    text +=
+        &format!("2026-11-22T05:00:00Z ERROR somebody calls x token_ttl=7307 --password={torn}\n");
     fs::write(&log, text).unwrap();
 }
 

@@ -35,7 +35,7 @@ impl Archive {
 
     /// Puts a text in, without secrets.
     pub(super) fn text(&mut self, name: &str, text: &str) -> io::Result<()> {
-        let clean = self.secrets.removed_from(text);
+        let clean = self.secrets.removed_from_lines(text);
         self.put(name, &clean)
     }
 

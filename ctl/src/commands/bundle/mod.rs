@@ -1,19 +1,20 @@
 //! `margayctl bundle`: all that somebody needs who is asked for help, without what is nobody's business.
 
 mod archive;
+mod looks;
+mod maps;
+mod network;
 mod secrets;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use archive::Archive;
 use clap::Args;
-use margay::nat;
 use margay_abi::ABI_VERSION;
-use margay_datapath::{Datapath, Program, Remotes};
+use margay_datapath::Datapath;
 use margay_datastore::BlockEntry;
 use secrets::Secrets;
 use serde_json::{Value, json};
@@ -38,10 +39,12 @@ configuration/      networks and the agent's configuration, without secrets
 endpoints.json      records of this node's pods
 pools.json, blocks.json, placements.json, nodes.json
                     address management, and the other nodes
-maps/               what the programs know; of flows, how many
+maps/               what the programs know; of flows, how many of which kind, and
+                    each of them with --flows alone
 filters.json        what is attached to pods' interfaces, anybody's
-links.json, addresses.json, routes.json, nft.txt
+links.json, addresses.json, routes.json, sysctls.json
                     the host's network
+firewall/           margay's own table, and every chain that forwarded packets pass
 log.txt             the end of the plugin's log
 
 Passwords, tokens and keys were taken out of everything, wherever they stood. Names and
@@ -54,6 +57,9 @@ pub(crate) struct Bundle {
     /// Where to write it. A file that is there is left alone
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
+    /// Put every flow in, with both ends' addresses and ports: who spoke with whom
+    #[arg(long)]
+    flows: bool,
     /// Where the runtime looks for plugins
     #[arg(long, value_name = "DIR", default_value = BIN_DIR)]
     bin_dir: PathBuf,
@@ -82,8 +88,8 @@ pub(crate) async fn run(bundle: &Bundle, shared: &Shared, node: &Node) -> Result
         archive.json("doctor.json", &diagnosis)?;
         if let Some(picture) = &picture {
             add_records(&mut archive, picture)?;
-            add_network(&mut archive, picture).await?;
-            add_maps(&mut archive, picture)?;
+            network::add(&mut archive, picture).await?;
+            maps::add(&mut archive, picture, bundle.flows)?;
             add_log(&mut archive, picture)?;
         }
         archive.finish()
@@ -143,93 +149,6 @@ fn add_records(archive: &mut Archive, picture: &Picture<'_>) -> io::Result<()> {
     let blocks: Vec<Value> = picture.ledger.blocks.iter().map(block).collect();
     archive.json("blocks.json", &blocks)?;
     archive.json("placements.json", &picture.placements)
-}
-
-async fn add_network(archive: &mut Archive, picture: &Picture<'_>) -> io::Result<()> {
-    let link = |link: &margay::netlink::LinkInfo| {
-        json!({
-            "index": link.index, "name": link.name, "alias": link.alias, "mtu": link.mtu,
-            "up": link.up, "kind": link.kind, "mac": link.mac.map(|byte| format!("{byte:02x}")).join(":"),
-        })
-    };
-    archive.json("links.json", &picture.links.iter().map(link).collect::<Vec<_>>())?;
-    let route = |route: &margay::netlink::RouteInfo| {
-        json!({
-            "destination": route.destination, "prefix_length": route.prefix_length,
-            "gateway": route.gateway, "ifindex": route.ifindex,
-            "protocol": route.protocol, "table": route.table,
-        })
-    };
-    archive.json("routes.json", &picture.routes.iter().map(route).collect::<Vec<_>>())?;
-    let (mut addresses, mut filters) = (Vec::new(), Vec::new());
-    let root = &picture.paths().bpffs_root;
-    for link in &picture.links {
-        let name = &link.name;
-        for info in picture.netlink.addresses(link.index).await.unwrap_or_default() {
-            addresses.push(json!({"interface": name, "address": info.address}));
-        }
-        for hook in Program::OF_POD {
-            let found = Datapath::filters(root, picture.netlink.handle(), link.index, hook).await;
-            for filter in found.unwrap_or_default() {
-                filters.push(json!({
-                    "interface": name,
-                    "hook": if hook == Program::FromPod { "ingress" } else { "egress" },
-                    "kind": filter.kind, "priority": filter.priority,
-                    "program": filter.program.map(|id| id.0),
-                    "is_in_margays_place": filter.is_in_margays_place,
-                }));
-            }
-        }
-    }
-    archive.json("addresses.json", &addresses)?;
-    archive.json("filters.json", &filters)?;
-    archive.text("nft.txt", &nft())
-}
-
-/// As nftables prints it.
-fn nft() -> String {
-    let list = ["list", "table", "inet", nat::TABLE];
-    match Command::new("nft").args(list).stdin(Stdio::null()).output() {
-        Ok(output) => {
-            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
-        }
-        Err(error) => format!("nft: {error}\n"),
-    }
-}
-
-fn add_maps(archive: &mut Archive, picture: &Picture<'_>) -> io::Result<()> {
-    let root = &picture.paths().bpffs_root;
-    let pods: Vec<Value> = picture.entries.iter().flatten().map(|(address, entry)| {
-        json!({"address": address, "ifindex": entry.ifindex, "mtu": entry.mtu, "flags": entry.flags})
-    }).collect();
-    archive.json("maps/pods.json", &pods)?;
-    let Some(datapath) = opened(root) else { return Ok(()) };
-    let stats = datapath.stats().unwrap_or_default();
-    let stats: Value = stats
-        .into_iter()
-        .map(|(counter, traffic)| {
-            let row = json!({"packets": traffic.packets, "bytes": traffic.bytes});
-            (format!("{counter:?}"), row)
-        })
-        .collect::<serde_json::Map<_, _>>()
-        .into();
-    archive.json("maps/stats.json", &stats)?;
-    let settings = datapath.settings().map(|settings| format!("{settings:?}"));
-    archive.text("maps/settings.txt", &settings.unwrap_or_else(|error| error.to_string()))?;
-    archive.text("maps/remotes.txt", &remotes(datapath.remotes()))?;
-    let flows = [true, false].map(|ipv4| datapath.flows().fill(ipv4).ok());
-    archive.json("maps/flows.json", &json!({"v4": flows[0], "v6": flows[1]}))
-}
-
-fn opened(root: &Path) -> Option<Datapath> {
-    Datapath::open_builds(root).ok()?.into_iter().next()
-}
-
-fn remotes(remotes: &Remotes) -> String {
-    match remotes.entries() {
-        Ok(entries) => entries.iter().map(|entry| format!("{entry:?}\n")).collect(),
-        Err(error) => error.to_string(),
-    }
 }
 
 fn add_log(archive: &mut Archive, picture: &Picture<'_>) -> io::Result<()> {

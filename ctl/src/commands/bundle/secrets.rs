@@ -1,33 +1,19 @@
 //! What nobody but the node's administrator may see, found in its configurations and taken out of everything.
 //!
-//! A value is a secret by the name of its key, in whatever plugin's configuration, or by its looks: a password inside
-//! a URL, a private key. Whatever was found once is taken out wherever else it stands, such as in a log.
+//! A value is a secret by the name of its key, in whatever plugin's configuration, or by its looks ([`looks`]). Whatever
+//! was found once is taken out wherever else it stands, such as in a log. Of what a secret's name stands for, a switch is
+//! none, and a number only where the name says of nothing that it counts.
 
 use std::fs;
 
 use serde_json::{Map, Value};
 
+use super::looks::{self, Named};
+
 /// What stands in its place.
 const REMOVED: &str = "(removed)";
-/// Parts of the names of keys whose values are secrets; of a name, letters and digits alone, in lower case.
-const NAMES: [&str; 10] = [
-    "password",
-    "passphrase",
-    "passwd",
-    "psk",
-    "secret",
-    "token",
-    "credential",
-    "apikey",
-    "privatekey",
-    "keydata",
-];
-/// Ends of the names of keys that name a file, not a secret; the file's contents may be one.
-const FILES: [&str; 2] = ["file", "path"];
 /// Shorter than this, a value stands in too many places by chance.
 const LEAST_BYTES: usize = 4;
-/// What may stand before `://`, besides letters and digits.
-const OF_A_SCHEME: [char; 3] = ['+', '-', '.'];
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -38,66 +24,78 @@ pub(super) struct Secrets {
 impl Secrets {
     /// The document without its secrets, which are remembered.
     pub(super) fn take_from(&mut self, document: &Value) -> Value {
-        match document {
-            Value::Object(fields) => Value::Object(self.take_from_fields(fields)),
-            Value::Array(items) => items.iter().map(|item| self.take_from(item)).collect(),
+        self.take(document, false)
+    }
+
+    /// Where `is_secret`, every value of it is one that does not say otherwise.
+    fn take(&mut self, value: &Value, is_secret: bool) -> Value {
+        match value {
+            Value::Object(fields) => Value::Object(self.take_from_fields(fields, is_secret)),
+            Value::Array(items) => self.take_from_items(items, is_secret),
+            Value::Null | Value::Bool(_) => value.clone(),
+            Value::Number(number) if is_secret => {
+                self.remember(&number.to_string());
+                Value::String(REMOVED.to_owned())
+            }
+            Value::Number(_) => value.clone(),
+            Value::String(text) if is_secret && !text.is_empty() => {
+                self.remember(text);
+                Value::String(REMOVED.to_owned())
+            }
             Value::String(text) => Value::String(self.take_from_text(text)),
-            other => other.clone(),
         }
     }
 
-    fn take_from_fields(&mut self, fields: &Map<String, Value>) -> Map<String, Value> {
+    fn take_from_fields(
+        &mut self,
+        fields: &Map<String, Value>,
+        is_secret: bool,
+    ) -> Map<String, Value> {
+        // A variable of an environment: {"name": "PASSWORD", "value": "…"}.
+        let names_a_secret = ["name", "key"].iter().any(|key| {
+            fields.get(*key).and_then(Value::as_str).map(looks::named) == Some(Named::Secret)
+        });
         let mut clean = Map::new();
         for (key, value) in fields {
-            let name: String = key.chars().filter(char::is_ascii_alphanumeric).collect();
-            let name = name.to_ascii_lowercase();
-            let is_secret = NAMES.iter().any(|secret| name.contains(secret));
-            let is_file = FILES.iter().any(|file| name.ends_with(file));
-            let value = match value {
-                Value::Null => Value::Null,
-                value if is_secret && is_file => {
+            let value = match looks::named(key) {
+                Named::Measure if looks::is_measure(value) => value.clone(),
+                // What has a secret's name and is none by its looks is one all the same.
+                Named::Measure if looks::is_about_a_secret(key) => self.take(value, true),
+                Named::Secret => self.take(value, true),
+                Named::File => {
                     self.remember_file(value);
-                    self.take_from(value)
+                    self.take(value, false)
                 }
-                value if is_secret => {
-                    self.remember_all(value);
-                    Value::String(REMOVED.to_owned())
-                }
-                value => self.take_from(value),
+                _ if key == "value" && names_a_secret => self.take(value, true),
+                Named::Measure | Named::Nothing => self.take(value, is_secret && key != "name"),
             };
             clean.insert(key.clone(), value);
         }
         clean
     }
 
-    fn take_from_text(&mut self, text: &str) -> String {
-        if text.contains("-----BEGIN") {
-            self.remember(text);
-            return REMOVED.to_owned();
+    /// Of a command line, what follows `--token` is the token.
+    fn take_from_items(&mut self, items: &[Value], is_secret: bool) -> Value {
+        let mut is_next = false;
+        let mut clean = Vec::with_capacity(items.len());
+        for item in items {
+            clean.push(self.take(item, is_secret || is_next));
+            let flag = item.as_str().filter(|text| text.starts_with('-') && !text.contains('='));
+            is_next = flag.map(looks::named) == Some(Named::Secret);
         }
-        let clean = urls(text).into_iter().map(|url| {
-            let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-            let Some((user, host)) = rest.rsplit_once('@') else { return url.to_owned() };
-            self.remember(user.split_once(':').map_or(user, |(_, password)| password));
-            format!("{scheme}://{REMOVED}@{host}")
-        });
-        clean.collect::<Vec<_>>().join(",")
+        Value::Array(clean)
+    }
+
+    fn take_from_text(&mut self, text: &str) -> String {
+        let (clean, secrets) = looks::cleaned(text, REMOVED);
+        secrets.iter().for_each(|secret| self.remember(secret));
+        clean
     }
 
     /// What a file holds is not shown, and may stand elsewhere.
     fn remember_file(&mut self, path: &Value) {
         let content = path.as_str().and_then(|path| fs::read_to_string(path).ok());
         self.remember(content.unwrap_or_default().trim());
-    }
-
-    fn remember_all(&mut self, value: &Value) {
-        match value {
-            Value::String(text) => self.remember(text),
-            Value::Number(number) => self.remember(&number.to_string()),
-            Value::Array(items) => items.iter().for_each(|item| self.remember_all(item)),
-            Value::Object(fields) => fields.values().for_each(|value| self.remember_all(value)),
-            Value::Null | Value::Bool(_) => {}
-        }
     }
 
     fn remember(&mut self, secret: &str) {
@@ -111,7 +109,7 @@ impl Secrets {
     /// The document without any of them, and a document still.
     pub(super) fn removed_from_document(&self, document: Value) -> Value {
         match document {
-            Value::String(text) => Value::String(self.removed_from(&text)),
+            Value::String(text) => Value::String(self.removed_from_lines(&text)),
             Value::Number(number) if self.values.contains(&number.to_string()) => {
                 Value::String(REMOVED.to_owned())
             }
@@ -129,6 +127,12 @@ impl Secrets {
         }
     }
 
+    /// The text without any of them, and without what looks like one.
+    pub(super) fn removed_from_lines(&self, text: &str) -> String {
+        let lines = text.split_inclusive('\n').map(|line| looks::cleaned(line, REMOVED).0);
+        self.removed_from(&lines.collect::<String>())
+    }
+
     /// The text without any of them.
     pub(super) fn removed_from(&self, text: &str) -> String {
         let mut clean = text.to_owned();
@@ -140,29 +144,6 @@ impl Secrets {
         }
         clean
     }
-}
-
-/// The parts of a list with commas. A comma inside a URL's password parts nothing: behind one that does, the next URL
-/// begins.
-fn urls(text: &str) -> Vec<&str> {
-    let (mut parts, mut rest) = (Vec::new(), text);
-    while let Some(comma) = rest.match_indices(',').map(|(at, _)| at).find(|at| {
-        let (part, next) = (&rest[..*at], &rest[at + 1..]);
-        begins_a_url(next) || !part.contains("://") || !next.contains('@')
-    }) {
-        parts.push(&rest[..comma]);
-        rest = &rest[comma + 1..];
-    }
-    parts.push(rest);
-    parts
-}
-
-fn begins_a_url(text: &str) -> bool {
-    let scheme = text.trim_start().split_once("://").map(|(scheme, _)| scheme);
-    scheme.is_some_and(|scheme| {
-        !scheme.is_empty()
-            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || OF_A_SCHEME.contains(&c))
-    })
 }
 
 #[cfg(test)]
@@ -190,7 +171,10 @@ mod tests {
                 "https://u:with,a-comma@10.0.0.3:2379,https://10.0.0.4:2379,https://u:two,com,mas@10.0.0.5:2379",
                 "10.0.0.6:2379,https://u:behind-a-bare-one@10.0.0.7:2379",
             ],
-            "mtu": 1400,
+            "mtu": 1400, "token_ttl": 3600, "password_max_age": "90d", "password_min": "no-number",
+            "use_token": true, "secrets": {"rotate_seconds": 86_400, "one": "inside-of-one", "pin": 77_812},
+            "env": [{"name": "DB_PASSWORD", "value": "of-the-environment"}, {"name": "MODE", "value": "plain-mode"}],
+            "args": ["--token", "behind-a-flag", "--mtu", "plain-number"],
         });
         let mut secrets = Secrets::default();
 
@@ -198,7 +182,18 @@ mod tests {
 
         let in_keys = ["hyphenated", "in-camels", "dotted", "of-a-phrase", "shared-before"];
         let in_urls = ["with,a-comma", "two,com,mas", "behind-a-bare-one"];
-        let others = ["in-a-", "a-token", "BEGIN", "one-of-a-list", "84729155"];
+        let others = [
+            "in-a-",
+            "a-token",
+            "BEGIN",
+            "one-of-a-list",
+            "84729155",
+            "inside-of-one",
+            "77812",
+            "of-the-environment",
+            "behind-a-flag",
+            "no-number",
+        ];
         let log = "in-a-\"key\" in-a-file in-a-url a-token one-of-a-list in-a-\\\"key\\\" 84729155";
         let log = format!("{log} {} {}", in_keys.join(" "), in_urls.join(" "));
         let log = secrets.removed_from(&log);
@@ -206,7 +201,19 @@ mod tests {
             assert!(!clean.contains(secret), "{secret}: {clean}");
             assert!(!log.contains(secret), "{secret}: {log}");
         }
-        for kept in ["/etc/margay/key.pem", "/etc/margay/api.key", "margay", "1400"] {
+        for kept in [
+            "/etc/margay/key.pem",
+            "/etc/margay/api.key",
+            "margay",
+            "1400",
+            "3600",
+            "90d",
+            "86400",
+            "true",
+            "DB_PASSWORD",
+            "plain-mode",
+            "plain-number",
+        ] {
             assert!(clean.contains(kept), "{kept}: {clean}");
         }
         for host in 1..=7 {

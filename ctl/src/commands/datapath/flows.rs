@@ -36,7 +36,7 @@ pub(super) async fn run(arguments: &Flows, node: &Node, format: Format) -> Resul
             let entries = datapath.flows().entries()?.into_iter();
             flows.extend(entries.filter(|flow| arguments.shows(flow, pod.as_deref())));
         }
-        Ok(Remembered { flows: flows.iter().map(Row::from).collect() })
+        Ok(Remembered::of(&flows))
     };
     output::show_or_watch(&arguments.watched, format, look).await
 }
@@ -57,8 +57,14 @@ impl Flows {
 
 /// What `datapath flows` shows.
 #[derive(Debug, Serialize)]
-struct Remembered {
+pub(crate) struct Remembered {
     flows: Vec<Row>,
+}
+
+impl Remembered {
+    pub(crate) fn of(flows: &[FlowEntry]) -> Self {
+        Self { flows: flows.iter().map(Row::from).collect() }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -82,22 +88,27 @@ impl From<&FlowEntry> for Row {
     fn from(flow: &FlowEntry) -> Self {
         let end = |end: SocketAddr| End { address: end.ip(), port: end.port() };
         let [first, second] = flow.ends.map(end);
-        Self {
-            protocol: match flow.protocol {
-                1 => "icmp".to_owned(),
-                6 => "tcp".to_owned(),
-                17 => "udp".to_owned(),
-                58 => "icmpv6".to_owned(),
-                number => number.to_string(),
-            },
-            first,
-            second,
-            verdict: match flow.verdict {
-                flow_verdict::DIRECT => "direct",
-                flow_verdict::VIA_STACK => "via_stack",
-                _ => "unknown",
-            },
-        }
+        Self { protocol: protocol(flow), first, second, verdict: verdict(flow) }
+    }
+}
+
+/// `tcp`, `udp`, `icmp`, `icmpv6`, or the number.
+pub(crate) fn protocol(flow: &FlowEntry) -> String {
+    match flow.protocol {
+        1 => "icmp".to_owned(),
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        58 => "icmpv6".to_owned(),
+        number => number.to_string(),
+    }
+}
+
+/// `direct` or `via_stack`.
+pub(crate) fn verdict(flow: &FlowEntry) -> &'static str {
+    match flow.verdict {
+        flow_verdict::DIRECT => "direct",
+        flow_verdict::VIA_STACK => "via_stack",
+        _ => "unknown",
     }
 }
 

@@ -1,7 +1,7 @@
 //! `margayctl datapath`: what is pinned and what it has counted; and replacing it or taking it away.
 
 mod counters;
-mod flows;
+pub(super) mod flows;
 mod maps;
 mod programs;
 mod unload;
