@@ -13,7 +13,7 @@ use margay_abi::{
 use crate::{
     ip::{Ipv4, Ipv6},
     maps::Tables,
-    packet::Packet,
+    packet::{Hop, Packet, WayOut},
 };
 
 /// TC action of a redirect, which the helpers return.
@@ -32,6 +32,13 @@ pub(crate) const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 9, 0];
 pub(crate) const NODE_MTU: u32 = 1450;
 pub(crate) const OVERLAY: Overlay =
     Overlay { ifindex: 9, vni: 4096, port: 4789_u16.to_be_bytes(), mac: [2, 0, 0, 0, 0, 9] };
+/// Of the network between the nodes, which has room for the overlay's headers.
+pub(crate) const UNDERLAY_MTU: u32 = NODE_MTU + 50;
+/// This node's address there.
+pub(crate) const OWN_NODE: [u8; 4] = [192, 168, 0, 8];
+/// What the kernel says of every packet, and of none.
+pub(crate) const HASH: u32 = 0x4000_0000;
+pub(crate) const IDENTIFICATION: u16 = 0xabcd;
 /// An address that is nobody's on this node.
 pub(crate) const ELSEWHERE_V4: [u8; 4] = [192, 0, 2, 1];
 pub(crate) const ELSEWHERE_V6: [u8; 16] = v6(0x99);
@@ -67,6 +74,12 @@ pub(crate) struct TestPacket {
     pub(crate) is_sent: bool,
     /// The interface that the host's routes send it to.
     pub(crate) next_hop: Option<u32>,
+    /// The interface that they send what this node encapsulates to.
+    pub(crate) way_out: Option<u32>,
+    /// Whether somebody wants to know what becomes of flows.
+    pub(crate) is_listened_to: bool,
+    /// Whether it is in a tunnel already.
+    pub(crate) is_encapsulated: bool,
     /// The interface that it is redirected to.
     pub(crate) redirected: Cell<Option<u32>>,
     /// What became of its flow.
@@ -86,6 +99,9 @@ impl TestPacket {
             tunnel: None,
             is_sent: false,
             next_hop: None,
+            way_out: None,
+            is_encapsulated: false,
+            is_listened_to: false,
             redirected: Cell::new(None),
             noted: Cell::default(),
         }
@@ -139,6 +155,10 @@ impl Packet for TestPacket {
         self.noted.set(Note { was, is, ..Note::default() });
     }
 
+    fn is_awaited(&self) -> bool {
+        self.is_listened_to && self.noted.get().is != 0
+    }
+
     fn is_for_this_host(&self) -> bool {
         !self.is_for_another_host
     }
@@ -155,6 +175,31 @@ impl Packet for TestPacket {
     fn redirect_by_route<T: Pod>(&self, _src: &T, _dst: &T, _longest: u32) -> Option<()> {
         self.redirected.set(Some(self.next_hop?));
         Some(())
+    }
+
+    fn computed_hash(&self) -> u32 {
+        HASH
+    }
+
+    fn way_from_here(&self, _dst: &[u8; 4], longest: u32) -> Option<WayOut> {
+        let ifindex = self.way_out.filter(|_| longest <= UNDERLAY_MTU)?;
+        Some(WayOut { src: OWN_NODE, hop: Hop::by(ifindex) })
+    }
+
+    fn make_room_for_vxlan(&mut self, bytes: usize) -> Option<()> {
+        if self.is_encapsulated {
+            return None;
+        }
+        self.bytes.splice(14..14, std::iter::repeat_n(0, bytes));
+        Some(())
+    }
+
+    fn redirect_by(&self, hop: &Hop) {
+        self.redirected.set(Some(hop.ifindex));
+    }
+
+    fn random(&self) -> u16 {
+        IDENTIFICATION
     }
 
     fn mark_as_sent(&mut self) {

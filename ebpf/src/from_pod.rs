@@ -260,7 +260,7 @@ pub(crate) fn rewrite<H: Header>(
     macs: [[u8; 6]; 2],
 ) -> Option<()> {
     packet.write(0, macs)?;
-    ip.decrement_hop_limit(packet)
+    ip.decrement_hop_limit(packet, ethernet::HEADER_LEN)
 }
 
 /// The longest packet that it becomes on a link, from its IP header on.

@@ -89,8 +89,11 @@ pub(crate) trait Header: Pod {
     /// The flow of a packet with this header, and its direction.
     fn flow(&self, protocol: u8, src_port: [u8; 2], dst_port: [u8; 2]) -> Directed<Self::Key>;
 
-    /// Writes this header's hop limit less one into the packet, checksums included.
-    fn decrement_hop_limit(&self, packet: &mut impl Packet) -> Option<()>;
+    /// The two bits that tell of congestion (RFC 3168).
+    fn congestion(&self) -> u8;
+    /// Writes this header's hop limit less one into the packet, where the header begins at `offset`,
+    /// checksums included.
+    fn decrement_hop_limit(&self, packet: &mut impl Packet, offset: usize) -> Option<()>;
 }
 
 /// Reads the IP header behind the Ethernet header.
@@ -200,11 +203,16 @@ impl Header for Ipv4 {
     }
 
     #[inline(always)]
-    fn decrement_hop_limit(&self, packet: &mut impl Packet) -> Option<()> {
-        const TTL: usize = ethernet::HEADER_LEN + 8;
+    fn congestion(&self) -> u8 {
+        self.tos & 3
+    }
+
+    #[inline(always)]
+    fn decrement_hop_limit(&self, packet: &mut impl Packet, offset: usize) -> Option<()> {
+        const TTL: usize = 8;
         let [high, low] = checksum::after_ttl_decrement(self.checksum);
         // TTL, protocol and checksum are neighbours: one store.
-        packet.write(TTL, [self.ttl - 1, self.protocol, high, low])
+        packet.write(offset + TTL, [self.ttl - 1, self.protocol, high, low])
     }
 }
 
@@ -290,9 +298,14 @@ impl Header for Ipv6 {
     }
 
     #[inline(always)]
-    fn decrement_hop_limit(&self, packet: &mut impl Packet) -> Option<()> {
-        const HOP_LIMIT: usize = ethernet::HEADER_LEN + 7;
-        packet.write(HOP_LIMIT, self.hop_limit - 1)?;
+    fn congestion(&self) -> u8 {
+        (self.version_and_flow[1] >> 4) & 3
+    }
+
+    #[inline(always)]
+    fn decrement_hop_limit(&self, packet: &mut impl Packet, offset: usize) -> Option<()> {
+        const HOP_LIMIT: usize = 7;
+        packet.write(offset + HOP_LIMIT, self.hop_limit - 1)?;
         // IPv6 has no checksum of its own that would make up for the change, as IPv4 has.
         packet.adjust_checksum(checksum::MINUS_ONE);
         Some(())

@@ -26,6 +26,7 @@ mod to_node;
 mod to_pod;
 mod transport;
 mod verdict;
+mod vxlan;
 mod words;
 
 #[cfg(test)]

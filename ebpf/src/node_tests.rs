@@ -1,14 +1,14 @@
 //! Packets between nodes, with the maps and the packet in memory: what `from_pod` sends to another
 //! node, what the hooks on the way out learn of the stack, and what comes in for a pod.
 
-use margay_abi::PodToNode;
 use margay_abi::flow_verdict::{DIRECT, VIA_STACK};
 use margay_abi::remote_mode::{PLAIN, VXLAN};
+use margay_abi::{PodToNode, Remote};
 
 use crate::{
     fixtures::{
-        A, B, ELSEWHERE_V4, End, FAR, HOST_MAC, NODE, NODE_MAC, NODE_MTU, OVERLAY, TestPacket,
-        TestTables,
+        A, B, ELSEWHERE_V4, End, FAR, HASH, HOST_MAC, IDENTIFICATION, NODE, NODE_MAC, NODE_MTU,
+        OVERLAY, OWN_NODE, TestPacket, TestTables,
     },
     frames::{self, Ipv4, Ipv6, ethernet, tcp_flags},
     from_node::{self, Origin},
@@ -40,6 +40,89 @@ fn connection_to_another_node_goes_through_the_overlay_from_its_syn_on() {
     assert_eq!(send(&mut packet, &tables), Ok(Verdict::Send(Family::Ipv6)));
     let header = Ipv6 { hop_limit: 63, ..Ipv6::new(A.v6, FAR.v6, 6) };
     assert_eq!(packet.bytes, ethernet(NODE_MAC, OVERLAY.mac, 0x86dd, &header.packet(&tcp)));
+}
+
+#[test]
+fn what_has_a_way_to_the_other_node_gets_its_outer_headers_without_the_device() {
+    let syn = frames::tcp(1, 2, tcp_flags::SYN);
+    let inside_v4 = Ipv4 { ttl: 63, ..Ipv4::new(A.v4, FAR.v4, 6) }.packet(&syn);
+    let inside_v6 = Ipv6 { hop_limit: 63, ..Ipv6::new(A.v6, FAR.v6, 6) }.packet(&syn);
+    for (mut packet, ethertype, inside) in
+        [(v4(&A, &FAR, 6, &syn), 0x0800, inside_v4), (v6(&A, &FAR, 6, &syn), 0x86dd, inside_v6)]
+    {
+        let before = packet.bytes.clone();
+        packet.way_out = Some(UPLINK);
+
+        let verdict = send(&mut packet, &TestTables::with_remote(VXLAN));
+
+        assert!(matches!(verdict, Ok(Verdict::Send(_))), "{verdict:?}");
+        assert_eq!((packet.redirected.get(), packet.tunnel), (Some(UPLINK), None));
+        assert!(packet.is_sent, "taken for the stack's on its way out");
+        let inside = ethernet(NODE_MAC, OVERLAY.mac, ethertype, &inside);
+        let vxlan = [&[8, 0, 0, 0, 0, 0x10, 0, 0], &inside[..]].concat();
+        // The hash, both of whose halves count, over the range of ports.
+        let port = 32_768 + ((u64::from(HASH ^ HASH << 16) * (60_999 - 32_768)) >> 32) as u16;
+        let mut outer =
+            Ipv4::new(OWN_NODE, [192, 168, 0, 9], 17).packet(&frames::udp(port, 4789, &vxlan));
+        outer[4..6].copy_from_slice(&IDENTIFICATION.to_be_bytes());
+        outer[10..12].fill(0);
+        let checksum = frames::checksum(&outer[..20]);
+        outer[10..12].copy_from_slice(&checksum.to_be_bytes());
+        assert_eq!(packet.bytes[..14], before[..14], "for the kernel to fill in");
+        assert_eq!(packet.bytes[14..], outer);
+    }
+}
+
+#[test]
+fn the_outer_header_has_the_congestion_bits_of_the_packet_inside() {
+    for (inside, outside) in [(0, 0), (1, 1), (2, 2), (3, 2), (0xb8, 0), (0xb9, 1)] {
+        let syn = frames::tcp(1, 2, tcp_flags::SYN);
+        let (mut of_v4, mut of_v6) = (v4(&A, &FAR, 6, &syn), v6(&A, &FAR, 6, &syn));
+        of_v4.bytes[15] = inside;
+        of_v6.bytes[14] |= inside >> 4;
+        of_v6.bytes[15] = inside << 4;
+        for mut packet in [of_v4, of_v6] {
+            packet.way_out = Some(UPLINK);
+            send(&mut packet, &TestTables::with_remote(VXLAN)).expect("sent");
+            assert_eq!(packet.bytes[15], outside, "{inside:#x}");
+        }
+    }
+}
+
+#[test]
+fn what_only_the_device_can_encapsulate_goes_to_it() {
+    let syn = frames::tcp(1, 2, tcp_flags::SYN);
+    let on_ipv6 = [0xfd, 0x30, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+    let to_ipv6 = TestTables {
+        remote: TestTables::with_remote(VXLAN).remote.map(|way| Remote { node: on_ipv6, ..way }),
+        ..TestTables::with_remote(VXLAN)
+    };
+    let long = [syn.clone(), vec![0; 65_536]].concat();
+    let with_a_way = |packet| TestPacket { way_out: Some(UPLINK), ..packet };
+    let mut nested = with_a_way(v4(&A, &FAR, 6, &syn));
+    nested.is_encapsulated = true;
+    let mut told_of = with_a_way(v4(&A, &FAR, 6, &syn));
+    told_of.is_listened_to = true;
+    // As BIG TCP has it: a length of zero.
+    let mut big = with_a_way(v4(&A, &FAR, 6, &long));
+    big.gso_size = 1000;
+    big.bytes[16..18].fill(0);
+    for (mut packet, tables) in [
+        (v4(&A, &FAR, 6, &syn), TestTables::with_remote(VXLAN)),
+        (with_a_way(v4(&A, &FAR, 6, &syn)), to_ipv6),
+        (nested, TestTables::with_remote(VXLAN)),
+        (told_of, TestTables::with_remote(VXLAN)),
+        (big, TestTables::with_remote(VXLAN)),
+    ] {
+        let before = packet.bytes.clone();
+
+        assert_eq!(send(&mut packet, &tables), Ok(Verdict::Send(Family::Ipv4)));
+
+        assert_eq!(packet.redirected.get(), Some(OVERLAY.ifindex));
+        assert_eq!(packet.tunnel, Some((tables.remote.expect("a way").node, OVERLAY.vni)));
+        assert_eq!(packet.bytes.len(), before.len());
+        assert_eq!(packet.bytes[22], 63, "a hop less, once");
+    }
 }
 
 #[test]

@@ -6,21 +6,25 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh,
+        __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
+        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+        BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup, bpf_redir_neigh,
         bpf_redir_neigh__bindgen_ty_1 as NextHop,
     },
     helpers::{
-        bpf_csum_update, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-        bpf_redirect_peer, bpf_set_hash, bpf_skb_change_type, bpf_skb_get_tunnel_key,
-        bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+        bpf_csum_update, bpf_fib_lookup, bpf_get_hash_recalc, bpf_get_prandom_u32,
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash,
+        bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key,
+        bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
 use bytemuck::{Pod, Zeroable, bytes_of, cast};
 use margay_abi::{PodToNode, event::Note, mapped_ipv4};
 
-use crate::words;
+use crate::{ethernet, maps, words};
 
 /// Bytes that are pulled in at once: all that a decision reads of a packet without extension headers.
 /// Ethernet, IPv6, ICMPv6 and the IPv6 header and ports that an ICMPv6 error quotes.
@@ -56,6 +60,8 @@ pub(crate) trait Packet {
 
     /// Leaves beside it that its flow has got a verdict, for the end of the hook.
     fn note_verdict(&self, was: u8, is: u8);
+    /// Whether somebody will read it at the end of the hook, to tell of that verdict.
+    fn is_awaited(&self) -> bool;
 
     /// Whether its Ethernet address is that of the interface that it came in by.
     fn is_for_this_host(&self) -> bool;
@@ -75,10 +81,39 @@ pub(crate) trait Packet {
     /// is not for anybody to forward as it is.
     fn redirect_by_route<A: Pod>(&self, src: &A, dst: &A, longest: u32) -> Option<()>;
 
+    /// The hash of its flow, which the kernel works out where nobody has.
+    fn computed_hash(&self) -> u32;
+    /// The way that a packet from this node's stack to `dst` takes by the host's routes, if `longest`
+    /// bytes go that way at once.
+    fn way_from_here(&self, dst: &[u8; 4], longest: u32) -> Option<WayOut>;
+    /// Makes room for `bytes` of VXLAN's headers over IPv4 behind its Ethernet header. `None` if that
+    /// cannot be; then it is as it was.
+    fn make_room_for_vxlan(&mut self, bytes: usize) -> Option<()>;
+    /// Has the TC action "redirect" send it there; the kernel puts the MAC addresses in.
+    fn redirect_by(&self, hop: &Hop);
+    /// Any number.
+    fn random(&self) -> u16;
+
     /// The TC action that delivers it into the namespace behind the host veth `ifindex`.
     fn redirect_peer(&self, ifindex: u32) -> i32;
     /// The TC action that delivers it into the namespace that it came from, as meant for nobody else.
     fn redirect_back(&self) -> i32;
+}
+
+/// The way of an IPv4 packet that begins on this node.
+#[derive(Clone, Copy)]
+pub(crate) struct WayOut {
+    /// The source that the kernel chooses.
+    pub(crate) src: [u8; 4],
+    pub(crate) hop: Hop,
+}
+
+/// Where a packet goes next, as the kernel has said it.
+#[derive(Clone, Copy)]
+pub(crate) struct Hop {
+    pub(crate) ifindex: u32,
+    family: u32,
+    address: [u32; 4],
 }
 
 /// What marks a packet (`skb->cb`), which nothing between a redirect and the hook that it leads to
@@ -92,6 +127,9 @@ const ACTION: usize = 3;
 const REPORTER: usize = 4;
 /// What a packet is whose Ethernet address is the receiver's (`linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;
+
+/// The interface that packets of the host's own come from to its routes (`LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -344,6 +382,11 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn is_awaited(&self) -> bool {
+        self.note().is != 0 && maps::is_listened_to()
+    }
+
+    #[inline(always)]
     fn is_for_this_host(&self) -> bool {
         // SAFETY: as in `len`.
         unsafe { (*self.raw).pkt_type == PACKET_HOST }
@@ -390,14 +433,67 @@ impl Packet for Skb {
         if result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH {
             return None;
         }
-        let mut hop = bpf_redir_neigh {
-            nh_family: query.family.into(),
-            // SAFETY: the union's fields are integers that share their beginning.
-            __bindgen_anon_1: NextHop { ipv6_nh: unsafe { query.__bindgen_anon_4.ipv6_dst } },
-        };
-        // SAFETY: the helper reads `hop`; the kernel checks the interface when it redirects.
-        unsafe { bpf_redirect_neigh(query.ifindex, &raw mut hop, size_of_val(&hop) as i32, 0) };
+        self.redirect_by(&Hop::of(&query));
         Some(())
+    }
+
+    #[inline(always)]
+    fn computed_hash(&self) -> u32 {
+        // SAFETY: `raw` is the context of this run.
+        unsafe { bpf_get_hash_recalc(self.raw) }
+    }
+
+    #[inline(never)]
+    fn way_from_here(&self, dst: &[u8; 4], longest: u32) -> Option<WayOut> {
+        // SAFETY: all fields are integers, of which zero is one.
+        let mut query: FibLookup = unsafe { core::mem::zeroed() };
+        query.family = AF_INET;
+        query.ifindex = LOOPBACK;
+        query.__bindgen_anon_1.tot_len = longest.min(u32::from(u16::MAX)) as u16;
+        query.__bindgen_anon_4.ipv6_dst = address_words(dst);
+        let len = size_of::<FibLookup>() as i32;
+        // Linux 6.7 and 6.3; others refuse a flag that they do not know.
+        let flags = BPF_FIB_LOOKUP_SRC | BPF_FIB_LOOKUP_SKIP_NEIGH;
+        // SAFETY: `raw` is the context of this run, and `query` is what the helper takes for it.
+        let result = unsafe { bpf_fib_lookup(self.raw.cast(), &raw mut query, len, flags) } as u32;
+        if result != BPF_FIB_LKUP_RET_SUCCESS {
+            return None;
+        }
+        Some(WayOut {
+            // SAFETY: the union's fields are integers that share their beginning.
+            src: unsafe { query.__bindgen_anon_3.ipv4_src }.to_ne_bytes(),
+            hop: Hop::of(&query),
+        })
+    }
+
+    #[inline(always)]
+    fn make_room_for_vxlan(&mut self, bytes: usize) -> Option<()> {
+        // An Ethernet header begins the packet inside, and the size of its segments stays.
+        const FLAGS: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+            | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+            | BPF_F_ADJ_ROOM_ENCAP_L2_ETH
+            | BPF_F_ADJ_ROOM_FIXED_GSO) as u64
+            | (ethernet::HEADER_LEN as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
+        // SAFETY: `raw` is the context of this run; the helper refuses before it changes anything.
+        let result =
+            unsafe { bpf_skb_adjust_room(self.raw, bytes as i32, BPF_ADJ_ROOM_MAC, FLAGS) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn redirect_by(&self, hop: &Hop) {
+        let mut to = bpf_redir_neigh {
+            nh_family: hop.family,
+            __bindgen_anon_1: NextHop { ipv6_nh: hop.address },
+        };
+        // SAFETY: the helper reads `to`; the kernel checks the interface when it redirects.
+        unsafe { bpf_redirect_neigh(hop.ifindex, &raw mut to, size_of_val(&to) as i32, 0) };
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u16 {
+        // SAFETY: takes nothing and returns an integer.
+        unsafe { bpf_get_prandom_u32() as u16 }
     }
 
     #[inline(always)]
@@ -438,6 +534,25 @@ impl Packet for Skb {
             unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
         }
         self.redirect_peer(self.ifindex())
+    }
+}
+
+impl Hop {
+    /// What a look-up has found.
+    #[inline(always)]
+    fn of(query: &FibLookup) -> Self {
+        Self {
+            ifindex: query.ifindex,
+            family: query.family.into(),
+            // SAFETY: the union's fields are integers that share their beginning.
+            address: unsafe { query.__bindgen_anon_4.ipv6_dst },
+        }
+    }
+
+    /// For packets that no kernel sees.
+    #[cfg(not(target_arch = "bpf"))]
+    pub(crate) fn by(ifindex: u32) -> Self {
+        Self { ifindex, family: AF_INET.into(), address: [0; 4] }
     }
 }
 

@@ -8,17 +8,18 @@
 //! passes.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use margay_abi::{Counter, PodToNode, Remote, event::Hook, remote_mode};
+use margay_abi::{Counter, Overlay, PodToNode, Remote, event::Hook, remote_mode};
 
 use crate::{
     encapsulated,
-    ethernet::{Ethernet, ethertype},
+    ethernet::{self, Ethernet, ethertype},
     from_pod::{admit, rewrite},
     ip::{self, Header, Ipv4, Ipv6},
     maps::{self, KernelMaps, Tables},
     packet::{Packet, Skb},
     report,
     verdict::{DropReason, FROM_HERE, StackReason, Verdict, conclude},
+    vxlan,
 };
 
 /// Leaves to the program `pod_to_node` what `from_pod` has found to be the stack's. Returns if there is
@@ -58,11 +59,28 @@ pub(crate) fn handle(
 ) -> Result<Verdict, DropReason> {
     let ethernet: Ethernet = packet.read(0).ok_or(DropReason::Malformed)?;
     match ethernet.ethertype {
-        ethertype::IPV4 => from_ipv4(packet, notes, tables),
-        ethertype::IPV6 => from_ipv6(packet, notes, tables),
+        ethertype::IPV4 => match from_ipv4(packet, notes, tables)? {
+            Decision::Final(verdict) => Ok(verdict),
+            Decision::Overlay { longest } => through_overlay::<Ipv4>(packet, longest, tables),
+        },
+        ethertype::IPV6 => match from_ipv6(packet, notes, tables)? {
+            Decision::Final(verdict) => Ok(verdict),
+            Decision::Overlay { longest } => through_overlay::<Ipv6>(packet, longest, tables),
+        },
         _ => Ok(UNCHANGED),
     }
 }
+
+/// What is found out about a packet before it is changed. The stack has no room for the frames of both.
+enum Decision {
+    Final(Verdict),
+    /// It goes through the overlay; the longest packet that it becomes, from its IP header on.
+    Overlay {
+        longest: u32,
+    },
+}
+
+const _: () = assert!(size_of::<Result<Decision, DropReason>>() <= size_of::<u64>());
 
 const UNCHANGED: Verdict = Verdict::Elsewhere { flags: 0 };
 
@@ -71,7 +89,7 @@ fn from_ipv4(
     packet: &mut impl Packet,
     notes: PodToNode,
     tables: &impl Tables<Ipv4>,
-) -> Result<Verdict, DropReason> {
+) -> Result<Decision, DropReason> {
     let (ip, payload) = ip::read::<Ipv4>(packet)?;
     if encapsulated::is_ipv4(packet, &ip, payload, tables) {
         return Err(DropReason::Encapsulated);
@@ -84,7 +102,7 @@ fn from_ipv6(
     packet: &mut impl Packet,
     notes: PodToNode,
     tables: &impl Tables<Ipv6>,
-) -> Result<Verdict, DropReason> {
+) -> Result<Decision, DropReason> {
     let (ip, payload) = ip::read::<Ipv6>(packet)?;
     if encapsulated::is_ipv6(packet, payload, tables) {
         return Err(DropReason::Encapsulated);
@@ -100,31 +118,53 @@ fn forward<H: Header>(
     payload_len: usize,
     notes: PodToNode,
     tables: &impl Tables<H>,
-) -> Result<Verdict, DropReason> {
+) -> Result<Decision, DropReason> {
+    const LEFT: Result<Decision, DropReason> = Ok(Decision::Final(UNCHANGED));
     // `from_pod` says this of nothing but plain headers, to the host veth's MAC, without a VLAN tag.
     if notes.reason != Counter::StackNotLocal as u32 {
-        return Ok(UNCHANGED);
+        return LEFT;
     }
-    let Some(remote) = tables.remote(&ip.dst()) else { return Ok(UNCHANGED) };
+    let Some(remote) = tables.remote(&ip.dst()) else { return LEFT };
     let longest = match admit(packet, ip, payload_len, notes.sender_flags, remote.mtu, tables) {
         Ok(longest) => longest,
-        Err(outcome) => return outcome,
+        Err(outcome) => return outcome.map(Decision::Final),
     };
     match remote.mode {
-        remote_mode::VXLAN => through_overlay(packet, ip, remote, tables),
-        remote_mode::PLAIN => by_route(packet, ip, longest),
-        _ => Ok(UNCHANGED),
+        remote_mode::VXLAN => Ok(Decision::Overlay { longest }),
+        remote_mode::PLAIN => by_route(packet, ip, longest).map(Decision::Final),
+        _ => LEFT,
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn through_overlay<H: Header>(
+    packet: &mut impl Packet,
+    longest: u32,
+    tables: &impl Tables<H>,
+) -> Result<Verdict, DropReason> {
+    let ip: H = packet.read(ethernet::HEADER_LEN).ok_or(DropReason::Malformed)?;
+    let (Some(remote), Some(overlay)) = (tables.remote(&ip.dst()), tables.overlay()) else {
+        return Ok(UNCHANGED);
+    };
+    // Who tells of a flow reads its packet behind this program, and nothing outside of it.
+    if !packet.is_awaited() {
+        let outcome = vxlan::send(packet, &ip, remote, overlay, longest);
+        if outcome != Ok(UNCHANGED) {
+            return outcome;
+        }
+    }
+    through_device(packet, &ip, remote, overlay)
+}
+
+/// What the VXLAN device alone can encapsulate: all over IPv6 and all before Linux 6.7, what does not fit
+/// the way with its outer headers, what the pod itself has encapsulated, and a packet that is to be told of.
+#[inline(always)]
+fn through_device<H: Header>(
     packet: &mut impl Packet,
     ip: &H,
     remote: &Remote,
-    tables: &impl Tables<H>,
+    overlay: &Overlay,
 ) -> Result<Verdict, DropReason> {
-    let Some(overlay) = tables.overlay() else { return Ok(UNCHANGED) };
     if packet.set_tunnel(&remote.node, overlay.vni).is_none() {
         return Ok(UNCHANGED);
     }
@@ -144,7 +184,7 @@ fn by_route<H: Header>(
     if packet.redirect_by_route(&ip.src(), &ip.dst(), longest).is_none() {
         return Ok(UNCHANGED);
     }
-    ip.decrement_hop_limit(packet).ok_or(DropReason::Malformed)?;
+    ip.decrement_hop_limit(packet, ethernet::HEADER_LEN).ok_or(DropReason::Malformed)?;
     packet.mark_as_sent();
     Ok(Verdict::Send(H::FAMILY))
 }

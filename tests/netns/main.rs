@@ -23,3 +23,4 @@ mod tcx;
 mod upkeep;
 mod upkeep_builds;
 mod upkeep_killed;
+mod vxlan;

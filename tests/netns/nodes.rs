@@ -129,7 +129,7 @@ fn what_comes_by_another_address_than_its_nodes_is_left_to_the_stack() {
 }
 
 /// Sends some megabytes both ways at once.
-fn assert_transfer(client: &Pod<'_>, server: &Pod<'_>, ip: IpAddr) {
+pub(crate) fn assert_transfer(client: &Pod<'_>, server: &Pod<'_>, ip: IpAddr) {
     const BYTES: usize = 4 << 20;
     let listener = listen(server, SocketAddr::new(ip, 0));
     let target = listener.local_addr().unwrap();

@@ -27,15 +27,40 @@ fn connection_to_another_node_is_sent_there() {
             v4.expect_redirect(Counter::ToNodeV4);
             v6.expect_redirect(Counter::ToNodeV6);
             let header = Ipv4 { ttl: 63, ..Ipv4::new(A.v4, FAR.v4, 6) };
-            assert_eq!(v4.frame[14..], header.packet(&tcp));
+            let v4 = inside(mode, &v4.frame);
+            assert_eq!(v4[14..], header.packet(&tcp));
             let header = Ipv6 { hop_limit: 63, ..Ipv6::new(A.v6, FAR.v6, 6) };
-            assert_eq!(v6.frame[14..], header.packet(&tcp));
+            let v6 = inside(mode, &v6.frame);
+            assert_eq!(v6[14..], header.packet(&tcp));
             if mode == remote_mode::VXLAN {
-                assert_eq!(v4.frame[..14], ethernet(NODE_MAC, OVERLAY_MAC, 0x0800, b""));
-                assert_eq!(v6.frame[..14], ethernet(NODE_MAC, OVERLAY_MAC, 0x86dd, b""));
+                assert_eq!(v4[..14], ethernet(NODE_MAC, OVERLAY_MAC, 0x0800, b""));
+                assert_eq!(v6[..14], ethernet(NODE_MAC, OVERLAY_MAC, 0x86dd, b""));
             }
         }
         assert_eq!(bench.flow_count(), 2);
+    }
+}
+
+#[test]
+fn what_does_not_fit_the_way_to_the_node_with_its_outer_headers_goes_to_the_device() {
+    let Some(bench) = Bench::among_nodes(remote_mode::VXLAN) else { return };
+    let route = |mtu: &str| {
+        let route = ["ip", "route", "replace", "192.168.77.2", "dev", margay_tests::node::UPLINK];
+        margay_tests::node::run(&[&route[..], &["mtu", "lock", mtu]].concat());
+    };
+    let tcp = [packet::tcp(1, 2, tcp_flags::SYN), vec![0; 1000]].concat();
+    let sent = Ipv4::new(A.v4, FAR.v4, 6).packet(&tcp);
+    for (mtu, is_wrapped) in [(sent.len() + 50, true), (sent.len() + 49, false)] {
+        route(&mtu.to_string());
+
+        let outcome = bench.pod_sends(&frame_v4(&sent));
+
+        outcome.expect_redirect(Counter::ToNodeV4);
+        let added = outcome.frame.len() - frame_v4(&sent).len();
+        assert_eq!(added, if is_wrapped { 50 } else { 0 }, "{mtu}");
+        let inside = &outcome.frame[added..];
+        let header = Ipv4 { ttl: 63, ..Ipv4::new(A.v4, FAR.v4, 6) };
+        assert_eq!(inside, ethernet(NODE_MAC, OVERLAY_MAC, 0x0800, &header.packet(&tcp)), "{mtu}");
     }
 }
 
@@ -192,4 +217,18 @@ fn truncated_packets_from_another_node_are_the_stacks() {
             assert_eq!(outcome.frame, whole[..len]);
         }
     }
+}
+
+/// The frame that a pod sent, which in VXLAN is behind the headers from this node to the other.
+fn inside(mode: u8, frame: &[u8]) -> &[u8] {
+    if mode != remote_mode::VXLAN {
+        return frame;
+    }
+    let (outer, inside) = frame[14..].split_at(50);
+    let ip = &outer[..20];
+    assert_eq!(packet::checksum(ip), 0);
+    assert_eq!(ip[12..], [192, 168, 77, 1, 192, 168, 77, 2]);
+    assert_eq!(outer[22..24], VXLAN_PORT.to_be_bytes());
+    assert_eq!(outer[28..36], [8, 0, 0, 0, 0, 0, 1, 0]);
+    &frame[frame.len() - inside.len() - 14..]
 }

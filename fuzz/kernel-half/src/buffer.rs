@@ -10,13 +10,19 @@ use aya_ebpf::bindings::TC_ACT_REDIRECT;
 use bytemuck::{Pod, bytes_of, pod_read_unaligned};
 use margay_abi::event::Note;
 
-use crate::packet::Packet;
+use crate::packet::{Hop, Packet, WayOut};
 
 /// What a read pulls in at least, written down apart from the kernel half.
 const PULLED_BYTES: usize = 110;
 
 /// The interface that the host's routes lead to.
 pub(crate) const UPLINK: u32 = 3;
+
+/// What goes there at once.
+const UNDERLAY_MTU: u32 = 1500;
+
+/// This node's address there.
+pub(crate) const OWN_NODE: [u8; 4] = [192, 168, 0, 8];
 
 /// A packet at a hook.
 #[derive(Clone)]
@@ -142,6 +148,10 @@ impl Packet for Buffer {
         self.noted.set(Note { was, is, ..Note::default() });
     }
 
+    fn is_awaited(&self) -> bool {
+        false
+    }
+
     fn is_for_this_host(&self) -> bool {
         !self.is_for_another_host
     }
@@ -174,6 +184,32 @@ impl Packet for Buffer {
         }
         self.redirected.set(Some(UPLINK));
         Some(())
+    }
+
+    fn computed_hash(&self) -> u32 {
+        0x1234_5678
+    }
+
+    fn way_from_here(&self, _dst: &[u8; 4], longest: u32) -> Option<WayOut> {
+        if self.has_no_route || longest > UNDERLAY_MTU {
+            return None;
+        }
+        Some(WayOut { src: OWN_NODE, hop: Hop::by(UPLINK) })
+    }
+
+    fn make_room_for_vxlan(&mut self, bytes: usize) -> Option<()> {
+        assert!(self.is_linear(14), "makes room in what it has not read");
+        self.bytes.splice(14..14, std::iter::repeat_n(0, bytes));
+        self.linear.set(self.linear.get() + bytes);
+        Some(())
+    }
+
+    fn redirect_by(&self, hop: &Hop) {
+        self.redirected.set(Some(hop.ifindex));
+    }
+
+    fn random(&self) -> u16 {
+        7
     }
 
     fn redirect_peer(&self, ifindex: u32) -> i32 {

@@ -39,6 +39,8 @@ mod to_pod;
 mod transport;
 #[path = "../../../ebpf/src/verdict.rs"]
 mod verdict;
+#[path = "../../../ebpf/src/vxlan.rs"]
+mod vxlan;
 #[path = "../../../ebpf/src/words.rs"]
 mod words;
 

@@ -9,7 +9,7 @@
 
 use margay_abi::{Overlay, PodToNode, Remote, flow_verdict, remote_mode};
 
-use crate::buffer::UPLINK;
+use crate::buffer::{OWN_NODE, UPLINK};
 use crate::from_node::{self, Origin};
 use crate::reading::{self, ETHERNET, bytes, ethertype, number};
 use crate::scene::{FAR_V4, FAR_V6, OWN, Scene};
@@ -68,14 +68,17 @@ fn check_leaving(mut scene: Scene, mode: u8) {
     let got = &scene.packet.bytes;
     match outcome {
         Ok(Verdict::Send(_)) => {
-            check_as_sent(&sent, got);
+            let way = scene.packet.redirected.get();
+            let is_wrapped = mode == remote_mode::VXLAN && way == Some(UPLINK);
+            let inside = if is_wrapped { check_wrapping(got) } else { got };
+            check_as_sent(&sent, inside);
             assert!(is_own_source(&sent) && is_far(&sent, Address::Destination), "of strangers");
             assert_eq!(reading::source_mac(&sent), OWN.mac, "foreign MAC");
             assert!(!is_for_overlay(&sent), "a packet for the overlay's port passes");
-            let way = scene.packet.redirected.get();
             if mode == remote_mode::VXLAN {
-                assert_eq!((way, scene.packet.tunnel), (Some(OVERLAY.ifindex), Some(NODE)));
-                assert_eq!(got[..12], [NODE_MAC, OVERLAY.mac].concat());
+                let tunnel = (Some(OVERLAY.ifindex), Some(NODE));
+                assert!(is_wrapped || (way, scene.packet.tunnel) == tunnel);
+                assert_eq!(inside[..12], [NODE_MAC, OVERLAY.mac].concat());
             } else {
                 assert_eq!((way, scene.packet.tunnel), (Some(UPLINK), None));
             }
@@ -141,6 +144,20 @@ fn check_arriving(mut scene: Scene, origin: Origin) {
         }
         Some(verdict) => panic!("{verdict:?}"),
     }
+}
+
+/// In VXLAN from this node to the other one. Returns the frame inside.
+fn check_wrapping(got: &[u8]) -> &[u8] {
+    let outer = &got[ETHERNET..];
+    assert_eq!(outer[..2], [0x45, outer[1] & 3]);
+    assert_eq!(usize::from(number(outer, 2)), outer.len());
+    assert_eq!(outer[6..10], [0, 0, 64, 17]);
+    assert_eq!(reading::checksum(&[&outer[..20]]), 0);
+    assert_eq!(outer[12..20], [OWN_NODE, [192, 168, 0, 9]].concat());
+    assert_eq!((number(outer, 22), number(outer, 26)), (PORT, 0));
+    assert_eq!(usize::from(number(outer, 24)), outer.len() - 20);
+    assert_eq!(outer[28..36], [8, 0, 0, 0, 0, 0x10, 0, 0]);
+    &outer[36..]
 }
 
 /// The IP packet is that which was sent, with a hop less to go.

@@ -77,6 +77,7 @@ pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
 fn what_goes_to_another_node_in_vxlan_becomes_what_trace_says() {
     on_nodes(Way::Vxlan, |pods| {
         pods.send_all(&[SENT, SENT_IN_VXLAN]);
+        pods.assert_told_of_outer_headers();
         pods.receive_all(&[RECEIVED]);
 
         pods.nodes.datapath(0).set_overlay(&Overlay::default()).expect("forget the overlay");
@@ -184,6 +185,21 @@ impl Pods<'_> {
             self.assert_counted(0, &before_sent, &sent);
             self.assert_counted(1, &before_received, &received);
         });
+    }
+
+    /// The first node tells which headers are put in front of what goes to the second, and by which
+    /// interface it leaves.
+    fn assert_told_of_outer_headers(&self) {
+        for is_ipv4 in [true, false] {
+            let arguments = ["{a}", "{b}"].map(|end| self.names(is_ipv4)[&end[1..2]].clone());
+            let (answer, _) = self.ask(0, &arguments);
+            let notes = answer["steps"][0]["notes"].to_string();
+            assert!(notes.contains("VXLAN from 172.30.0.1 to 172.30.0.2"), "{answer:#}");
+            let summary = answer["outcome"]["summary"].to_string();
+            assert!(summary.contains("in VXLAN by underlay0"), "{answer:#}");
+            let changes = answer["steps"][0]["changes"].to_string();
+            assert!(changes.contains(r#""after":"63""#), "{answer:#}");
+        }
     }
 
     fn for_each(&self, tables: &[&[Row]], first_port: u16, mut look: impl FnMut(&Row, bool, u16)) {

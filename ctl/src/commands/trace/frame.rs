@@ -72,6 +72,16 @@ impl Frame {
     }
 }
 
+/// Headers of VXLAN over IPv4 that a hook has put in front of a frame of `length` bytes: their addresses,
+/// if there are any, and the frame behind them.
+pub(super) fn unwrapped(sent: &[u8], length: usize) -> (Option<[IpAddr; 2]>, &[u8]) {
+    let added = sent.len().saturating_sub(length);
+    if added == 0 {
+        return (None, sent);
+    }
+    (Frame::read(sent).and_then(|frame| frame.addresses()), &sent[added..])
+}
+
 impl Ip {
     /// Whether it is for a group.
     pub(super) fn is_to_group(&self) -> bool {

@@ -125,7 +125,11 @@ impl Walk<'_> {
         step.counter = outcome.counter.map(Counter::name);
         step.verdict = verdict;
         words.clone_into(&mut step.meaning);
-        step.changes = changes(visit.frame, &outcome.frame);
+        let (outer, inside) = frame::unwrapped(&outcome.frame, visit.frame.len());
+        step.changes = changes(visit.frame, inside);
+        if let Some([from, to]) = outer {
+            step.notes.push(format!("outer headers of VXLAN from {from} to {to} are put in front"));
+        }
         Self::note_proof(visit, &mut step);
         Ok(Visited { step, frame: outcome.frame, counter: outcome.counter })
     }
@@ -173,7 +177,10 @@ impl Walk<'_> {
             Verdict::Drop => Outcome { result: Ending::Dropped, summary: "Dropped.".to_owned() },
             Verdict::Send => {
                 let summary = match destination {
-                    Some([_, receiver]) => self.way_to_node(receiver).await?,
+                    Some([_, receiver]) => {
+                        let is_wrapped = frame::unwrapped(frame, asked.len()).0.is_some();
+                        self.way_to_node(receiver, is_wrapped).await?
+                    }
                     None => String::new(),
                 };
                 Outcome { result: Ending::Sent, summary }
@@ -185,25 +192,24 @@ impl Walk<'_> {
         })
     }
 
-    async fn way_to_node(&self, receiver: IpAddr) -> Result<String, Failure> {
+    async fn way_to_node(&self, receiver: IpAddr, is_wrapped: bool) -> Result<String, Failure> {
         let name = self.parties.name_of(receiver);
         let Some(remote) = self.datapath.remotes().get(receiver)? else {
             return Ok(format!("Sent to the node of {name}."));
         };
         let node = node_address(&remote);
-        let interface = if remote.mode == remote_mode::VXLAN {
-            let overlay = self.datapath.overlay()?.ifindex;
-            format!("in VXLAN by {}", self.parties.interface_name(overlay).await?)
+        let shape = if remote.mode == remote_mode::VXLAN { "in VXLAN" } else { "as it is" };
+        let ifindex = if remote.mode == remote_mode::VXLAN && !is_wrapped {
+            Some(self.datapath.overlay()?.ifindex)
         } else {
-            let route = self.netlink.route_to(receiver).await?;
-            match route.and_then(|route| route.ifindex) {
-                Some(ifindex) => {
-                    format!("as it is by {}", self.parties.interface_name(ifindex).await?)
-                }
-                None => "as it is".to_owned(),
-            }
+            let route = self.netlink.route_to(if is_wrapped { node } else { receiver }).await?;
+            route.and_then(|route| route.ifindex)
         };
-        Ok(format!("Sent to node {node}, {interface}, for {name}, past the host's stack."))
+        let interface = match ifindex {
+            Some(ifindex) => format!(" by {}", self.parties.interface_name(ifindex).await?),
+            None => String::new(),
+        };
+        Ok(format!("Sent to node {node}, {shape}{interface}, for {name}, past the host's stack."))
     }
 
     /// What a hook has left to the stack.
