@@ -1,5 +1,6 @@
 //! Without root: what the kernel lets one see is shown, and for the rest it says what is missing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -72,6 +73,82 @@ fn with_a_datastore_that_may_be_read_an_endpoint_is_shown_as_far_as_it_goes() {
         shown.contains("not seen: pod: ") && shown.contains("not seen: map entries"),
         "{shown}"
     );
+}
+
+/// Of every command: what it takes besides, what it ends with, and what it then says.
+const COMMANDS: [(&str, &str, i32, &str); 28] = [
+    ("status", "", 0, "without-root"),
+    ("doctor", "", 0, "sudo margayctl doctor"),
+    ("endpoint list", "", 1, NEEDS_ROOT),
+    ("endpoint show", "a", 1, NEEDS_ROOT),
+    ("ipam show", "", 1, NEEDS_ROOT),
+    ("ipam check", "--settle 0.1", 1, NEEDS_ROOT),
+    ("ipam release", "10.244.0.5", 1, NEEDS_ROOT),
+    ("pool list", "", 1, NEEDS_ROOT),
+    ("pool create", "10.99.0.0/24", 1, NEEDS_ROOT),
+    ("pool enable", "10.244.0.0/24", 1, NEEDS_ROOT),
+    ("pool disable", "10.244.0.0/24", 1, NEEDS_ROOT),
+    ("pool delete", "10.244.0.0/24", 1, NEEDS_ROOT),
+    ("node list", "", 1, NEEDS_ROOT),
+    ("node delete", "other --yes --force", 1, NEEDS_ROOT),
+    ("datapath maps", "", 1, NEEDS_ROOT),
+    ("datapath flows", "", 1, NEEDS_ROOT),
+    ("datapath programs", "", 1, NEEDS_ROOT),
+    ("datapath counters", "", 1, NEEDS_ROOT),
+    ("datapath upgrade", "", 1, NEEDS_ROOT),
+    ("datapath upgrade", "--dry-run", 1, NEEDS_ROOT),
+    ("datapath unload", "", 1, NEEDS_ROOT),
+    ("trace", "a 10.244.0.9", 1, NEEDS_ROOT),
+    ("bundle", "OWN/bundle.tar.gz", 0, "bundle.tar.gz"),
+    ("bundle", "/proc/bundle.tar.gz", 1, NEEDS_ROOT),
+    ("uninstall", "--root OWN/root --prefix /usr --force", 1, NEEDS_ROOT),
+    ("completion", "fish", 0, "complete"),
+    ("man", "OWN/man", 0, ""),
+    ("man", "/proc/man", 1, NEEDS_ROOT),
+];
+const NEEDS_ROOT: &str = "this needs root: try again with sudo";
+
+#[test]
+fn every_command_works_or_says_what_it_lacks_and_what_to_type_next() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let pod = node.sandbox("a");
+    pod.add(&network);
+    let own = node.path("own");
+    fs::create_dir_all(own.join("root/usr/lib/margay")).unwrap();
+    fs::write(own.join("root/usr/lib/margay/uninstall.sh"), "rm /nowhere").unwrap();
+    pod.del(&network);
+    pod.add(&network);
+    for (path, mode) in [("", 0o755), ("net.d", 0o755), ("own", 0o777)] {
+        fs::set_permissions(node.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let plugins = plugin_directory();
+
+    for (command, besides, code, words) in COMMANDS {
+        let besides = besides.replace("OWN", own.to_str().unwrap());
+        let mut arguments: Vec<&str> =
+            command.split(' ').chain(besides.split_whitespace()).collect();
+        if ["status", "doctor", "bundle"].contains(&command) {
+            arguments.extend(["--bin-dir", plugins.to_str().unwrap()]);
+        }
+        let output = as_nobody(&node, ctl.command(&arguments));
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(output.status.code(), Some(code), "{command} {besides}: {said}");
+        assert!(said.contains(words), "{command} {besides}: {said}");
+    }
+    assert!(own.join("man/margayctl-endpoint-list.1").exists());
+    let known: BTreeSet<&str> = COMMANDS.iter().map(|(command, ..)| *command).collect();
+    for page in fs::read_dir(own.join("man")).unwrap().flatten() {
+        let name = page.file_name().into_string().unwrap();
+        let name = name.trim_start_matches("margayctl").trim_end_matches(".1");
+        let command = name.trim_start_matches('-').replace('-', " ");
+        let is_of_several = known.iter().any(|known| known.starts_with(&format!("{command} ")));
+        let is_tried = known.contains(command.as_str()) || is_of_several || command.is_empty();
+        // Its own test says what it needs.
+        assert!(is_tried || command == "monitor", "{command} is not tried");
+    }
 }
 
 /// Runs it as a user who has nothing, from a copy that he can execute.

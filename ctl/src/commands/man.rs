@@ -19,5 +19,5 @@ pub(crate) struct Man {
 pub(crate) fn run(man: &Man) -> Result<(), Failure> {
     let written = fs::create_dir_all(&man.folder)
         .and_then(|()| clap_mangen::generate_to(Arguments::command(), &man.folder));
-    written.map_err(Failure::Output)
+    written.map_err(|source| Failure::Write { path: man.folder.clone(), source })
 }

@@ -1,6 +1,7 @@
 //! `margayctl uninstall`: runs the installed uninstaller, after a look for pods that still run.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
@@ -65,8 +66,12 @@ pub(crate) fn run(uninstall: &Uninstall) -> Result<ExitCode, Failure> {
     }
     command.args(uninstall.force.then_some("--force"));
     command.args(uninstall.purge.then_some("--purge"));
-    let status = command.status().map_err(|source| Failure::Run { program: script, source })?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let failed = |source| Failure::Run { program: script.clone(), source };
+    let status = command.status().map_err(failed)?;
+    match status.success() {
+        true => Ok(ExitCode::SUCCESS),
+        false => Err(failed(io::Error::other(format!("it ended with {status}")))),
+    }
 }
 
 /// Host veths, by their names, as the script counts them.
