@@ -59,10 +59,10 @@ macro_rules! catalogue {
 catalogue! {
     CONFIG_MISSING "config-missing" Error:
         "The runtime has no network of margay's to attach pods to."
-        => "margay's install.sh, or cp conf/10-margay.conflist /etc/cni/net.d/",
+        => "margay's install.sh, or cp conf/10-margay.conflist /etc/cni/net.d/; where the runtime looks elsewhere, margayctl --config PATH",
     CONFIG_UNUSABLE "config-unusable" Error:
         "Every ADD of this network fails, or the runtime does not see the network at all."
-        => "correct the file; docs/configuration.md has every key",
+        => "correct the file that is named (docs/configuration.md has every key), then margayctl doctor",
     CONFIG_VERSION "config-version" Error:
         "margay refuses every verb with code 1."
         => "set cniVersion in the file to 0.3.1, 0.4.0, 1.0.0 or 1.1.0",
@@ -70,8 +70,8 @@ catalogue! {
         "A runtime that takes the first network by name attaches pods to the other one."
         => "rename one of the files, so that margay's sorts first, or name the network in the runtime's settings",
     AGENT_CONFIG_UNUSABLE "agent-config-unusable" Error:
-        "margay-agent does not start with it."
-        => "correct the file; docs/agent.md has every key",
+        "margay-agent does not start with it; until it does, nothing that changes on other nodes reaches this one."
+        => "correct the file (docs/agent.md has every key), then systemctl restart margay-agent",
     AGENT_DIFFERS "agent-differs" Error:
         "Agent and plugin speak of different nodes or datastores: other nodes do not find this one's pods."
         => "give both files the same nodename, datastore and directories, then systemctl restart margay-agent",
@@ -85,7 +85,7 @@ catalogue! {
         "This margayctl may look for other things than that plugin makes."
         => "run install.sh of one release, which brings both",
     WITHOUT_ROOT "without-root" Note:
-        "Records, programs, maps and pods' namespaces were not looked at."
+        "Records, programs, maps and pods' namespaces were not looked at: what is wrong with them is not in this list."
         => "sudo margayctl doctor",
     NOT_LOOKED_AT "not-looked-at" Warning:
         "Whatever is wrong there is not in this list."
@@ -96,21 +96,21 @@ catalogue! {
         => "nothing, if that is so; else look whether state_dir is where it was",
     DATASTORE_UNUSABLE "datastore-unusable" Error:
         "No pod can be made, and a DEL fails once it has taken away what is on the node."
-        => "see to the file that is named, its permissions and its file system",
+        => "ls -ld and df of the file that is named: it has to be root's, and its file system writable and with room",
     DATASTORE_DAMAGED "datastore-damaged" Error:
         "No pod can be made, and a DEL fails once it has taken away what is on the node; which addresses are out is not known."
-        => "drain the node, move the file away, and make the pods anew",
+        => "drain the node (kubectl drain), move the file that is named away, and make the pods anew",
     DATASTORE_OUT_OF_REACH "datastore-out-of-reach" Error:
         "ADDs fail with code 11 until etcd answers; DELs are put off."
         => "see to etcd and the way to it: etcdctl endpoint health",
     DATASTORE_SLOW "datastore-slow" Warning:
-        "Every pod takes as much longer."
+        "Every ADD and DEL takes as much longer, and runtimes give up on slow ones."
         => "see to the disk, or to etcd and the way to it: etcdctl check perf",
     RECORD_DAMAGED "record-damaged" Error:
         "Verbs that need the record fail; nothing is written over it."
-        => "restore it, or delete the key with sqlite3 or etcdctl and make its pod anew",
+        => "restore the key that is named, or delete it (sqlite3 margay.db \"delete from records where key = 'KEY'\", etcdctl del), make its pod anew, then margayctl ipam check",
     DELETIONS_PUT_OFF "deletions-put-off" Warning:
-        "Addresses of pods that are gone are held until the datastore knows."; fix,
+        "Addresses of pods that are gone are held until the datastore is told."; fix,
     BLOCK_MISPLACED "block-misplaced" Error:
         "Other nodes go by something else than the block says: packets to its pods may go astray."; fix,
 
@@ -125,63 +125,63 @@ catalogue! {
         => "systemctl enable --now margay-boot.service, then restart the runtime and make the pods anew",
     KERNEL_REFUSES "kernel-refuses" Error:
         "Every ADD with the eBPF dataplane fails."
-        => "Linux 5.10 or later, with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF; or \"dataplane\": \"linux\" in the network's configuration",
+        => "zgrep -e BPF_SYSCALL -e NET_CLS_BPF /proc/config.gz: it takes Linux 5.10 with both; or \"dataplane\": \"linux\" in the network's configuration",
     PROGRAMS_MISSING "programs-missing" Error:
-        "Pods that are there have no programs that anybody could find again."; fix,
+        "Nothing finds the programs of the pods that run: they know no pod that comes later, and no upgrade reaches them."; fix,
     PROGRAMS_OTHER_BUILD "programs-other-build" Warning:
         "Pods run the programs of another release than the one that is installed."
         => "margayctl datapath upgrade",
     PROGRAMS_UNUSED "programs-unused" Note:
-        "They take memory and nothing else."; fix,
+        "They take memory, and nothing else is wrong with them."; fix,
     MAP_NEARLY_FULL "map-nearly-full" Warning:
-        "When it is full, ADDs fail."
-        => "raise max_pods in the network's configuration; it counts when the maps are made, which is after a reboot",
+        "When it is full, every ADD on this node fails."
+        => "raise max_pods in the network's configuration and in the agent's, and reboot: it counts when the maps are made",
     FLOWS_NEARLY_FULL "flows-nearly-full" Note:
-        "The flows that are used least are forgotten and cost the way through the stack once."
-        => "raise max_flows in the network's configuration; it counts when the maps are made, which is after a reboot",
+        "The flows that are used least are forgotten, and each takes the way through the stack once more."
+        => "raise max_flows in the network's configuration and in the agent's, and reboot: it counts when the maps are made",
 
     ENDPOINT_PENDING "endpoint-pending" Warning:
-        "Its ADD was cut short; the runtime's DEL, or another ADD, takes it away."
-        => "have the runtime remove the sandbox",
+        "Its ADD was cut short: it holds addresses and is no use. The runtime's DEL, or another ADD, takes it away."
+        => "have the runtime remove the sandbox: crictl rmp -f ID, or podman rm -f NAME",
     ENDPOINT_SANDBOX_GONE "endpoint-sandbox-gone" Warning:
-        "Its addresses are held for nobody."; fix,
+        "Its addresses are held for nobody, and the pool has as many fewer."; fix,
     ENDPOINT_POD_INTERFACE "endpoint-pod-interface" Error:
-        "The pod cannot speak."
-        => "undo it inside the pod, or make the pod anew",
+        "The pod cannot speak, or not with all of the packets that it should."
+        => "undo it inside the pod (nsenter --net=NETNS ip link), or have the pod made anew: kubectl delete pod NAME",
     ENDPOINT_POD_ADDRESS "endpoint-pod-address" Error:
         "The pod cannot speak by that address."
-        => "make the pod anew",
+        => "have the pod made anew: kubectl delete pod NAME",
     ENDPOINT_POD_ROUTE "endpoint-pod-route" Error:
         "The pod does not find its way out."
-        => "make the pod anew",
+        => "have the pod made anew: kubectl delete pod NAME",
     ENDPOINT_POD_SYSCTL "endpoint-pod-sysctl" Warning:
         "The pod does not forward what it should."
-        => "set the sysctl inside the pod, or make the pod anew",
+        => "set the sysctl that is named inside the pod (nsenter --net=NETNS sysctl -w), or have the pod made anew",
     ENDPOINT_HOST_VETH "endpoint-host-veth" Error:
         "The pod is cut off, or packets of some size are lost."
-        => "undo it with ip link, or make the pod anew",
+        => "undo it with ip link set, or have the pod made anew: kubectl delete pod NAME",
     ENDPOINT_HOST_ROUTE "endpoint-host-route" Error:
         "Nothing that comes by the host's stack reaches the pod: no Service, no other node, no host."; fix,
     ENDPOINT_NEIGHBOUR "endpoint-neighbour" Error:
         "The host asks for the pod by ARP, which strict settings may leave unanswered."; fix,
     ENDPOINT_SYSCTL "endpoint-sysctl" Error:
         "The host does not forward for the pod, or answers it wrongly."
-        => "write the value that is named to /proc/sys/net/…",
+        => "sysctl -w NAME=VALUE, as they are named; then look who changed it: grep -r NAME /etc/sysctl.d",
     ENDPOINT_BANDWIDTH "endpoint-bandwidth" Warning:
         "The pod is faster than it may be, or what it sends is dropped."
-        => "make the pod anew",
+        => "have the pod made anew: kubectl delete pod NAME",
     ENDPOINT_PROGRAM "endpoint-program" Error:
         "Nobody answers the pod's ARP, and its packets are not looked at."; fix,
     ENDPOINT_OTHER_PROGRAM "endpoint-other-program" Error:
-        "It may look its pods up in maps that nobody writes to any more."; fix,
+        "It may look addresses up in maps that nobody writes any more: it does not know pods that came later."; fix,
     ENDPOINT_OLD_BUILD "endpoint-old-build" Warning:
         "The pod has the programs of before an upgrade."
         => "margayctl datapath upgrade",
     ENDPOINT_MAP_ENTRY "endpoint-map-entry" Error:
         "All that the pod sends is dropped as spoofed."; fix,
     ENDPOINT_ADDRESS_NOT_HELD "endpoint-address-not-held" Error:
-        "Another pod may get the same address."
-        => "make the pod anew",
+        "Another pod may get the same address, and then neither is reached reliably."
+        => "have the pod made anew: kubectl delete pod NAME",
     NAT_RULES "nat-rules" Error:
         "What the network's pods send outside leaves with their own addresses, to which no answer comes."; fix,
     FILTER_IN_FRONT "filter-in-front" Warning:
@@ -192,17 +192,17 @@ catalogue! {
         "A sandbox lives on that no record knows, or a DEL did not come to its end."
         => "have the runtime remove the sandbox; if it knows none, ip link delete NAME",
     LEFTOVER_IFB "leftover-ifb" Warning:
-        "It is of no use to anybody."; fix,
+        "It takes a little memory, and is of no use to anybody."; fix,
     LEFTOVER_ADDRESS "leftover-address" Warning:
-        "An address is held for a sandbox that is gone."; fix,
+        "The pool has an address less, which is held for nobody."; fix,
     LEFTOVER_MAP_ENTRY "leftover-map-entry" Warning:
-        "Packets for the address are sent to an interface that is gone or another's."; fix,
+        "Packets for the address are sent to an interface that is gone, or is another pod's."; fix,
     LEFTOVER_ROUTE "leftover-route" Warning:
-        "Packets for the address go where no pod of this record is."
+        "Packets for the address go where no pod has it."
         => "ip route delete ADDRESS proto 77",
 
     FORWARDING_OFF "forwarding-off" Error:
-        "The host forwards nothing: pods reach neither Services nor anything outside."; fix,
+        "The host forwards nothing: pods reach neither Services nor anything outside, nor other nodes."; fix,
     RP_FILTER_STRICT "rp-filter-strict" Warning:
         "Where pools have different vxlan_modes, answers come by another way than the question went, and are dropped."
         => "sysctl -w net.ipv4.conf.all.rp_filter=2, and the same for the interface",
@@ -210,36 +210,36 @@ catalogue! {
         "Of pods with \"dataplane\": \"linux\" the host answers ARP only for what it has a route to: their gateway stays unknown."
         => "ip route add default via ROUTER",
     MTU_TOO_LARGE "mtu-too-large" Warning:
-        "Large packets of the pod are cut up or dropped on their way outside."
-        => "set mtu in the network's configuration, and make the pod anew",
+        "Large packets of the pod are cut up or lost on their way outside: small requests work, downloads hang."
+        => "set mtu in the network's configuration to what goes outside, or leave it out, and have the pod made anew: kubectl delete pod NAME",
     CONNTRACK_NEARLY_FULL "conntrack-nearly-full" Warning:
-        "When it is full, the kernel drops new connections of the whole host."
-        => "sysctl -w net.netfilter.nf_conntrack_max=…",
+        "When it is full, the kernel drops new connections of the whole host, Services first."
+        => "sysctl -w net.netfilter.nf_conntrack_max=NUMBER, twice of what it is, and the same in /etc/sysctl.d",
 
     FORWARD_DROPS "forward-drops" Warning:
         "What pods send by way of the host's stack is dropped: to Services, other nodes and outside, and the first packet of a UDP flow. TCP and ping between pods of this node work all the same."
         => "iptables -I FORWARD -i mgy+ -j ACCEPT, and the same with -o, with ip6tables for IPv6, and where the host's firewall keeps its rules",
     POOL_EXHAUSTED "pool-exhausted" Error:
-        "An ADD that needs it fails with code 101."
-        => "add a pool to the network's configuration; margayctl doctor says whether addresses are held for nobody",
+        "The next ADD that needs it fails with code 101: no new pod of this network starts."
+        => "margayctl ipam check says what is held for nobody; else add a pool to ipam.pools of the network's configuration",
     POOL_NEARLY_EXHAUSTED "pool-nearly-exhausted" Warning:
-        "Before long ADDs fail with code 101."
-        => "add a pool to the network's configuration",
+        "When it is full and the network has no other, ADDs fail with code 101: no new pod starts."
+        => "margayctl ipam show says who has the addresses; add a pool to ipam.pools of the network's configuration",
     POOL_OVERLAPS_ROUTE "pool-overlaps-route" Warning:
         "Pods do not reach what is behind that route, or the host does not reach those pods."
-        => "give the network pools that nobody else on this network uses",
+        => "give the network another pool, and close this one: margayctl pool disable CIDR; or take the route away: ip route delete PREFIX",
 
     POOL_UNKNOWN "pool-unknown" Error:
         "Every ADD of this network fails with code 7: margay does not guess which pool was meant."
         => "margayctl pool list, and correct the file; or margayctl pool create CIDR --name NAME",
     AGENT_SILENT "agent-silent" Error:
-        "Pods that other nodes get from here on are not reached from this node."
-        => "systemctl status margay-agent; systemctl enable --now margay-agent",
+        "Routes to what other nodes get from here on are not made: their new pods are not reached from this node."
+        => "systemctl status margay-agent; journalctl -u margay-agent; systemctl enable --now margay-agent",
     AGENT_NOT_READY "agent-not-ready" Warning:
-        "Routes to other nodes may be missing."
+        "What it names is not done: routes to other nodes' pods may be missing."
         => "journalctl -u margay-agent",
     HEARTBEAT_STALE "heartbeat-stale" Warning:
-        "Other nodes take this one for silent."
+        "Other nodes take this one for silent, and node delete would take its addresses away."
         => "systemctl restart margay-agent; journalctl -u margay-agent",
     REMOTE_ROUTE_MISSING "remote-route-missing" Error:
         "Pods of that node are not reached from this one."

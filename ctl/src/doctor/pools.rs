@@ -42,7 +42,7 @@ fn look_at_usage(picture: &Picture<'_>, findings: &mut Findings) {
     let full: BTreeSet<IpNetwork> =
         usage.iter().filter(|usage| usage.free() == 0).map(|usage| usage.pool).collect();
     for PoolUsage { pool, capacity, used } in usage {
-        let text = format!("pool {pool} has {used} addresses out of {capacity}");
+        let text = format!("pool {pool}: {used} of its {capacity} addresses are in use");
         if full.contains(&pool) && has_no_other(picture, pool, &full) {
             findings.add(&POOL_EXHAUSTED, text);
         } else if is_nearly_full(used, capacity) {

@@ -32,6 +32,13 @@ const SOURCES: [&str; 9] = [
     include_str!("../pools.rs"),
 ];
 
+const PAGES: [&str; 4] = [
+    include_str!("../../../docs/troubleshooting.md"),
+    include_str!("../../../docs/margayctl.md"),
+    include_str!("../../../docs/install.md"),
+    include_str!("../../../README.md"),
+];
+
 #[test]
 fn a_healthy_node_has_no_findings() {
     let Some(node) = Node::new() else { return };
@@ -82,6 +89,37 @@ fn every_finding_is_in_the_table_of_the_troubleshooting_page() {
     };
     let wanted: Vec<_> = listed["findings"].as_array().unwrap().iter().map(row).collect();
     assert_eq!(rows, wanted);
+}
+
+/// Under each finding that the pages show, what doctor says of it today.
+#[test]
+fn findings_that_the_documents_show_are_printed_like_that() {
+    let Some(node) = Node::new() else { return };
+    let listed = Ctl::new(&node, &node.network()).json(&["doctor", "--list"]);
+    let kinds = listed["findings"].as_array().unwrap();
+    let mut shown = 0;
+    for page in PAGES {
+        let mut lines = page.lines().peekable();
+        while let Some(line) = lines.next() {
+            let Some((gravity, id)) = line.split_once("  ") else { continue };
+            if !["error", "warning", "note"].contains(&gravity) || line.contains(" | ") {
+                continue;
+            }
+            let id = id.trim();
+            let kind = kinds.iter().find(|kind| kind["id"] == id);
+            let kind = kind.unwrap_or_else(|| panic!("{id} is no finding"));
+            assert_eq!(kind["gravity"], gravity, "{id}");
+            let mut below = Vec::new();
+            while let Some(line) = lines.next_if(|line| line.starts_with("         ")) {
+                below.push(line.trim());
+            }
+            let (meaning, remedy) = (kind["meaning"].as_str(), kind["remedy"].as_str());
+            let last = [meaning.unwrap().to_owned(), format!("do: {}", remedy.unwrap())];
+            assert_eq!(below[below.len() - 2..], last, "{id}");
+            shown += 1;
+        }
+    }
+    assert!(shown >= 8, "the pages show {shown} findings");
 }
 
 /// What doctor says.
