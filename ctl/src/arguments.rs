@@ -18,7 +18,7 @@ const AGENT_CONF: &str = "/etc/margay/agent.json";
 
 /// Shows what margay has on this node, says what is wrong, and what becomes of a packet.
 #[derive(Debug, Parser)]
-#[command(name = "margayctl", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "margayctl", version, propagate_version = true, max_term_width = 100, after_help = BEGIN)]
 pub struct Arguments {
     /// What is the same for every command.
     #[command(flatten)]
@@ -28,8 +28,20 @@ pub struct Arguments {
     pub(crate) command: Command,
 }
 
+/// Below the list of commands, for who has never seen it.
+const BEGIN: &str = "\
+To begin with:
+  margayctl status                 the node on one screen
+  margayctl doctor                 what is wrong, and what to do about it
+  margayctl endpoint list          the pods, their addresses and interfaces
+  margayctl trace POD ADDRESS      what would become of a packet
+
+Exit code: 0; 1 where the command failed, 2 where its arguments are refused. doctor and ipam check end with 10 where there
+are warnings, 20 where there are errors. Most of it takes root: what a command could not see without, it says.";
+
 /// What is the same for every command.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct Shared {
     /// Network configuration: a file, or the folder that the runtime takes it from
     #[arg(long, global = true, value_name = "PATH", default_value = CONF_DIR)]
@@ -58,7 +70,7 @@ pub(crate) struct Watched {
 pub(crate) enum Command {
     Status(status::Status),
     Doctor(doctor::Doctor),
-    /// Pods' interfaces on this or on all
+    /// Pods' interfaces: on this node, or on every node
     #[command(subcommand)]
     Endpoint(endpoint::Command),
     /// Addresses: who has them, and what contradicts itself
@@ -67,7 +79,7 @@ pub(crate) enum Command {
     /// Ranges that addresses come from
     #[command(subcommand)]
     Pool(pool::Command),
-    /// The nodes of the datastore
+    /// The nodes that share the datastore
     #[command(subcommand)]
     Node(node::Command),
     /// Maps and programs, and what they have counted

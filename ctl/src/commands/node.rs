@@ -25,9 +25,9 @@ const MISSED: u32 = 4;
 /// The nodes of the datastore.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// All of them, with what they have
+    /// Lists them, with their addresses, pods and the age of their agents' heartbeats
     List(List),
-    /// Removes all that the datastore has of a node that is gone for good
+    /// Removes all that the datastore has of a node that is gone for good; says what that is, and does it with --yes
     Delete(Delete),
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct List {
 /// `node delete`.
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
-    /// The node
+    /// The node, as `node list` has it
     node: String,
     /// Do it; without, only say what would be removed
     #[arg(long)]

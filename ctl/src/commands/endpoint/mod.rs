@@ -13,9 +13,9 @@ pub(crate) use list::Row;
 /// Pods' interfaces.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Those of this node, or of all
+    /// Lists the pods of this node, or of all: addresses, host interface, state
     List(list::List),
-    /// All that there is of one: record, interfaces, routes, map entries, programs, bandwidth
+    /// Shows all that there is of one pod: record, interfaces, routes, map entries, programs, bandwidth
     Show(details::Show),
 }
 

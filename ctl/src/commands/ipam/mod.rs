@@ -20,7 +20,7 @@ pub(crate) enum Command {
     Show(show::Show),
     /// What of blocks, handles, endpoints and map entries contradicts each other
     Check(check::Check),
-    /// Takes back what nobody uses any more
+    /// Takes an address back that nobody uses any more, or all addresses of an attachment
     Release(release::Release),
 }
 
