@@ -6,6 +6,7 @@ mod bundle;
 mod command_line;
 mod datapath;
 mod doctor;
+mod documented;
 mod documents;
 mod endpoints;
 mod fields;

@@ -225,8 +225,7 @@ fn pools_without_addresses_and_those_of_others_are_named() {
 
     let diagnosis = Diagnosis::of(&ctl);
     diagnosis.assert_found("pool-exhausted", "pool fd00:10:244::/126: 2 of its 2 addresses");
-    diagnosis
-        .assert_found("pool-nearly-exhausted", "pool 10.244.0.0/28: 12 of its 13 addresses");
+    diagnosis.assert_found("pool-nearly-exhausted", "pool 10.244.0.0/28: 12 of its 13 addresses");
 
     node.run(&["ip", "route", "add", "10.244.0.0/16", "via", "192.168.77.2"]);
     let diagnosis = Diagnosis::of(&ctl);
