@@ -58,7 +58,8 @@ fn cases(bench: &Bench, mode: u8) -> Vec<Case> {
     let mut cases = vec![
         (FromPod, a_to_b_v4(6, &syn), once(Hook::FromPod)),
         (FromPod, a_to_b_v6(6, &syn), once(Hook::FromPod)),
-        (FromPod, a_to_b_v4(6, &fin), once(Hook::FromPod)),
+        // The stack's, and so `pod_to_node` has it last.
+        (FromPod, a_to_b_v4(6, &fin), once(Hook::PodToNode)),
         (FromPod, a_to_b_v4(17, &packet::udp(1, 2, b"data")), never),
         (FromPod, frame_v4(&spoofed), always(Hook::FromPod)),
         (FromPod, ethernet([0xff; 6], A.mac, 0x0806, &arp), always(Hook::FromPod)),
