@@ -223,7 +223,7 @@ impl Interested for KernelMaps {
     #[inline(always)]
     fn of_link(&self, ifindex: u32) -> u32 {
         // SAFETY: a whole integer is copied out at once.
-        unsafe { REPORT_LINKS.get(&ifindex) }.map_or(0, |bits| *bits)
+        unsafe { REPORT_LINKS.get(ifindex) }.map_or(0, |bits| *bits)
     }
 }
 

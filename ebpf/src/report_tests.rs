@@ -20,7 +20,7 @@ use crate::{
 #[test]
 fn a_flow_is_noted_when_it_gets_a_verdict_and_never_again() {
     let tables = TestTables::new();
-    let mut noted = |flags| {
+    let noted = |flags| {
         let mut packet = a_to_b(6, &frames::tcp(1, 2, flags));
         from_pod::handle(&mut packet, &tables).expect("passed");
         packet.noted.get()

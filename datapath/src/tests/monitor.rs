@@ -15,7 +15,7 @@ use crate::{Datapath, Monitor, MonitorError, Program, Selection, TestContext};
 fn a_drop_is_told_to_each_who_listens_and_the_packet_is_dropped_as_ever() {
     on_a_node(|node| {
         let datapath = node.open_or_load();
-        let mut monitors = [listen(node, &all()), listen(node, &all())];
+        let mut monitors = [listen(node, &everything()), listen(node, &everything())];
 
         assert_eq!(send(&datapath), DROPPED);
 
@@ -36,12 +36,12 @@ fn a_drop_is_told_to_each_who_listens_and_the_packet_is_dropped_as_ever() {
 fn what_one_who_listens_did_not_ask_for_is_not_told() {
     on_a_node(|node| {
         let datapath = node.open_or_load();
-        let no_drops = Selection { drops: vec![Counter::DropArpIgnored], ..all() };
+        let no_drops = Selection { drops: vec![Counter::DropArpIgnored], ..everything() };
         let other = ["192.0.2.0/24".parse().expect("network")].to_vec();
-        let others = Selection { addresses: other, ..all() };
-        let of_a_pod = Selection { pod_links: vec![4711], ..all() };
+        let others = Selection { addresses: other, ..everything() };
+        let of_a_pod = Selection { pod_links: vec![4711], ..everything() };
         let own = ["10.0.0.0/24".parse().expect("network")].to_vec();
-        let address = Selection { addresses: own, ..all() };
+        let address = Selection { addresses: own, ..everything() };
         let mut monitors =
             [no_drops, others, of_a_pod, address].map(|selection| listen(node, &selection));
 
@@ -56,7 +56,7 @@ fn what_one_who_listens_did_not_ask_for_is_not_told() {
 fn beyond_the_rate_events_are_counted_and_not_told() {
     on_a_node(|node| {
         let datapath = node.open_or_load();
-        let mut monitor = listen(node, &Selection { rate: 3, ..all() });
+        let mut monitor = listen(node, &Selection { rate: 3, ..everything() });
         let context = TestContext { repeat: 5000, ..TestContext::default() };
 
         datapath.test_run(Program::FromPod, &frame(), context).expect("run");
@@ -73,7 +73,7 @@ fn beyond_the_rate_events_are_counted_and_not_told() {
 fn what_a_full_ring_has_no_room_for_is_counted_as_lost() {
     on_a_node(|node| {
         let datapath = node.open_or_load();
-        let mut monitor = listen(node, &Selection { rate: u32::MAX, ..all() });
+        let mut monitor = listen(node, &Selection { rate: u32::MAX, ..everything() });
         let context = TestContext { repeat: 50_000, ..TestContext::default() };
 
         datapath.test_run(Program::FromPod, &frame(), context).expect("run");
@@ -89,8 +89,8 @@ fn what_a_full_ring_has_no_room_for_is_counted_as_lost() {
 fn the_last_who_leaves_switches_it_off_and_leaves_nothing() {
     on_a_node(|node| {
         let datapath = node.open_or_load();
-        let first = listen(node, &all());
-        let second = listen(node, &all());
+        let first = listen(node, &everything());
+        let second = listen(node, &everything());
         assert_eq!(taken(node), [1, 2]);
 
         drop(first);
@@ -107,7 +107,7 @@ fn the_last_who_leaves_switches_it_off_and_leaves_nothing() {
 fn one_who_is_killed_is_told_nothing_after_the_deadline_and_is_replaced() {
     on_a_node(|node| {
         let datapath = node.open_or_load();
-        let mut killed = listen(node, &all());
+        let mut killed = listen(node, &everything());
         killed.die();
         assert_eq!(taken(node), [1], "as a killed process leaves it");
         let past = Settings { listened_until_ns: 1 };
@@ -117,7 +117,7 @@ fn one_who_is_killed_is_told_nothing_after_the_deadline_and_is_replaced() {
 
         assert!(killed.drain().is_empty());
         assert_eq!(datapath.settings().expect("read"), Settings::default(), "switched off");
-        let mut next = listen(node, &all());
+        let mut next = listen(node, &everything());
         assert_eq!(taken(node), [1]);
         send(&datapath);
         assert_eq!((killed.drain().len(), next.drain().len()), (0, 1));
@@ -128,8 +128,8 @@ fn one_who_is_killed_is_told_nothing_after_the_deadline_and_is_replaced() {
 fn one_who_goes_on_takes_away_what_a_killed_one_has_left() {
     on_a_node(|node| {
         let _datapath = node.open_or_load();
-        let mut killed = listen(node, &all());
-        let mut other = listen(node, &all());
+        let mut killed = listen(node, &everything());
+        let mut other = listen(node, &everything());
         killed.die();
 
         other.renew().expect("renew");
@@ -142,13 +142,14 @@ fn one_who_goes_on_takes_away_what_a_killed_one_has_left() {
 fn there_is_an_end_to_how_many_can_listen_and_a_place_is_free_again() {
     on_a_node(|node| {
         let _datapath = node.open_or_load();
-        let mut monitors: Vec<_> = tail_call::REPORTERS.map(|_| listen(node, &all())).collect();
+        let mut monitors: Vec<_> =
+            tail_call::REPORTERS.map(|_| listen(node, &everything())).collect();
 
-        let refused = Monitor::start(&node.root(), &node.options.lock_dir, &all());
+        let refused = Monitor::start(&node.root(), &node.options.lock_dir, &everything());
         assert!(matches!(refused, Err(MonitorError::Full)), "{refused:?}");
 
         monitors.remove(3);
-        listen(node, &all());
+        listen(node, &everything());
     });
 }
 
@@ -156,7 +157,7 @@ fn there_is_an_end_to_how_many_can_listen_and_a_place_is_free_again() {
 fn when_the_dataplane_is_unloaded_it_ends() {
     on_a_node(|node| {
         let _datapath = node.open_or_load();
-        let mut monitor = listen(node, &all());
+        let mut monitor = listen(node, &everything());
         Datapath::remove_all_pins(&node.root(), &node.options).expect("unload");
 
         let ended = monitor.renew();
@@ -168,7 +169,7 @@ fn when_the_dataplane_is_unloaded_it_ends() {
 /// `TC_ACT_SHOT`.
 const DROPPED: i32 = 2;
 
-fn all() -> Selection {
+pub(super) fn everything() -> Selection {
     Selection {
         drops: Counter::ALL.to_vec(),
         flows: true,

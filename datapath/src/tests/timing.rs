@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use margay_abi::PodInfo;
 
+use super::maps::frame;
+use super::monitor::everything;
 use super::node::{create_veth, on_a_node, with_netlink};
-use crate::{AttachMode, Datapath, probe};
+use crate::{AttachMode, Datapath, Monitor, Program, Selection, TestContext, probe};
 
 const RUNS: u32 = 50;
 
@@ -27,6 +29,34 @@ fn opening_pins_costs_far_less_than_loading() {
 
         println!("load {loading:?}, open and insert {opening:?}, probe {probing:?}");
         assert!(opening * 5 < loading, "open {opening:?}, load {loading:?}");
+    });
+}
+
+#[test]
+fn a_packet_that_is_dropped_is_timed_with_somebody_who_listens_and_without() {
+    on_a_node(|node| {
+        let datapath = node.open_or_load();
+        let repeat = |repeat| {
+            let context = TestContext { repeat, ..TestContext::default() };
+            let run = datapath.test_run(Program::FromPod, &frame(), context);
+            run.expect("run").duration
+        };
+        let listen = |rate| {
+            let selection = Selection { rate, ..everything() };
+            let started = Instant::now();
+            let monitor = Monitor::start(&node.root(), &node.options.lock_dir, &selection);
+            (monitor.expect("listen"), started.elapsed())
+        };
+        repeat(1000);
+        let alone = repeat(10_000);
+        // As many as the ring has room for.
+        let (monitor, start) = listen(u32::MAX);
+        let told = repeat(3000);
+        drop(monitor);
+        let (_monitor, _) = listen(1);
+        let kept_back = repeat(10_000);
+
+        println!("drop {alone:?}, told {told:?}, kept back {kept_back:?}, start {start:?}");
     });
 }
 
