@@ -22,6 +22,8 @@ pub(super) struct Request {
     pub(super) answered: Instant,
     /// Records in the answer.
     pub(super) records: usize,
+    /// The bytes of their keys and values.
+    pub(super) bytes: usize,
 }
 
 impl Counted {
@@ -34,8 +36,10 @@ impl Counted {
         std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn note(&self, key: &str, is_write: bool, records: usize) {
-        let request = Request { key: key.to_owned(), is_write, answered: Instant::now(), records };
+    fn note(&self, key: &str, is_write: bool, answer: &[Versioned]) {
+        let (key, answered, records) = (key.to_owned(), Instant::now(), answer.len());
+        let bytes = answer.iter().map(|record| record.key.len() + record.value.len()).sum();
+        let request = Request { key, is_write, answered, records, bytes };
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
     }
 }
@@ -43,7 +47,7 @@ impl Counted {
 impl Backend for Counted {
     fn get(&self, key: &str) -> Result<Option<Versioned>, BackendError> {
         let answer = self.store.backend().get(key);
-        self.note(key, false, 1);
+        self.note(key, false, answer.as_ref().map_or(&[], Option::as_slice));
         answer
     }
 
@@ -55,19 +59,19 @@ impl Backend for Counted {
         unchanged: Option<&Unchanged>,
     ) -> Result<Revision, BackendError> {
         let answer = self.store.backend().write_if(key, write, along, unchanged);
-        self.note(key, true, 0);
+        self.note(key, true, &[]);
         answer
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
         let answer = self.store.backend().list(prefix, limit);
-        self.note(prefix, false, answer.as_ref().map_or(0, Vec::len));
+        self.note(prefix, false, answer.as_deref().unwrap_or(&[]));
         answer
     }
 
     fn revision(&self) -> Result<Revision, BackendError> {
         let answer = self.store.backend().revision();
-        self.note("", false, 0);
+        self.note("", false, &[]);
         answer
     }
 
