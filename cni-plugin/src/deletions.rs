@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use margay_datastore::Attachment;
 use margay_failpoints as failpoints;
 
-use crate::commands::teardown::teardown;
+use crate::commands::teardown::{Teardown, teardown};
 use crate::error::{Error, chain};
 use crate::hold::{Hold, Site};
 use crate::lock::Lock;
@@ -165,13 +165,14 @@ impl Deletions {
 /// many it removed. One that a verb is at work on is left to that verb.
 ///
 /// # Errors
-/// When one cannot be removed: most likely the datastore is still out of reach, so the others are
-/// left for the next time.
+/// When the datastore is still out of reach, or busy: the others are left for the next time. When one cannot be
+/// removed for a reason of its own, after the others.
 pub async fn drain(site: &Site, network: Option<&str>, at_most: usize) -> Result<usize, Error> {
     let queue = Deletions::below(&site.paths.state_dir);
     let mut attachments = queue.attachments()?;
     attachments.retain(|attachment| network.is_none_or(|network| attachment.network() == network));
     let mut removed = 0;
+    let mut stuck = Stuck::default();
     for attachment in attachments.into_iter().take(at_most) {
         let name = naming::host_veth(&attachment);
         let Some(lock) = Lock::try_take(&site.paths.run_dir, &name)? else { continue };
@@ -179,12 +180,40 @@ pub async fn drain(site: &Site, network: Option<&str>, at_most: usize) -> Result
         if queue.has(&attachment) {
             let hold = Hold::new(site.clone(), attachment, lock);
             let release = |is_reachable| if is_reachable { hold.release() } else { Ok(()) };
-            teardown(&hold, None, release).await?.or_out_of_reach()?;
-            tracing::info!(attachment = %hold.attachment, "removed what a DEL had put off");
-            removed += 1;
+            let outcome = teardown(&hold, None, release).await;
+            match outcome.and_then(Teardown::or_out_of_reach) {
+                Ok(()) => {
+                    tracing::info!(attachment = %hold.attachment, "removed what a DEL had put off");
+                    removed += 1;
+                }
+                Err(error) => stuck.pass_over(&hold.attachment, error)?,
+            }
         }
     }
-    Ok(removed)
+    stuck.conclude().map(|()| removed)
+}
+
+/// Attachments that could not be removed, each for a reason of its own, as a damaged record is one: it is none to
+/// leave the others.
+#[derive(Default)]
+pub(crate) struct Stuck {
+    first: Option<Error>,
+}
+
+impl Stuck {
+    /// Gives the error back if it is the datastore's and would be that of the next as well.
+    pub(crate) fn pass_over(&mut self, attachment: &Attachment, error: Error) -> Result<(), Error> {
+        if error.is_out_of_reach() || error.is_busy() {
+            return Err(error);
+        }
+        tracing::warn!(%attachment, error = chain(&error), "what a DEL had put off cannot be removed");
+        self.first.get_or_insert(error);
+        Ok(())
+    }
+
+    pub(crate) fn conclude(self) -> Result<(), Error> {
+        self.first.map_or(Ok(()), Err)
+    }
 }
 
 /// [`drain`] for a verb in passing: a failure is not the verb's.

@@ -445,6 +445,31 @@ fn margay_ipam_leaves_to_margay_what_has_an_endpoint_unless_it_is_called_for_tha
 }
 
 #[test]
+fn a_deletion_that_cannot_be_done_keeps_no_other_from_being_done() {
+    let Some(node) = Node::new() else { return };
+    let mut scene = Scene::new(&node, EtcdCluster::start());
+    let pods = ["a", "b", "c"].map(|name| node.sandbox(name));
+    pods.iter().for_each(|pod| drop(pod.add(&scene.network)));
+    scene.cluster.kill(0);
+    pods.iter().for_each(|pod| pod.del(&scene.network));
+    scene.cluster.restart(0);
+    let first = std::fs::read_dir(node.path("state/deletions")).unwrap().next().unwrap().unwrap();
+    let key = format!("handles/{}", std::fs::read_to_string(first.path()).unwrap());
+    let store = scene.cluster.open();
+    let found = store.get(&key).unwrap().unwrap();
+    let damaged = store.update(&key, b"{}", found.revision).unwrap();
+
+    scene.status().success();
+
+    assert_eq!(scene.keys("handles/"), [key.as_str()]);
+    assert_eq!(scene.put_off(), 1);
+    store.update(&key, &found.value, damaged).unwrap();
+    scene.status().success();
+    scene.assert_only(&[], "after it was mended");
+    assert_eq!(scene.put_off(), 0);
+}
+
+#[test]
 fn a_damaged_record_of_the_node_in_etcd_keeps_no_pod_from_going() {
     let Some(node) = Node::new() else { return };
     let scene = Scene::new(&node, EtcdCluster::start());

@@ -15,7 +15,7 @@ use super::builtin::{
 };
 use super::{AssignedIp, IpamError};
 use crate::config::{Datastore, IpamNetConf, PoolSet, Requested, prev_result, valid_attachments};
-use crate::deletions::{Deletions, Share};
+use crate::deletions::{Deletions, Share, Stuck};
 use crate::error::{Error, chain};
 use crate::lock::Lock;
 use crate::log;
@@ -183,21 +183,33 @@ impl<'a> Queue<'a> {
         Ok(())
     }
 
-    /// The same for others of the network, in passing: a failure is not the verb's. Those that have an endpoint
-    /// are margay's, which looks at the kernel before it gives their addresses back.
+    /// The same of another attachment. One that has an endpoint is margay's, which looks at the kernel before it
+    /// gives the addresses back.
+    fn give_back_unless_margays(
+        &self,
+        builtin: &Builtin<'_>,
+        attachment: &Attachment,
+    ) -> Result<(), Error> {
+        match builtin.store.endpoint(attachment)? {
+            None => self.give_back(builtin, attachment),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// The same for others of the network, in passing: a failure is not the verb's.
     fn drain(&self, builtin: &Builtin<'_>, share: Share) {
         let drain = || {
             let mut attachments = self.deletions.attachments()?;
             attachments.retain(|attachment| attachment.network() == self.netconf.name);
+            let mut stuck = Stuck::default();
             for attachment in attachments.iter().take(share.attachments()) {
                 let name = naming::host_veth(attachment);
-                if let Some(_lock) = Lock::try_take(&self.netconf.run_dir, &name)?
-                    && builtin.store.endpoint(attachment)?.is_none()
-                {
-                    self.give_back(builtin, attachment)?;
+                let Some(_lock) = Lock::try_take(&self.netconf.run_dir, &name)? else { continue };
+                if let Err(error) = self.give_back_unless_margays(builtin, attachment) {
+                    stuck.pass_over(attachment, error)?;
                 }
             }
-            Ok::<_, Error>(())
+            stuck.conclude()
         };
         if let Err(error) = drain() {
             tracing::warn!(error = chain(&error), "what a DEL had put off is put off again");
