@@ -191,7 +191,8 @@ impl Pods<'_> {
     /// interface it leaves.
     fn assert_told_of_outer_headers(&self) {
         for is_ipv4 in [true, false] {
-            let arguments = ["{a}", "{b}"].map(|end| self.names(is_ipv4)[&end[1..2]].clone());
+            let names = self.names(is_ipv4);
+            let arguments = ["trace", &names["a"], &names["b"]].map(str::to_owned);
             let (answer, _) = self.ask(0, &arguments);
             let notes = answer["steps"][0]["notes"].to_string();
             assert!(notes.contains("VXLAN from 172.30.0.1 to 172.30.0.2"), "{answer:#}");
