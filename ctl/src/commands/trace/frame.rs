@@ -73,13 +73,15 @@ impl Frame {
 }
 
 /// Headers of VXLAN over IPv4 that a hook has put in front of a frame of `length` bytes: their addresses,
-/// if there are any, and the frame behind them.
+/// if there are any, and the frame behind them. The Ethernet header is for the kernel to fill in: its type
+/// may still be that of the packet inside.
 pub(super) fn unwrapped(sent: &[u8], length: usize) -> (Option<[IpAddr; 2]>, &[u8]) {
     let added = sent.len().saturating_sub(length);
     if added == 0 {
         return (None, sent);
     }
-    (Frame::read(sent).and_then(|frame| frame.addresses()), &sent[added..])
+    let outer = sent.get(ETHERNET..).and_then(|rest| ipv4(rest, false));
+    (outer.map(|ip| [ip.source, ip.destination]), &sent[added..])
 }
 
 impl Ip {
