@@ -102,7 +102,7 @@ fn long_transfers_both_ways_go_on_while_flows_are_forgotten() {
                     std::thread::sleep(pause.next().unwrap());
                 }
             });
-            assert!(started.elapsed() < Duration::from_secs(10), "{target} stalls");
+            assert!(started.elapsed() < Duration::from_secs(60), "{target} stalls");
         }
         assert_eq!(cluster.invalid_packets(), 0);
     });

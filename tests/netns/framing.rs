@@ -7,7 +7,7 @@ use margay_tests::Node;
 use margay_tests::packet::{self, Ipv4, Ipv6, ethernet};
 use margay_tests::pod::address;
 use margay_tests::service::Protocol;
-use margay_tests::traffic::udp;
+use margay_tests::traffic::{assert_ping, udp};
 use serde_json::json;
 
 #[test]
@@ -48,6 +48,8 @@ fn a_datagram_with_ipv6_options_is_answered_from_the_address_of_the_service() {
     let network = node.network();
     let (a, b) = (node.sandbox("a"), node.sandbox("b"));
     let (ip_a, ip_b) = (address(&a.add(&network), false), address(&b.add(&network), false));
+    // What an interface sends before the kernel has come to its carrier is dropped.
+    assert_ping(&a, ip_b);
     let mac = a.netlink(async |netlink| netlink.link_by_name("eth0").await.unwrap().unwrap().mac);
     let server = udp(&b, SocketAddr::new(ip_b, 0));
     let service: SocketAddr = "[fd00:96::10]:80".parse().unwrap();

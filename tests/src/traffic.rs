@@ -12,8 +12,9 @@ use crate::namespace::NamedNetns;
 use crate::node::{self, Node};
 use crate::pod::Pod;
 
-/// How long anything here waits for a packet before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long anything here waits for a packet before the test fails: longer than TCP takes to send one
+/// again that was lost three times.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a test waits before it says that a packet does not arrive.
 pub const SILENCE: Duration = Duration::from_millis(300);
 
