@@ -183,7 +183,7 @@ impl Packet for TestPacket {
 
     fn way_from_here(&self, _dst: &[u8; 4], longest: u32) -> Option<WayOut> {
         let ifindex = self.way_out.filter(|_| longest <= UNDERLAY_MTU)?;
-        Some(WayOut { src: OWN_NODE, hop: Hop::by(ifindex) })
+        Some(WayOut { src: OWN_NODE, hop: Hop { ifindex, family: 2, address: [0; 4] } })
     }
 
     fn make_room_for_vxlan(&mut self, bytes: usize) -> Option<()> {

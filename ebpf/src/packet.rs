@@ -112,8 +112,8 @@ pub(crate) struct WayOut {
 #[derive(Clone, Copy)]
 pub(crate) struct Hop {
     pub(crate) ifindex: u32,
-    family: u32,
-    address: [u32; 4],
+    pub(crate) family: u32,
+    pub(crate) address: [u32; 4],
 }
 
 /// What marks a packet (`skb->cb`), which nothing between a redirect and the hook that it leads to
@@ -547,12 +547,6 @@ impl Hop {
             // SAFETY: the union's fields are integers that share their beginning.
             address: unsafe { query.__bindgen_anon_4.ipv6_dst },
         }
-    }
-
-    /// For packets that no kernel sees.
-    #[cfg(not(target_arch = "bpf"))]
-    pub(crate) fn by(ifindex: u32) -> Self {
-        Self { ifindex, family: AF_INET.into(), address: [0; 4] }
     }
 }
 

@@ -194,7 +194,7 @@ impl Packet for Buffer {
         if self.has_no_route || longest > UNDERLAY_MTU {
             return None;
         }
-        Some(WayOut { src: OWN_NODE, hop: Hop::by(UPLINK) })
+        Some(WayOut { src: OWN_NODE, hop: Hop { ifindex: UPLINK, family: 2, address: [0; 4] } })
     }
 
     fn make_room_for_vxlan(&mut self, bytes: usize) -> Option<()> {
