@@ -37,6 +37,10 @@ fn what_the_reference_shows_is_what_is_printed() {
         if command.contains('>') || is_another_tests || command == "endpoint show a" {
             continue;
         }
+        // Goes on until something happens: `monitor.rs` has what it prints.
+        if command.starts_with("monitor") {
+            continue;
+        }
         let command = scene.prepared(&command);
         missing.extend(scene.missing(&command, &lines));
         tried += 1;
