@@ -181,7 +181,7 @@ impl Packet for TestPacket {
         HASH
     }
 
-    fn way_from_here(&self, _dst: &[u8; 4], longest: u32) -> Option<WayOut> {
+    fn way_from_here(&self, _dst: &[u8; 4], _ports: [[u8; 2]; 2], longest: u32) -> Option<WayOut> {
         let ifindex = self.way_out.filter(|_| longest <= UNDERLAY_MTU)?;
         Some(WayOut { src: OWN_NODE, hop: Hop { ifindex, family: 2, address: [0; 4] } })
     }

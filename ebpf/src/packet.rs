@@ -24,7 +24,7 @@ use aya_ebpf::{
 use bytemuck::{Pod, Zeroable, bytes_of, cast};
 use margay_abi::{PodToNode, event::Note, mapped_ipv4};
 
-use crate::{ethernet, maps, words};
+use crate::{ethernet, ip, maps, words};
 
 /// Bytes that are pulled in at once: all that a decision reads of a packet without extension headers.
 /// Ethernet, IPv6, ICMPv6 and the IPv6 header and ports that an ICMPv6 error quotes.
@@ -83,9 +83,9 @@ pub(crate) trait Packet {
 
     /// The hash of its flow, which the kernel works out where nobody has.
     fn computed_hash(&self) -> u32;
-    /// The way that a packet from this node's stack to `dst` takes by the host's routes, if `longest`
-    /// bytes go that way at once.
-    fn way_from_here(&self, dst: &[u8; 4], longest: u32) -> Option<WayOut>;
+    /// The way that a packet of UDP from this node's stack to `dst` takes by the host's routes, from and to
+    /// these `ports` (network byte order), if `longest` bytes go that way at once.
+    fn way_from_here(&self, dst: &[u8; 4], ports: [[u8; 2]; 2], longest: u32) -> Option<WayOut>;
     /// Makes room for `bytes` of VXLAN's headers over IPv4 behind its Ethernet header. `None` if that
     /// cannot be; then it is as it was.
     fn make_room_for_vxlan(&mut self, bytes: usize) -> Option<()>;
@@ -444,11 +444,20 @@ impl Packet for Skb {
     }
 
     #[inline(never)]
-    fn way_from_here(&self, dst: &[u8; 4], longest: u32) -> Option<WayOut> {
+    fn way_from_here(
+        &self,
+        dst: &[u8; 4],
+        [src_port, dst_port]: [[u8; 2]; 2],
+        longest: u32,
+    ) -> Option<WayOut> {
         // SAFETY: all fields are integers, of which zero is one.
         let mut query: FibLookup = unsafe { core::mem::zeroed() };
         query.family = AF_INET;
         query.ifindex = LOOPBACK;
+        // Rules ask for these, and ways of equal cost are chosen by them.
+        query.l4_protocol = ip::protocol::UDP;
+        query.sport = u16::from_ne_bytes(src_port);
+        query.dport = u16::from_ne_bytes(dst_port);
         query.__bindgen_anon_1.tot_len = longest.min(u32::from(u16::MAX)) as u16;
         query.__bindgen_anon_4.ipv6_dst = address_words(dst);
         let len = size_of::<FibLookup>() as i32;

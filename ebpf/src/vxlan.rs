@@ -4,7 +4,8 @@
 //! Invariant: on the wire it is what the device would have sent, with the tunnel that
 //! [`Packet::set_tunnel`] gives it (`vxlan_xmit_one`, `iptunnel_xmit`): no checksum over UDP, not
 //! "don't fragment", the congestion bits of the packet inside. So the other node need not know who wrote
-//! them. The device may be told another range of source ports by a sysctl, and counts identifications up.
+//! them. Sysctls may tell the device another range of source ports and another TTL, a route another TTL, and it
+//! counts identifications up.
 //!
 //! What comes in is left to the device, which takes marks off the packet that no program can
 //! (`iptunnel_pull_offloads`): with them, what a pod forwards could not be cut into segments.
@@ -67,7 +68,8 @@ pub(crate) fn send<H: Header>(
     let len = packet.len() + (ROOM - ethernet::HEADER_LEN) as u32;
     let Ok(len) = u16::try_from(len) else { return LEFT };
     let src_port = source_port(packet.computed_hash());
-    let Some(way) = packet.way_from_here(&node, longest + ROOM as u32) else { return LEFT };
+    let ports = [src_port, overlay.port];
+    let Some(way) = packet.way_from_here(&node, ports, longest + ROOM as u32) else { return LEFT };
     if packet.make_room_for_vxlan(ROOM).is_none() {
         return LEFT;
     }

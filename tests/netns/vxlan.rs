@@ -61,18 +61,35 @@ fn a_connection_between_nodes_never_meets_the_senders_device() {
 #[test]
 fn what_does_not_fit_the_way_between_the_nodes_is_cut_by_the_device() {
     let Some(nodes) = Neighbours::connected(Way::Vxlan) else { return };
+    nodes.enter(0, || narrow_way("main"));
+    assert_large_packets_take_the_device(&nodes);
+}
+
+#[test]
+fn routes_are_asked_for_vxlans_packets_as_the_device_asks() {
+    let Some(nodes) = Neighbours::connected(Way::Vxlan) else { return };
     nodes.enter(0, || {
-        node::run(&["ip", "route", "add", "172.30.0.2", "dev", UNDERLAY, "mtu", "lock", "1200"]);
+        narrow_way("100");
+        node::run(&["ip", "rule", "add", "ipproto", "udp", "dport", "4789", "lookup", "100"]);
     });
+    assert_large_packets_take_the_device(&nodes);
+}
+
+fn narrow_way(table: &str) {
+    let way = ["172.30.0.2", "dev", UNDERLAY, "mtu", "lock", "1200", "table", table];
+    node::run(&[&["ip", "route", "add"][..], &way].concat());
+}
+
+fn assert_large_packets_take_the_device(nodes: &Neighbours) {
     let ((a, _), (b, of_b)) = (nodes.pod(0, "a"), nodes.pod(1, "b"));
     for ipv4 in [true, false] {
-        let before = sent_by_the_device(&nodes);
+        let before = sent_by_the_device(nodes);
         assert_tcp(&a, &b, address(&of_b, ipv4));
-        assert_eq!(sent_by_the_device(&nodes), before, "what fits goes without it");
+        assert_eq!(sent_by_the_device(nodes), before, "what fits goes without it");
 
         assert_transfer(&a, &b, address(&of_b, ipv4));
 
-        assert!(sent_by_the_device(&nodes) > before);
+        assert!(sent_by_the_device(nodes) > before);
     }
 }
 

@@ -190,7 +190,7 @@ impl Packet for Buffer {
         0x1234_5678
     }
 
-    fn way_from_here(&self, _dst: &[u8; 4], longest: u32) -> Option<WayOut> {
+    fn way_from_here(&self, _dst: &[u8; 4], _ports: [[u8; 2]; 2], longest: u32) -> Option<WayOut> {
         if self.has_no_route || longest > UNDERLAY_MTU {
             return None;
         }
