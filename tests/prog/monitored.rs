@@ -28,7 +28,14 @@ fn what_programs_do_is_the_same_and_is_told() {
             for (round, told) in case.2.into_iter().enumerate() {
                 let outcome = run(case);
 
-                assert_eq!(outcome, alone[2 * place + round], "{place}, {round}");
+                let expected = &alone[2 * place + round];
+                assert_eq!(outcome.action, expected.action, "{place}, {round}");
+                assert_eq!(outcome.counter, expected.counter, "{place}, {round}");
+                // What is to be told of on its way into VXLAN has outer headers of the device, which come
+                // later, and of the others one field is random.
+                let inside =
+                    |frame: &[u8]| frame[frame.len().saturating_sub(case.1.len())..].to_vec();
+                assert_eq!(inside(&outcome.frame), inside(&expected.frame), "{place}, {round}");
                 for monitor in &mut monitors {
                     let hooks: Vec<_> =
                         monitor.drain().iter().map(|event| event.note.hook).collect();
