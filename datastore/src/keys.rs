@@ -114,7 +114,7 @@ fn slice(range: &IpNetwork) -> String {
     format!("{}-{}", range.ip(), range.prefix())
 }
 
-/// The range that [`slice`] wrote.
+/// The range that [`slice()`] wrote.
 pub(crate) fn slice_of(text: &str) -> Option<IpNetwork> {
     let (ip, prefix) = text.rsplit_once('-')?;
     IpNetwork::new(ip.parse().ok()?, prefix.parse().ok()?).ok()
