@@ -90,7 +90,8 @@ async fn serve(conf: &AgentConf) -> Result<(), AgentError> {
     let store = ipam::open_store(&conf.datastore, &conf.paths.database())
         .map_err(|error| AgentError::Datastore(Box::new(error)))?;
     let store = Measured::store(store, metrics.clone());
-    upkeep::start(conf, store.clone(), metrics.clone()).map_err(AgentError::Start)?;
+    let (made, mut maps) = mpsc::channel(1);
+    upkeep::start(conf, store.clone(), metrics.clone(), made).map_err(AgentError::Start)?;
     let (send, mut news) = mpsc::channel(BACKLOG);
     following::start(&store, &send);
     drop(send);
@@ -108,6 +109,7 @@ async fn serve(conf: &AgentConf) -> Result<(), AgentError> {
                 None => break,
             },
             _ = heartbeat.tick() => agent.exchange_heartbeats().await,
+            Some(taught) = maps.recv() => agent.teach(taught).await,
             () = monitor.changed() => agent.look_soon(),
             () = time::sleep_until(agent.next_pass) => agent.pass(true).await,
         }
@@ -141,6 +143,8 @@ struct Agent<'a> {
     topology: Topology,
     /// This node as it was registered last.
     registered: Option<Registered>,
+    /// Maps that no pass has told of the ways yet.
+    untaught: Option<upkeep::Taught>,
     /// When to look at everything again, at the latest.
     next_pass: Instant,
 }
@@ -165,6 +169,7 @@ impl<'a> Agent<'a> {
             netlink,
             topology: Topology::default(),
             registered: None,
+            untaught: None,
             next_pass: Instant::now() + LOOK_AGAIN,
         })
     }
@@ -187,16 +192,23 @@ impl<'a> Agent<'a> {
         self.next_pass = self.next_pass.min(Instant::now() + LOOK_SOON);
     }
 
+    /// Tells maps that were just made about the ways, as soon as those are known.
+    async fn teach(&mut self, taught: upkeep::Taught) {
+        self.untaught = Some(taught);
+        self.pass(true).await;
+    }
+
     /// Makes this node what the topology says. `fresh` looks at what there is and does not rely on what
     /// an earlier pass found or made.
     async fn pass(&mut self, fresh: bool) {
         let mut pause = LOOK_AGAIN;
-        if self.topology.is_complete()
-            && let Err(error) = self.attempt(fresh).await
-        {
-            tracing::warn!(error = chain(&error), "tried again");
-            self.metrics.note_pass(Err(chain(&error)), 0, self.kernel.route_count());
-            pause = TRY_AGAIN;
+        if self.topology.is_complete() {
+            if let Err(error) = self.attempt(fresh || self.untaught.is_some()).await {
+                tracing::warn!(error = chain(&error), "tried again");
+                self.metrics.note_pass(Err(chain(&error)), 0, self.kernel.route_count());
+                pause = TRY_AGAIN;
+            }
+            self.untaught = None;
         }
         self.next_pass = Instant::now() + pause;
     }

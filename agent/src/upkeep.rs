@@ -8,15 +8,25 @@ use margay::config::AgentConf;
 use margay::error::{Error, chain};
 use margay::upkeep::{Failures, Upkeep};
 use margay_datastore::Store;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{self, MissedTickBehavior};
 
 use crate::metrics::Metrics;
 
-/// Starts it. Ends with the process.
+/// To be dropped when the maps that have been made know the ways to other nodes, or cannot be told.
+pub type Taught = oneshot::Sender<()>;
+
+/// Starts it. Ends with the process. `made` hears when this build's maps are there, before any pod gets
+/// programs that go by them.
 ///
 /// # Errors
 /// When there is no runtime for it.
-pub fn start(conf: &AgentConf, store: Store, metrics: Metrics) -> io::Result<()> {
+pub fn start(
+    conf: &AgentConf,
+    store: Store,
+    metrics: Metrics,
+    made: mpsc::Sender<Taught>,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (node, paths) = (conf.nodename.clone(), conf.paths.clone());
     let (interval, grace) = (conf.upkeep_interval, conf.upkeep_grace);
@@ -24,7 +34,9 @@ pub fn start(conf: &AgentConf, store: Store, metrics: Metrics) -> io::Result<()>
     thread::spawn(move || {
         runtime.block_on(async {
             match Upkeep::new(store, &node, paths, grace) {
-                Ok(upkeep) => go_on(upkeep.sized(max_pods, max_flows), interval, &metrics).await,
+                Ok(upkeep) => {
+                    go_on(upkeep.sized(max_pods, max_flows), interval, &metrics, made).await;
+                }
                 Err(error) => tracing::error!(error = chain(&error), "no upkeep of this node"),
             }
         });
@@ -32,7 +44,12 @@ pub fn start(conf: &AgentConf, store: Store, metrics: Metrics) -> io::Result<()>
     Ok(())
 }
 
-async fn go_on(mut upkeep: Upkeep, interval: Duration, metrics: &Metrics) {
+async fn go_on(
+    mut upkeep: Upkeep,
+    interval: Duration,
+    metrics: &Metrics,
+    made: mpsc::Sender<Taught>,
+) {
     let mut turns = time::interval(interval);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_current = false;
@@ -41,8 +58,21 @@ async fn go_on(mut upkeep: Upkeep, interval: Duration, metrics: &Metrics) {
         // Once, when this build can be loaded: from then on its programs are those that pods get.
         if !is_current {
             is_current = note(metrics, "make_current", upkeep.make_current()).is_some();
+            if is_current {
+                wait_until_taught(&made).await;
+            }
         }
         turn(&mut upkeep, metrics).await;
+    }
+}
+
+/// Pods that come over from an earlier version's maps would otherwise be without `pod_to_node` until the
+/// next look at the ways: past it, they could send to the overlay's port.
+async fn wait_until_taught(made: &mpsc::Sender<Taught>) {
+    let (taught, wait) = oneshot::channel();
+    if made.send(taught).await.is_ok() {
+        // Nothing is ever sent: that it is dropped is the answer.
+        let _dropped = wait.await;
     }
 }
 
