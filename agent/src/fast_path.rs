@@ -6,7 +6,7 @@
 //! and tried again. The pods' maps are made by upkeep or by a node's first ADD, which know how large they are to be; until
 //! then there is no pod either.
 //!
-//! Where it is switched off, what an agent made before is taken back, and the programs are told of the overlay
+//! Where it is switched off, or the host has IPsec policies, which only the stack minds, what an agent made before is taken back, and the programs are told of the overlay
 //! alone, whose port pods may not send to.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
 use margay::mtu::vxlan_overhead;
-use margay::netlink::{Netlink, RemoteHop, RemoteRoute};
+use margay::netlink::{Netlink, NetlinkError, RemoteHop, RemoteRoute, has_ipsec_policies};
 use margay_datapath::{
     AttachError, AttachMode, DatapathError, LoadOptions, MapError, NodeDatapath, NodeInterface,
     Overlay, Pods, Remote, remote_mode,
@@ -36,6 +36,9 @@ pub enum FastPathError {
     /// Programs cannot be attached or detached.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The kernel does not say what it has.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
 }
 
 /// The routes of a pass, and what they lead over.
@@ -55,6 +58,8 @@ pub struct FastPath {
     options: LoadOptions,
     settings: OverlaySettings,
     is_on: bool,
+    /// Whether IPsec policies keep it from being on, as of the last pass.
+    is_held: bool,
     datapath: Option<NodeDatapath>,
     /// Interfaces with our programs.
     attached: BTreeMap<u32, NodeInterface>,
@@ -73,6 +78,7 @@ impl FastPath {
             options: LoadOptions::new(lock_dir),
             settings,
             is_on,
+            is_held: false,
             datapath: None,
             attached: BTreeMap::new(),
             looks: true,
@@ -97,10 +103,11 @@ impl FastPath {
         table: &RemoteTable,
         routes: Routes<'_>,
     ) -> Result<(), FastPathError> {
+        self.look_for_ipsec()?;
         if !self.open()? {
             return Ok(());
         }
-        if !self.is_on {
+        if !self.is_on || self.is_held {
             self.set_overlay(routes.overlay)?;
             return self.withdraw(netlink, &routes).await;
         }
@@ -116,6 +123,20 @@ impl FastPath {
         }
         self.detach(netlink, &wanted).await?;
         attached
+    }
+
+    /// Policies may want what goes between the nodes encrypted, or nothing else let in.
+    fn look_for_ipsec(&mut self) -> Result<(), FastPathError> {
+        let is_held = self.is_on && has_ipsec_policies()?;
+        if is_held != self.is_held {
+            self.is_held = is_held;
+            self.look_again();
+            match is_held {
+                true => tracing::warn!("IPsec policies: all between nodes takes the routes"),
+                false => tracing::info!("no IPsec policies any more: the fast path is back"),
+            }
+        }
+        Ok(())
     }
 
     /// Whether there is anything to be fast for.

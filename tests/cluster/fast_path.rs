@@ -4,7 +4,7 @@ use margay::naming::OVERLAY_DEVICE;
 use margay_abi::{Counter, remote_mode};
 use margay_datapath::{AttachMode, NodeDatapath, NodeInterface};
 use margay_tests::cluster::{Cluster, Layout, Member, MemberPod, pairs, wait_until};
-use margay_tests::traffic::assert_tcp;
+use margay_tests::traffic::{Place, answers_ping, assert_tcp};
 use serde_json::json;
 
 #[test]
@@ -80,6 +80,43 @@ fn where_the_fast_path_is_switched_off_the_routes_carry_what_it_did() {
         let overlay = datapath(node).unwrap().overlay().unwrap();
         assert_ne!(overlay.ifindex, 0, "its port is guarded all the same");
     }
+}
+
+#[test]
+fn ipsec_policies_see_all_that_goes_between_nodes() {
+    let Some(cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
+    let pods = pods_with_a_fast_path(&cluster, "Always", remote_mode::VXLAN);
+    assert_fast(&cluster, &pods);
+    let [node, _] = cluster.nodes() else { unreachable!("two nodes") };
+    let policy = ["dst", "0.0.0.0/0", "proto", "udp", "dport", "4789", "dir", "out"];
+    let change = |verb: &str, action: &[&str]| {
+        let change = [&["ip", "xfrm", "policy", verb][..], &policy, action].concat();
+        node.enter(|| margay_tests::node::run(&change));
+    };
+
+    change("add", &["action", "block"]);
+    touch_a_link(node);
+
+    wait_until("nothing that the policy does not see", || {
+        let datapath = datapath(node).unwrap();
+        datapath.remotes().entries().unwrap().is_empty() && !is_attached(node, &datapath)
+    });
+    assert!(!answers_ping(&pods[0], pods[1].address(true)), "the policy lets nothing through");
+
+    change("delete", &[]);
+    touch_a_link(node);
+    cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+    wait_until("the fast path again", || {
+        let datapath = datapath(node).unwrap();
+        !datapath.remotes().entries().unwrap().is_empty() && is_attached(node, &datapath)
+    });
+    assert_fast(&cluster, &pods);
+}
+
+/// Has the agent look again at once.
+fn touch_a_link(node: &Member) {
+    node.enter(|| margay_tests::node::run(&["ip", "link", "add", "touched", "type", "veth"]));
+    node.enter(|| margay_tests::node::run(&["ip", "link", "delete", "touched"]));
 }
 
 fn is_attached(node: &Member, datapath: &NodeDatapath) -> bool {

@@ -5,6 +5,7 @@
 //! its source, so that callers decide by errno and never by text.
 
 mod address;
+mod ipsec;
 mod link;
 mod monitor;
 mod neighbour;
@@ -24,6 +25,7 @@ use rtnetlink::Handle;
 use rustix::io::Errno;
 
 pub use address::AddressInfo;
+pub use ipsec::has_ipsec_policies;
 pub use link::{LinkInfo, VethPair};
 pub use monitor::Monitor;
 pub use neighbour::NeighbourInfo;
