@@ -175,6 +175,32 @@ fn a_pool_that_nobody_knows_is_an_error_of_the_configuration_for_every_verb_that
     assert_eq!(node.pod_links(), []);
 }
 
+#[test]
+fn pools_that_are_all_disabled_are_not_called_unknown() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network();
+    let (ctl, pod) = (Ctl::new(&node, &network), node.sandbox("a"));
+    let _created = ctl.text(&["pool", "create", "10.245.0.0/24", "--name", "blue"]);
+    network["ipam"]["ipv4_pools"] = json!(["blue"]);
+    pod.add(&network);
+    ctl.install(&network);
+    let (store, is_of_blue) =
+        (node.store(), |text: &[u8]| text.windows(6).any(|it| it == b"\"blue\""));
+    let pools = store.backend().list("pools/", None).unwrap();
+    let blue = pools.iter().find(|pool| is_of_blue(&pool.value)).unwrap();
+    let mut record: Value = serde_json::from_slice(&blue.value).unwrap();
+    record["disabled"] = json!(true);
+    store.backend().update(&blue.key, record.to_string().as_bytes(), blue.revision).unwrap();
+
+    let plugins = plugin_directory();
+    let printed = ctl.run(&["doctor", "--bin-dir", plugins.to_str().unwrap()]);
+
+    assert_eq!(printed.code, 20, "{printed:?}");
+    assert!(printed.stdout.contains("pools-disabled"), "{printed:?}");
+    assert!(printed.stdout.contains("ipam.ipv4_pools"), "{printed:?}");
+    assert!(!printed.stdout.contains("pool-unknown"), "{printed:?}");
+}
+
 fn status(network: &Value) -> CniOutput {
     Invocation::new("margay", "STATUS", network).execute()
 }

@@ -232,6 +232,9 @@ catalogue! {
     POOL_UNKNOWN "pool-unknown" Error:
         "Every ADD of this network fails with code 7: margay does not guess which pool was meant."
         => "margayctl pool list, and correct the file; or margayctl pool create CIDR --name NAME",
+    POOLS_DISABLED "pools-disabled" Error:
+        "Every ADD of this network fails with code 7, until one of the pools that it chooses gives addresses."
+        => "margayctl pool list, and take disabled out of the network configuration, on whatever node, that disables the pool; or choose another one in the file",
     AGENT_SILENT "agent-silent" Error:
         "Routes to what other nodes get from here on are not made: their new pods are not reached from this node."
         => "systemctl status margay-agent; journalctl -u margay-agent; systemctl enable --now margay-agent",

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
-use margay::config::Pool;
+use margay::config::{ConfigError, Pool};
 use margay::naming;
 use margay_datastore::{Ipam, PoolUsage};
 
 use super::catalogue::{
     BLOCK_MISPLACED, POOL_EXHAUSTED, POOL_NEARLY_EXHAUSTED, POOL_OVERLAPS_ROUTE, POOL_UNKNOWN,
+    POOLS_DISABLED,
 };
 use super::finding::Findings;
 use super::is_nearly_full;
@@ -21,7 +22,12 @@ pub(super) fn look(picture: &Picture<'_>, findings: &mut Findings) {
     look_at_placements(picture, findings);
     for network in &picture.node.networks {
         if let Some(error) = &network.unsettled {
-            findings.add(&POOL_UNKNOWN, format!("network {}: {error}", network.name));
+            let kind = match error {
+                // They are all known, and none gives addresses.
+                ConfigError::Missing { .. } => &POOLS_DISABLED,
+                _ => &POOL_UNKNOWN,
+            };
+            findings.add(kind, format!("network {}: {error}", network.name));
         }
     }
     for network in &picture.node.networks {
