@@ -80,28 +80,48 @@ enum Verdict {
     Accept,
     Drop,
     To(String),
+    /// Back to where the chain was led to from, or to its policy.
+    Return,
     Other,
+}
+
+/// How a chain ends for a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Accepted,
+    Dropped,
+    /// It goes on where it came from.
+    Behind,
 }
 
 impl Chain {
     /// Whether packets of pods of this range are dropped.
     pub(crate) fn drops(&self, pool: &IpNetwork) -> bool {
         let is_asked = self.ipv4.is_none_or(|ipv4| ipv4 == pool.is_ipv4());
-        is_asked && !self.accepts(&self.first, pool, DEPTH).unwrap_or(!self.drops_at_its_end)
+        is_asked
+            && match self.end(&self.first, pool, DEPTH) {
+                End::Accepted => false,
+                End::Dropped => true,
+                End::Behind => self.drops_at_its_end,
+            }
     }
 
-    /// `None` if it goes on behind the chain.
-    fn accepts(&self, chain: &str, pool: &IpNetwork, depth: usize) -> Option<bool> {
-        let rules = self.rules.get(chain).filter(|_| depth > 0)?;
-        rules.iter().filter(|rule| rule.condition.is_of(pool)).find_map(|rule| {
+    fn end(&self, chain: &str, pool: &IpNetwork, depth: usize) -> End {
+        let Some(rules) = self.rules.get(chain).filter(|_| depth > 0) else { return End::Behind };
+        for rule in rules.iter().filter(|rule| rule.condition.is_of(pool)) {
             match &rule.verdict {
-                Verdict::Accept => Some(true),
+                Verdict::Accept => return End::Accepted,
                 // What drops a pool alone was meant so.
-                Verdict::Drop if rule.condition == Condition::None => Some(false),
-                Verdict::To(other) => self.accepts(other, pool, depth - 1),
-                Verdict::Drop | Verdict::Other => None,
+                Verdict::Drop if rule.condition == Condition::None => return End::Dropped,
+                Verdict::Return => return End::Behind,
+                Verdict::To(other) => match self.end(other, pool, depth - 1) {
+                    End::Behind => {}
+                    end => return end,
+                },
+                Verdict::Drop | Verdict::Other => {}
             }
-        })
+        }
+        End::Behind
     }
 }
 
@@ -206,6 +226,7 @@ fn nft_rule(rule: &Value) -> Rule {
             "match" => found.condition = found.condition.and(nft_condition(about)),
             "accept" => found.verdict = Verdict::Accept,
             "drop" | "reject" => found.verdict = Verdict::Drop,
+            "return" => found.verdict = Verdict::Return,
             "jump" | "goto" => found.verdict = target(),
             "counter" | "comment" | "log" => {}
             // A comment of iptables' is an extension of its own.
@@ -272,7 +293,8 @@ fn legacy_rule(mut words: &[&str]) -> Rule {
                 found.verdict = match *target {
                     "ACCEPT" => Verdict::Accept,
                     "DROP" | "REJECT" => Verdict::Drop,
-                    "LOG" | "RETURN" => Verdict::Other,
+                    "RETURN" => Verdict::Return,
+                    "LOG" => Verdict::Other,
                     other => Verdict::To(other.to_owned()),
                 };
                 return found;
@@ -339,6 +361,20 @@ mod tests {
             (&["FORWARD -m comment --comment x -i docker0 -j ACCEPT"], true),
             (&["FORWARD -j DROP", "FORWARD -i mgy+ -j ACCEPT"], true),
             (&["FORWARD -j LOOP", "LOOP -j LOOP"], true),
+            (
+                &[
+                    "FORWARD -j PODS",
+                    "FORWARD -j ACCEPT",
+                    "PODS -s 10.244.0.0/16 -j RETURN",
+                    "PODS -j DROP",
+                ],
+                false,
+            ),
+            (
+                &["FORWARD -j PODS", "FORWARD -j ACCEPT", "PODS -p tcp -j RETURN", "PODS -j DROP"],
+                true,
+            ),
+            (&["FORWARD -s 10.244.0.0/16 -j RETURN", "FORWARD -j ACCEPT"], true),
         ] {
             assert_eq!(legacy_chain(rules).drops(&pool()), drops, "{rules:?}");
         }
@@ -358,6 +394,7 @@ mod tests {
         let of_address = rule(json!([address, counter, accept]));
         let of_interface = rule(json!([interface, accept]));
         let of_state = rule(json!([state, accept]));
+        let back = rule(json!([{"counter": {"packets": 0, "bytes": 0}}, {"return": null}]));
         let jump =
             rule(json!([{"xt": {"type": "match", "name": "comment"}}, {"jump": {"target": "x"}}]));
 
@@ -365,6 +402,7 @@ mod tests {
         assert_eq!(of_address, accepts(Condition::Range(pool())));
         assert_eq!(of_interface, accepts(Condition::Interfaces));
         assert_eq!(of_state, accepts(Condition::Other));
+        assert_eq!(back, Rule { condition: Condition::None, verdict: Verdict::Return });
         assert_eq!(jump, Rule { condition: Condition::None, verdict: Verdict::To("x".to_owned()) });
     }
 }
