@@ -174,20 +174,25 @@ impl One {
     }
 
     fn cidr(&self, node: &Node) -> Result<IpNetwork, Failure> {
-        let by_name = || {
-            let mut pools = configured(node).into_iter().map(|(_, pool)| pool);
-            let configured = pools.find(|pool| pool.name.as_deref() == Some(&self.pool));
-            let stored = || {
-                let mut stored = node.store().ok()?.pools().ok()?.into_iter();
-                stored.find(|pool| pool.name == self.pool).map(|pool| pool.cidr)
-            };
-            configured.map(|pool| pool.cidr).or_else(stored)
-        };
-        self.pool.parse().ok().or_else(by_name).ok_or_else(|| Failure::Unknown {
-            kind: "pool",
-            name: self.pool.clone(),
-            list: "margayctl pool list",
-        })
+        if let Ok(cidr) = self.pool.parse() {
+            return Ok(cidr);
+        }
+        // Networks of other nodes may have written another one down by the same name.
+        let stored = node.store()?.pools()?;
+        let stored = stored.into_iter().filter(|pool| pool.name == self.pool);
+        let configured = configured(node).into_iter().map(|(_, pool)| pool);
+        let configured = configured.filter(|pool| pool.name.as_deref() == Some(&self.pool));
+        let ranges: BTreeSet<IpNetwork> =
+            stored.map(|pool| pool.cidr).chain(configured.map(|pool| pool.cidr)).collect();
+        let name = self.pool.clone();
+        match ranges.into_iter().collect::<Vec<_>>().as_slice() {
+            [cidr] => Ok(*cidr),
+            [] => Err(Failure::Unknown { kind: "pool", name, list: "margayctl pool list" }),
+            several => {
+                let candidates = several.iter().map(ToString::to_string).collect();
+                Err(Failure::Ambiguous { kind: "pools", name, candidates })
+            }
+        }
     }
 }
 
