@@ -71,6 +71,12 @@ impl Network {
         }
     }
 
+    /// Whether pools that it chooses in the datastore are not among them, since they could not be had: what follows from
+    /// all of its pools is not known then.
+    pub(crate) fn lacks_pools(&self) -> bool {
+        self.pools().is_some_and(PoolSet::is_open)
+    }
+
     fn pools_mut(&mut self) -> Option<&mut PoolSet> {
         match &mut self.part {
             Part::Whole(conf) => match &mut conf.ipam {
@@ -133,8 +139,7 @@ impl Node {
     /// Pools that configurations choose in the datastore are part of what they say. One that cannot be opened, as by
     /// somebody who may not, leaves them without, and is for the command that needs it to say.
     fn settle_pools(&mut self) {
-        let is_open = |network: &Network| network.pools().is_some_and(PoolSet::is_open);
-        if !self.networks.iter().any(is_open) {
+        if !self.networks.iter().any(Network::lacks_pools) {
             return;
         }
         let Some(records) = self.store().ok().and_then(|store| store.pools().ok()) else { return };

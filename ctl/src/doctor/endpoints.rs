@@ -22,7 +22,7 @@ use super::catalogue::{
     ENDPOINT_MAP_ENTRY, ENDPOINT_NEIGHBOUR, ENDPOINT_OLD_BUILD, ENDPOINT_OTHER_PROGRAM,
     ENDPOINT_PENDING, ENDPOINT_POD_ADDRESS, ENDPOINT_POD_INTERFACE, ENDPOINT_POD_ROUTE,
     ENDPOINT_POD_SYSCTL, ENDPOINT_PROGRAM, ENDPOINT_SANDBOX_GONE, ENDPOINT_SYSCTL, FILTER_IN_FRONT,
-    Kind, NAT_RULES,
+    Kind, NAT_RULES, NOT_LOOKED_AT,
 };
 use super::dataplane;
 use super::finding::Findings;
@@ -198,6 +198,14 @@ async fn look_at_nat(picture: &Picture<'_>, findings: &mut Findings) {
     for network in &picture.node.networks {
         let Part::Whole(conf) = &network.part else { continue };
         let Some(nat) = Nat::of(conf).filter(|_| has_pods(&conf.name)) else { continue };
+        if network.lacks_pools() {
+            let text = format!(
+                "the NAT rules of network {} cannot be looked at: pools that it chooses in the datastore are not known",
+                conf.name
+            );
+            findings.add(&NOT_LOOKED_AT, text);
+            continue;
+        }
         let defects = nat.findings().await;
         for defect in findings.or_note("NAT rules", defects).unwrap_or_default() {
             findings.add(&NAT_RULES, format!("network {}: {defect}", conf.name));

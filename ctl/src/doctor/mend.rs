@@ -44,7 +44,12 @@ pub(crate) async fn mend(node: &Node, diagnosis: &Diagnosis) -> Mended {
     if has(&NAT_RULES) {
         for network in &node.networks {
             let Part::Whole(conf) = &network.part else { continue };
-            if let Some(nat) = Nat::of(conf) {
+            if network.lacks_pools() {
+                mended.failed.push(format!(
+                    "the NAT rules of network {} stay as they are: pools that it chooses in the datastore are not known",
+                    conf.name
+                ));
+            } else if let Some(nat) = Nat::of(conf) {
                 let text = format!("the NAT rules of network {} are there", conf.name);
                 mended.note(&text, nat.ensure().await);
             }

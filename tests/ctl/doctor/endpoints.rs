@@ -2,6 +2,7 @@
 
 use margay_datastore::{EndpointState, Ipam};
 use margay_tests::cni::with_bandwidth;
+use margay_tests::ctl::Ctl;
 use margay_tests::pod::address;
 use margay_tests::{Node, Pod};
 use serde_json::json;
@@ -136,6 +137,43 @@ fn nat_rules_that_somebody_took_away_are_missed_and_put_back() {
     diagnosis.assert_only(&["nat-rules"]);
 
     Diagnosis::with(&ctl, &["--fix"]).assert_only(&[]);
+}
+
+#[test]
+fn nat_rules_of_a_network_whose_pools_are_not_known_stay_as_they_are() {
+    let Some(node) = Node::new() else { return };
+    let mut network = node.network_with_nat();
+    let ctl = Ctl::new(&node, &network);
+    let create = ["pool", "create", "10.245.0.0/24", "--name", "blue", "--nat-outgoing"];
+    let _created = ctl.text(&create);
+    network["ipam"]["ipv4_pools"] = json!(["blue"]);
+    let pods = [node.sandbox("a"), node.sandbox("b")];
+    pods[0].add(&network);
+    let is_masqueraded =
+        || node.run(&["nft", "list", "table", "inet", "margay"]).contains("10.245.0.0/24");
+    assert!(is_masqueraded());
+    network["ipam"]["ipv4_pools"] = json!(["blue", "gone"]);
+    ctl.install(&network);
+
+    let mended = Diagnosis::with(&ctl, &["--fix"]);
+
+    mended.assert_found("not-looked-at", "the NAT rules of network podnet");
+    assert!(!mended.ids().contains(&"nat-rules") && is_masqueraded(), "{mended:#?}");
+
+    // Nor when there is something to mend for another one.
+    let mut other = node.network();
+    other["name"] = json!("other");
+    pods[1].add(&other);
+    other["ipam"] = node.network_with_nat()["ipam"].clone();
+    ctl.install(&other);
+    Diagnosis::of(&ctl).assert_found("nat-rules", "network other");
+
+    let mended = Diagnosis::with(&ctl, &["--fix"]);
+
+    assert!(mended.done().contains(&"the NAT rules of network other are there"), "{mended:#?}");
+    let failed = mended.document["failed"].to_string();
+    assert!(failed.contains("the NAT rules of network podnet stay as they are"), "{failed}");
+    assert!(is_masqueraded(), "{mended:#?}");
 }
 
 #[test]
