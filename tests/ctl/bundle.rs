@@ -32,6 +32,35 @@ const SECRETS: [&str; 17] = [
     "s3cret-with-an-ümlaut-\"-and-a-quote",
     "7701234509",
 ];
+/// Names of secrets, whose values begin with [`OF_A_NAME`].
+const NAMES: [&str; 12] = [
+    "secretkey",
+    "SECRETKEY",
+    "s3secretkey",
+    "secretvalue",
+    "tokenvalue",
+    "secretid",
+    "pskhex",
+    "apikeyvalue",
+    "token1",
+    "token2",
+    "secret2",
+    "apikey1",
+];
+const OF_A_NAME: &str = "s3cret-by-its-name";
+/// With a secret that begins with [`IN_A_TEXT`].
+const TEXTS: [&str; 9] = [
+    "https://u:a?s3cret-in-a-text@10.0.0.9:2379",
+    "run --password=ab,s3cret-in-a-text",
+    "DB_PASSWORD=abc://s3cret-in-a-text",
+    "Authorization=Bearer s3cret-in-a-text",
+    "Authorization: Bearer s3cret-in-a-text",
+    "{\"password\":\"s3cret-in-a-text\"}",
+    "sent {\"password\":\"s3cret-in-a-text\"}",
+    "password: of words s3cret-in-a-text",
+    "X-Api-Key: s3cret-in-a-text",
+];
+const IN_A_TEXT: &str = "s3cret-in-a-text";
 /// What stands beside them, looks like one, and has to be in the archive.
 const HARMLESS: [&str; 17] = [
     "\"token_ttl\": 7301",
@@ -121,7 +150,7 @@ fn a_bundle_has_what_there_is_and_no_secret() {
     for harmless in HARMLESS {
         assert!(everything.contains(harmless), "{harmless} is not in the bundle");
     }
-    for secret in SECRETS {
+    for secret in SECRETS.into_iter().chain([OF_A_NAME, IN_A_TEXT]) {
         assert!(!everything.contains(secret), "{secret} is in the bundle");
     }
     assert!(everything.contains("/etc/margay/etcd-key.pem"), "where a key is may be known");
@@ -179,7 +208,7 @@ fn put_secrets(node: &Node, ctl: &Ctl<'_>, network: &Value) {
     ctl.install(&of_file);
     let other = json!({"name": "x", "type": "x", "apiSecret": [others], "cert": format!("-----BEGIN PRIVATE KEY-----{key}")});
     fs::write(ctl.conf_dir().join("90-x.conf"), other.to_string()).unwrap();
-    let of_all_kinds = json!({
+    let mut of_all_kinds = json!({
         "name": "y", "type": "y",
         "registryCredentials": {"user": "x", "data": object, "rotate_seconds": 7304},
         "webhook": format!("https://hooks.example/in?id=1&access_token={query}"),
@@ -194,6 +223,12 @@ fn put_secrets(node: &Node, ctl: &Ctl<'_>, network: &Value) {
         "public_key": "harmless-public", "key": "harmless-key", "authority": "harmless-authority",
         "page": "https://harmless.example/token?page=7305", "tokenEndpoint": "https://harmless-issuer/",
     });
+    for name in NAMES {
+        of_all_kinds[name] = json!(format!("{OF_A_NAME}-{name}"));
+    }
+    of_all_kinds["tokens_by_name"] = json!({"a": format!("{OF_A_NAME}-below")});
+    of_all_kinds["secretsByType"] = json!([[format!("{OF_A_NAME}-in-a-list")]]);
+    of_all_kinds["texts"] = json!(TEXTS);
     fs::write(ctl.conf_dir().join("92-y.conf"), of_all_kinds.to_string()).unwrap();
     fs::write(ctl.conf_dir().join("91-torn.conf"), format!("{{\"password\": \"{torn}")).unwrap();
     let agent = json!({"etcd_username": "margay", "etcd_password": agents});
@@ -209,6 +244,10 @@ fn put_secrets(node: &Node, ctl: &Ctl<'_>, network: &Value) {
     // Of which no configuration knows.
     text +=
         &format!("2026-11-22T05:00:00Z ERROR somebody calls x token_ttl=7307 --password={torn}\n");
+    for of_nobody in TEXTS {
+        text += &format!("{of_nobody}-nobody-knows\n");
+        text += &format!("2026-11-22T05:00:00Z ERROR {of_nobody}-nobody-knows, and more\n");
+    }
     fs::write(&log, text).unwrap();
 }
 

@@ -57,7 +57,10 @@ impl Secrets {
         });
         let mut clean = Map::new();
         for (key, value) in fields {
+            let is_of_several = value.is_object() || value.is_array();
             let value = match looks::named(key) {
+                // Whatever else the name says: each of them is one.
+                _ if is_of_several && looks::is_about_a_secret(key) => self.take(value, true),
                 Named::Measure if looks::is_measure(value) => value.clone(),
                 // What has a secret's name and is none by its looks is one all the same.
                 Named::Measure if looks::is_about_a_secret(key) => self.take(value, true),
@@ -67,7 +70,10 @@ impl Secrets {
                     self.take(value, false)
                 }
                 _ if key == "value" && names_a_secret => self.take(value, true),
-                Named::Measure | Named::Nothing => self.take(value, is_secret && key != "name"),
+                Named::Measure | Named::Nothing => {
+                    let is_a_variables_name = key == "name" && fields.contains_key("value");
+                    self.take(value, is_secret && !is_a_variables_name)
+                }
             };
             clean.insert(key.clone(), value);
         }
@@ -87,6 +93,10 @@ impl Secrets {
     }
 
     fn take_from_text(&mut self, text: &str) -> String {
+        if let Some(document) = document(text) {
+            let clean = self.take(&document, false);
+            return if clean == document { text.to_owned() } else { clean.to_string() };
+        }
         let (clean, secrets) = looks::cleaned(text, REMOVED);
         secrets.iter().for_each(|secret| self.remember(secret));
         clean
@@ -109,7 +119,9 @@ impl Secrets {
     /// The document without any of them, and a document still.
     pub(super) fn removed_from_document(&self, document: Value) -> Value {
         match document {
-            Value::String(text) => Value::String(self.removed_from_lines(&text)),
+            Value::String(text) => {
+                Value::String(self.removed_from(&Self::default().take_from_text(&text)))
+            }
             Value::Number(number) if self.values.contains(&number.to_string()) => {
                 Value::String(REMOVED.to_owned())
             }
@@ -129,7 +141,10 @@ impl Secrets {
 
     /// The text without any of them, and without what looks like one.
     pub(super) fn removed_from_lines(&self, text: &str) -> String {
-        let lines = text.split_inclusive('\n').map(|line| looks::cleaned(line, REMOVED).0);
+        let lines = text.split_inclusive('\n').map(|line| {
+            let bare = line.trim_end_matches('\n');
+            Self::default().take_from_text(bare) + &line[bare.len()..]
+        });
         self.removed_from(&lines.collect::<String>())
     }
 
@@ -144,6 +159,11 @@ impl Secrets {
         }
         clean
     }
+}
+
+/// The object or list that a text is.
+fn document(text: &str) -> Option<Value> {
+    text.trim_start().starts_with(['{', '[']).then(|| serde_json::from_str(text).ok())?
 }
 
 #[cfg(test)]
@@ -175,6 +195,12 @@ mod tests {
             "use_token": true, "secrets": {"rotate_seconds": 86_400, "one": "inside-of-one", "pin": 77_812},
             "env": [{"name": "DB_PASSWORD", "value": "of-the-environment"}, {"name": "MODE", "value": "plain-mode"}],
             "args": ["--token", "behind-a-flag", "--mtu", "plain-number"],
+            "tokens_by_name": {"a": "below-a-name", "name": "by-the-name"}, "secretsByType": [["below-a-type"]],
+            "tokens_by_file": {"a": {"b": "deep-below"}},
+            "inner": "{\"mode\": \"inner-mode\", \"db\": [{\"password\": \"of-an-inner\"}]}",
+            "kept": "{ \"mode\": \"untouched\"  }",
+            "command": "run --password=with,a-comma-more", "header": "X-Api-Key: of-a-header",
+            "other_header": "Authorization: Bearer behind-its-scheme",
         });
         let mut secrets = Secrets::default();
 
@@ -193,8 +219,18 @@ mod tests {
             "of-the-environment",
             "behind-a-flag",
             "no-number",
+            "below-a-name",
+            "by-the-name",
+            "below-a-type",
+            "deep-below",
+            "of-an-inner",
+            "with,a-comma-more",
+            "of-a-header",
+            "behind-its-scheme",
         ];
         let log = "in-a-\"key\" in-a-file in-a-url a-token one-of-a-list in-a-\\\"key\\\" 84729155";
+        let log =
+            format!("{log} below-a-name deep-below of-an-inner of-a-header behind-its-scheme");
         let log = format!("{log} {} {}", in_keys.join(" "), in_urls.join(" "));
         let log = secrets.removed_from(&log);
         for secret in others.into_iter().chain(in_keys).chain(in_urls) {
@@ -213,6 +249,10 @@ mod tests {
             "DB_PASSWORD",
             "plain-mode",
             "plain-number",
+            "inner-mode",
+            "{ \\\"mode\\\": \\\"untouched\\\"  }",
+            "run --password=",
+            "X-Api-Key: ",
         ] {
             assert!(clean.contains(kept), "{kept}: {clean}");
         }
@@ -222,6 +262,10 @@ mod tests {
         let document = json!({"84729155": [84_729_155, 7], "text": "in-a-url"});
         let removed = json!({REMOVED: [REMOVED, 7], "text": REMOVED});
         assert_eq!(secrets.removed_from_document(document), removed);
+        let lines = "{\"password\":\"x1\",\"verb\":\"ADD\"}\nsaid password: x2 x3\nverb=ADD\n";
+        let clean =
+            "{\"password\":\"(removed)\",\"verb\":\"ADD\"}\nsaid password: (removed)\nverb=ADD\n";
+        assert_eq!(secrets.removed_from_lines(lines), clean);
         assert_eq!(secrets.removed_from("verb 1 of 11"), "verb 1 of 11", "too short to be told");
     }
 }
