@@ -132,6 +132,13 @@ impl Node {
             Ok(agent) => node.agent = agent,
             Err(failure) => node.unusable.push(failure),
         }
+        node
+    }
+
+    /// The same with the pools that it chooses in the datastore, which is asked for them: for commands that look at pools.
+    #[must_use]
+    pub(crate) fn find_with_pools(shared: &Shared) -> Self {
+        let mut node = Self::find(shared);
         node.settle_pools();
         node
     }

@@ -1,5 +1,8 @@
 //! `margayctl pool`.
 
+use std::io::ErrorKind;
+use std::net::TcpListener;
+
 use margay_tests::Node;
 use margay_tests::cni::{CniOutput, Invocation};
 use margay_tests::ctl::Ctl;
@@ -199,6 +202,31 @@ fn pools_that_are_all_disabled_are_not_called_unknown() {
     assert!(printed.stdout.contains("pools-disabled"), "{printed:?}");
     assert!(printed.stdout.contains("ipam.ipv4_pools"), "{printed:?}");
     assert!(!printed.stdout.contains("pool-unknown"), "{printed:?}");
+}
+
+#[test]
+fn commands_that_need_no_pools_do_not_ask_the_datastore_for_them() {
+    let Some(node) = Node::new() else { return };
+    let datastore = TcpListener::bind("127.0.0.1:0").unwrap();
+    datastore.set_nonblocking(true).unwrap();
+    let mut network = node.network();
+    network["ipam"].as_object_mut().unwrap().remove("pools");
+    network["ipam"]["ipv4_pools"] = json!(["blue"]);
+    network["datastore_type"] = json!("etcdv3");
+    network["etcd_endpoints"] = json!(format!("http://{}", datastore.local_addr().unwrap()));
+    network["etcd_connect_timeout_ms"] = json!(1000);
+    network["etcd_verb_timeout_ms"] = json!(1000);
+    let ctl = Ctl::new(&node, &network);
+
+    for command in [&["completion", "bash"][..], &["datapath", "programs"], &["datapath", "maps"]] {
+        let _printed = ctl.run(command);
+
+        let asked = datastore.accept().map(drop).map_err(|error| error.kind());
+        assert_eq!(asked, Err(ErrorKind::WouldBlock), "{command:?}");
+    }
+    // One that does is seen.
+    let _printed = ctl.run(&["pool", "list"]);
+    assert!(datastore.accept().is_ok());
 }
 
 #[test]

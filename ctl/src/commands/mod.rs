@@ -21,7 +21,13 @@ use crate::failure::Failure;
 use crate::node::Node;
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let node = Node::find(&arguments.shared);
+    let node = match &arguments.command {
+        Command::Doctor(_) | Command::Ipam(_) | Command::Pool(_) | Command::Bundle(_) => {
+            Node::find_with_pools(&arguments.shared)
+        }
+        // A datastore that is out of reach keeps nobody waiting who needs nothing of it.
+        _ => Node::find(&arguments.shared),
+    };
     let format = arguments.shared.output;
     match &arguments.command {
         Command::Status(status) => status::run(status, &arguments.shared, format).await?,

@@ -41,7 +41,7 @@ pub(crate) async fn run(status: &Status, shared: &Shared, format: Format) -> Res
 
 /// Whatever cannot be had is missing, and among the findings.
 pub(crate) async fn overview(shared: &Shared, bin_dir: &Path) -> Overview {
-    let node = Node::find(shared);
+    let node = Node::find_with_pools(shared);
     let (picture, diagnosis) =
         doctor::examine(&node, &shared.agent_config, bin_dir, Depth::Quick).await;
     Overview::of(&node, picture.as_ref(), diagnosis)
