@@ -13,7 +13,7 @@ use margay_abi::{Counter, Settings};
 use margay_tests::Node;
 use margay_tests::ctl::Ctl;
 use margay_tests::neighbours::{Neighbours, Way};
-use margay_tests::pod::address;
+use margay_tests::pod::{Pod, address};
 use margay_tests::service::Protocol;
 use margay_tests::traffic::{PATIENCE, assert_ping, assert_tcp};
 use rustix::process::{Pid, Signal, kill_process};
@@ -360,6 +360,41 @@ fn on_a_node_among_others_it_tells_what_goes_and_comes_in_between() {
         (&json!("encapsulated"), &json!("pod_to_node"))
     );
     assert_eq!(dropped["destination"], json!({"address": b, "port": 4789}));
+}
+
+#[test]
+fn pods_that_come_while_it_listens_are_called_by_their_names() {
+    let Some(nodes) = Neighbours::connected(Way::Vxlan) else { return };
+    let (client, _) = nodes.pod(0, "client");
+    let (_first, _) = nodes.pod(1, "first");
+    let mut monitor = nodes.enter(1, || {
+        let node = nodes.node(1);
+        Monitoring::start(&Ctl::new(node, &node.network()), &["--event", "flow"])
+    });
+    // Each connection is a flow of its own.
+    let mut listen_until_called = |pod: &Pod<'_>, address: IpAddr, name: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            assert_tcp(&client, pod, address);
+            let told = monitor.next_of(|event| {
+                event["hook"] == "from_overlay" && event["destination"]["address"] == json!(address)
+            });
+            if told["pod"] == name {
+                break;
+            }
+            assert!(Instant::now() < deadline, "not {name}: {told}");
+        }
+    };
+
+    let (early, result) = nodes.pod(1, "early");
+    let address = address(&result, true);
+    listen_until_called(&early, address, "early");
+    nodes.enter(1, || early.del(&nodes.node(1).network()));
+    let (late, _) = nodes.pod_with(1, "late", |config| {
+        config["capabilities"] = json!({"ips": true});
+        config["runtimeConfig"] = json!({"ips": [address]});
+    });
+    listen_until_called(&late, address, "late");
 }
 
 #[test]

@@ -87,12 +87,14 @@ impl Line {
         let (source, destination) =
             (end(event.src, event.src_port), end(event.dst, event.dst_port));
         let hook = Hook::ALL.into_iter().find(|hook| *hook as u8 == event.note.hook);
-        let addresses = [&destination, &source].map(|end| end.as_ref().map(|end| end.address));
-        let interface = names.interface(event.ifindex).await;
+        // At a pod's own interface the addresses may be another pod's.
+        let ends = [&destination, &source].into_iter().filter(|_| hook.is_some_and(is_of_the_node));
+        let addresses: Vec<_> = ends.flatten().map(|end| end.address).collect();
+        let (interface, pod) = names.of(event.ifindex, &addresses).await;
         Self {
             time: clock.seconds(event.at_ns),
             hook: hook.map(Hook::name),
-            pod: names.pod(event.ifindex, addresses),
+            pod,
             interface,
             interface_index: Some(event.ifindex),
             source_mac: Some(event.mac.map(|byte| format!("{byte:02x}")).join(":")),
@@ -175,6 +177,14 @@ impl End {
             Some(port) => SocketAddr::new(self.address, port).to_string(),
             None => self.address.to_string(),
         }
+    }
+}
+
+/// Whether it is at an interface to other nodes.
+const fn is_of_the_node(hook: Hook) -> bool {
+    match hook {
+        Hook::FromPod | Hook::ToPod | Hook::PodToNode => false,
+        Hook::FromOverlay | Hook::ToOverlay | Hook::FromUplink | Hook::ToUplink => true,
     }
 }
 

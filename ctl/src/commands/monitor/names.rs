@@ -19,6 +19,9 @@ use crate::output::printable;
 /// What is not known is looked up no more often than this.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long an address is believed to be of the pod that had it when it was looked up.
+const ADDRESS_HOLDS: Duration = Duration::from_secs(3);
+
 /// Interfaces and pods of this node.
 pub(super) struct Names {
     netlink: Netlink,
@@ -107,22 +110,36 @@ impl Names {
         silent
     }
 
-    /// The interface's name; looked up if it is new.
-    pub(super) async fn interface(&mut self, ifindex: u32) -> Option<String> {
-        if !self.links.contains_key(&ifindex) && self.looked_at.elapsed() > PATIENCE {
+    /// The name of an interface and that of the pod behind it, or, at an interface that is no pod's, of the pod
+    /// that has the first of these addresses that any has.
+    pub(super) async fn of(
+        &mut self,
+        ifindex: u32,
+        addresses: &[IpAddr],
+    ) -> (Option<String>, Option<String>) {
+        let behind = self.behind(ifindex);
+        let holds_for = match behind.or_else(|| self.with_any(addresses)) {
+            // A link's number is never another's.
+            Some(_) if behind.is_some() => Duration::MAX,
+            Some(_) => ADDRESS_HOLDS,
+            None => PATIENCE,
+        };
+        if self.looked_at.elapsed() > holds_for {
             self.look().await;
         }
-        self.links.get(&ifindex).cloned()
+        let pod = self.behind(ifindex).or_else(|| self.with_any(addresses));
+        (self.links.get(&ifindex).cloned(), pod.map(endpoints::name))
     }
 
-    /// The pod behind an interface, or that of this node which has the first of the addresses that any has.
-    pub(super) fn pod(&self, ifindex: u32, addresses: [Option<IpAddr>; 2]) -> Option<String> {
-        let link = self.links.get(&ifindex);
-        let behind = self.endpoints.iter().find(|endpoint| Some(&endpoint.host_veth) == link);
-        let has = |address: IpAddr| {
-            self.endpoints.iter().find(|endpoint| endpoint.ips.iter().any(|ip| ip.ip() == address))
+    fn behind(&self, ifindex: u32) -> Option<&Endpoint> {
+        let link = self.links.get(&ifindex)?;
+        self.endpoints.iter().find(|endpoint| endpoint.host_veth == *link)
+    }
+
+    fn with_any(&self, addresses: &[IpAddr]) -> Option<&Endpoint> {
+        let has = |address: &IpAddr| {
+            self.endpoints.iter().find(|endpoint| endpoint.ips.iter().any(|ip| ip.ip() == *address))
         };
-        let found = behind.or_else(|| addresses.into_iter().flatten().find_map(has));
-        found.map(endpoints::name)
+        addresses.iter().find_map(has)
     }
 }
