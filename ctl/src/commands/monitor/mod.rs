@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::arguments::seconds;
+use crate::arguments::{CENTURY, seconds};
 use crate::failure::Failure;
 use crate::node::Node;
 use crate::output::Format;
@@ -164,9 +164,7 @@ impl Listener {
         eprintln!("listening; Ctrl-C ends");
         let mut renewal = interval(RENEWAL);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // A century is as good as no end.
-        let patience = duration.unwrap_or(Duration::from_secs(100 * 365 * 86_400));
-        let end = Instant::now() + patience;
+        let end = Instant::now() + duration.unwrap_or(CENTURY);
         while self.left > 0 && is_read() {
             tokio::select! {
                 ready = self.events.readable() => {
