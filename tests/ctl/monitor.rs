@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Lines};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -268,11 +268,33 @@ fn it_ends_after_so_many_events_so_much_time_a_signal_or_when_nobody_reads() {
     while timed.next().is_some() {}
     assert!(timed.child.wait().unwrap().success());
 
-    for signal in [Signal::INT, Signal::TERM] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         Monitoring::start(&ctl, &[]).end(signal);
     }
 
     assert_eq!(node.datapath().settings().unwrap(), Settings::default());
+}
+
+#[test]
+fn below_nohup_it_goes_on_when_the_terminal_closes() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let ctl = Ctl::new(&node, &network);
+    let pods = [node.sandbox("a"), node.sandbox("b")];
+    let results = pods.each_ref().map(|pod| pod.add(&network));
+    let [a, b] = results.each_ref().map(|result| address(result, true));
+    let frame = spoofed(&ctl, a, b, "192.0.2.1");
+    let plain = ctl.command(&["monitor", "-o", "json", "--reason", "spoofed_source"]);
+    let mut command = Command::new("nohup");
+    command.arg(plain.get_program()).args(plain.get_args()).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut monitor = Monitoring::of(command.spawn().unwrap());
+
+    kill_process(Pid::from_child(&monitor.child), Signal::HUP).unwrap();
+    pods[0].send_frame("eth0", &frame);
+
+    assert_eq!(monitor.next().unwrap()["source"]["address"], "192.0.2.1");
+    monitor.end(Signal::INT);
 }
 
 #[test]
@@ -481,7 +503,10 @@ impl Monitoring {
     }
 
     fn start_as(ctl: &Ctl<'_>, arguments: &[&str]) -> Self {
-        let mut child = ctl.start(&[&["monitor"], arguments].concat());
+        Self::of(ctl.start(&[&["monitor"], arguments].concat()))
+    }
+
+    fn of(mut child: Child) -> Self {
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut said = String::new();
         let mut errors = BufReader::new(child.stderr.take().unwrap());

@@ -7,6 +7,7 @@
 mod line;
 mod names;
 
+use std::fs;
 use std::io::{self, Write as _};
 use std::num::NonZeroU32;
 use std::process::ExitCode;
@@ -161,6 +162,10 @@ impl Listener {
     async fn listen(mut self, duration: Option<Duration>) -> Result<(), Failure> {
         let mut interrupted = signal(SignalKind::interrupt()).map_err(Failure::Output)?;
         let mut terminated = signal(SignalKind::terminate()).map_err(Failure::Output)?;
+        let mut hung_up = match is_hangup_ignored() {
+            true => None,
+            false => Some(signal(SignalKind::hangup()).map_err(Failure::Output)?),
+        };
         eprintln!("listening; Ctrl-C ends");
         let mut renewal = interval(RENEWAL);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -175,6 +180,7 @@ impl Listener {
                 () = sleep_until(end) => break,
                 _ = interrupted.recv() => break,
                 _ = terminated.recv() => break,
+                Some(()) = async { hung_up.as_mut()?.recv().await } => break,
             }
         }
         self.show_events().await?;
@@ -216,6 +222,15 @@ impl Listener {
         let mut out = anstream::stdout().lock();
         writeln!(out, "{text}").and_then(|()| out.flush()).map_err(Failure::Output)
     }
+}
+
+/// As below `nohup`.
+fn is_hangup_ignored() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let signals = ignored.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+    // The lowest bit is signal 1.
+    signals.is_some_and(|signals| signals >> (SignalKind::hangup().as_raw_value() - 1) & 1 != 0)
 }
 
 /// Whether anybody can read what is printed; looked at with every renewal, since a pipe is written to when
