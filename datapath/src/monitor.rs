@@ -173,7 +173,7 @@ impl Monitor {
         let missing = quota.all.saturating_sub(self.received);
         let lost = missing.min(self.counted.missing).max(self.counted.lost);
         let missed = Missed {
-            suppressed: quota.suppressed - self.counted.suppressed,
+            suppressed: quota.suppressed.saturating_sub(self.counted.suppressed),
             lost: lost - self.counted.lost,
             lapsed,
         };
