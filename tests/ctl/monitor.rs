@@ -125,6 +125,8 @@ fn a_flow_is_told_with_its_verdict_before_and_after_and_where_it_got_it() {
         assert_eq!(told(&begun), ["none", "direct", "from_pod", "a", "tcp"]);
         assert_eq!(told(&led), ["direct", "via_stack", "to_pod", "b", "tcp"]);
         assert_eq!((&led["event"], &led["reason"]), (&json!("flow"), &Value::Null));
+        // The packet has others than those that it was sent with.
+        assert_eq!([&begun["source_mac"], &led["source_mac"]], [&Value::Null; 2]);
     }
 }
 

@@ -31,6 +31,7 @@ pub(super) struct Line {
     interface_index: Option<u32>,
     /// The pod behind the interface; at an interface to other nodes, the pod of this node.
     pod: Option<String>,
+    /// Of a drop: a packet that has got its flow a verdict may have been given other addresses by then.
     source_mac: Option<String>,
     /// `tcp`, `udp`, `icmp`, `icmpv6`, `sctp`, `arp`, the number of an IP protocol, or the EtherType.
     protocol: Option<String>,
@@ -70,7 +71,7 @@ pub(super) async fn lines(event: &Event, names: &mut Names, clock: &Clock) -> Ve
     if note.is != 0 {
         let line = Line::of(event, names, clock).await;
         let (from, to) = (Some(verdict(note.was)), Some(verdict(note.is)));
-        lines.push(Line { event: "flow", from, to, ..line });
+        lines.push(Line { event: "flow", from, to, source_mac: None, ..line });
     }
     lines
 }
