@@ -167,6 +167,10 @@ impl Failure {
             Self::Harmful { hint, .. } => (*hint).to_owned(),
             Self::Unknown { list, .. } => format!("{list} lists what there is"),
             Self::Monitor(MonitorError::Full) => "end another margayctl monitor first".to_owned(),
+            Self::Monitor(MonitorError::Displaced) => {
+                "the configurations of one node must agree on run_dir, which has the locks"
+                    .to_owned()
+            }
             Self::Monitor(MonitorError::Unloaded) => {
                 "margayctl status says what is loaded; start again once it is".to_owned()
             }

@@ -27,7 +27,7 @@ use crate::bound::Bound;
 use crate::bpf;
 use crate::events::EventLog;
 use crate::inventory::described;
-use crate::maps::{self, MapError, ReporterMaps, Slot};
+use crate::maps::{self, MapError, RawTable, ReporterMaps, Slot};
 use crate::object::Build;
 use crate::pins::Pins;
 use crate::{DatapathError, ProgramId};
@@ -66,6 +66,9 @@ pub enum MonitorError {
     /// Every slot is taken.
     #[error("{} others listen already, which is as many as can", tail_call::REPORTERS.len())]
     Full,
+    /// The slot is not this one's any more, though it has locked it.
+    #[error("another monitor, whose run_dir is another, took this one's place")]
+    Displaced,
     /// The maps that the programs use are not those that are pinned.
     #[error("the dataplane was unloaded meanwhile")]
     Unloaded,
@@ -105,6 +108,7 @@ pub struct Monitor {
     own: ReporterMaps,
     common: Common,
     slot: u32,
+    reporter: ProgramId,
     /// Says whose the slot is.
     seat: Option<File>,
     received: u64,
@@ -140,8 +144,8 @@ impl Monitor {
         let mut own = ReporterMaps::of(&mut bound)?;
         selection.write(&mut own)?;
         let id = described(&reporter, "prog_id").unwrap_or_default() as u32;
-        let log =
-            EventLog::open(ProgramId(id)).map_err(|source| MonitorError::Log(Box::new(source)))?;
+        let id = ProgramId(id);
+        let log = EventLog::open(id).map_err(|source| MonitorError::Log(Box::new(source)))?;
 
         let (slot, seat) = common.take_slot(&reporter)?;
         let counted = Counted::default();
@@ -150,6 +154,7 @@ impl Monitor {
             own,
             common,
             slot,
+            reporter: id,
             seat: Some(seat),
             received: 0,
             counted,
@@ -165,6 +170,9 @@ impl Monitor {
         let lapsed = now_ns > self.listens_until_ns;
         self.listens_until_ns = now_ns + PATIENCE.as_nanos() as u64;
         self.common.listen_until(self.listens_until_ns)?;
+        if !self.common.is_in_slot(self.slot, self.reporter)? {
+            return Err(MonitorError::Displaced);
+        }
         self.common.sweep(Some(self.slot))?;
 
         let quota = self.own.quota()?;
@@ -212,7 +220,7 @@ impl Drop for Monitor {
     fn drop(&mut self) {
         if self.seat.is_some() {
             // Where that fails it is as if this process had been killed.
-            _ = self.common.leave(self.slot);
+            _ = self.common.leave(self.slot, self.reporter);
         }
     }
 }
@@ -277,13 +285,24 @@ impl Common {
         Ok(is_anybody_left)
     }
 
-    fn leave(&self, slot: u32) -> Result<(), MonitorError> {
+    fn leave(&self, slot: u32, reporter: ProgramId) -> Result<(), MonitorError> {
         let _turn = self.turn()?;
+        if matches!(self.is_in_slot(slot, reporter), Ok(false)) {
+            return Ok(());
+        }
         self.set_slot(slot, None)?;
         if !self.sweep_in_turn(Some(slot))? {
             self.settings.set(Settings::default())?;
         }
         Ok(())
+    }
+
+    /// Not so where one with other lock files has put its own there, or has swept.
+    fn is_in_slot(&self, slot: u32, reporter: ProgramId) -> Result<bool, MonitorError> {
+        let path = self.pins.map(map_name::TAIL_CALLS);
+        let slots = RawTable::open(map_name::TAIL_CALLS, &path)?.ok_or(MonitorError::Unloaded)?;
+        let id = slots.get(&slot.to_ne_bytes())?;
+        Ok(id.is_some_and(|id| id == reporter.0.to_ne_bytes()))
     }
 
     fn set_slot(&self, slot: u32, reporter: Option<&OwnedFd>) -> Result<(), MonitorError> {

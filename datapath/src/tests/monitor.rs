@@ -154,6 +154,24 @@ fn there_is_an_end_to_how_many_can_listen_and_a_place_is_free_again() {
 }
 
 #[test]
+fn one_whose_place_is_taken_from_another_lock_dir_says_so_and_leaves_the_other_alone() {
+    on_a_node(|node| {
+        let datapath = node.open_or_load();
+        let elsewhere = node.options.lock_dir.with_file_name("elsewhere");
+        let mut first = listen(node, &everything());
+        let mut other = Monitor::start(&node.root(), &elsewhere, &everything()).expect("listen");
+
+        let ended = first.renew();
+        drop(first);
+
+        assert!(matches!(ended, Err(MonitorError::Displaced)), "{ended:?}");
+        other.renew().expect("renew");
+        send(&datapath);
+        assert_eq!(other.drain().len(), 1);
+    });
+}
+
+#[test]
 fn when_the_dataplane_is_unloaded_it_ends() {
     on_a_node(|node| {
         let _datapath = node.open_or_load();
