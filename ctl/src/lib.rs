@@ -2,7 +2,8 @@
 //!
 //! Each command is a file below `commands/`. It looks at the node (`node`), makes a report of it (`output`), and the report
 //! is printed as text for people, as JSON or as YAML: so whatever a person gets to see, a script can have. Invariant: a
-//! command that only looks changes nothing, not even by making a datastore or a directory that is missing.
+//! command that only looks changes nothing, not even by making a datastore or a directory that is missing. The one exception is
+//! `monitor`, which makes lock files, takes a slot for its program, and says in the map `settings` that it listens.
 #![deny(unsafe_code)]
 
 mod arguments;
