@@ -23,6 +23,13 @@ impl Patience {
         Self { started: Instant::now(), conflicts: 0 }
     }
 
+    /// One that the next conflict exhausts.
+    #[cfg(test)]
+    pub(super) fn spent() -> Self {
+        let started = Instant::now().checked_sub(2 * PATIENCE);
+        Self { started: started.unwrap_or_else(Instant::now), conflicts: 0 }
+    }
+
     /// To be called after each lost race.
     pub(super) fn conflict(&mut self) -> Result<(), IpamError> {
         self.conflicts += 1;

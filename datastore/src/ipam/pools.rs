@@ -41,6 +41,9 @@ impl Pool {
     }
 }
 
+type Claims = Vec<Stored<Affinity>>;
+type Blocks = Vec<Stored<Block>>;
+
 /// Pools that are there and not closed, each with the record that it was found by.
 pub(super) type FoundOpen = BTreeMap<IpNetwork, Unchanged>;
 
@@ -108,37 +111,87 @@ impl Ipam<'_> {
     /// It is closed first. Claims and slots are written only while their pool's record is as it was before the
     /// block was read. So from then on nobody writes any, and what is found then is all that there is. In
     /// the same way each removal goes by the closed record: who opens it stops the rest.
+    ///
+    /// One that is in use at first sight is not closed at all, since that would fail every assignment meanwhile.
     pub fn delete_pool(&self, pool: &IpNetwork) -> Result<(), IpamError> {
-        let (was_open, mut since) = self.write_closed(pool, true)?;
-        let mut patience = Patience::new();
+        if self.store.read::<Pool>(&keys::pool(pool))?.is_some() {
+            self.unused_records(pool)?;
+        }
+        let (was_open, since) = self.write_closed(pool, true)?;
+        let outcome = self.delete_closed(pool, since, Patience::new());
+        match &outcome {
+            Ok(()) | Err(IpamError::PoolEnabled { .. }) => {}
+            Err(_) if !was_open => {}
+            Err(_) => {
+                if let Err(error) = self.set_pool_closed(pool, false) {
+                    tracing::warn!(%pool, %error, "a pool that could not be deleted stays disabled");
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Deletes a pool that is closed, by the record of this revision. Patience is for who is in the way: it is
+    /// not lost over what there is to remove.
+    pub(super) fn delete_closed(
+        &self,
+        pool: &IpNetwork,
+        since: Revision,
+        mut patience: Patience,
+    ) -> Result<(), IpamError> {
+        let mut closed = Unchanged { key: keys::pool(pool), since };
         loop {
-            let closed = Unchanged { key: keys::pool(pool), since };
-            match self.remove_pool(pool, &closed) {
+            let mut removed = 0;
+            match self.remove_pool(pool, &closed, &mut removed) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
                 Err(error) if error.is_outdated() => {}
-                Err(error) => {
-                    if was_open {
-                        self.set_pool_closed(pool, false)?;
-                    }
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
             }
-            since = match self.store.read::<Pool>(&closed.key)? {
+            closed.since = match self.store.read::<Pool>(&closed.key)? {
                 Some(Stored { record, revision }) if record.closed => revision,
                 Some(_) => return Err(IpamError::PoolEnabled { pool: *pool }),
                 // Somebody else has deleted it.
                 None => return Ok(()),
             };
-            patience.conflict()?;
+            match removed {
+                0 => patience.conflict()?,
+                _ => patience = Patience::new(),
+            }
         }
     }
 
-    /// Removes what the pool has, or, if it has nothing, its record: then true.
+    /// Removes what the pool has, and counts that, or, if it has nothing, its record: then true.
+    fn remove_pool(
+        &self,
+        pool: &IpNetwork,
+        closed: &Unchanged,
+        removed: &mut usize,
+    ) -> Result<bool, IpamError> {
+        self.touch_pools_around(pool)?;
+        let (claims, blocks) = self.unused_records(pool)?;
+        if claims.is_empty() && blocks.is_empty() {
+            let removed = self.store.remove(&closed.key, Some(closed.since));
+            return Ok(won(removed.map_err(StoreError::from))?.is_some());
+        }
+        // What somebody has changed meanwhile is looked at again.
+        let remove = |key: &str, revision| won(self.store.remove_if(key, revision, closed));
+        for Stored { record: block, revision } in blocks {
+            let is_gone = won(self.store.remove_block(&block.cidr, revision, closed))?.is_some();
+            *removed += usize::from(is_gone);
+        }
+        for Stored { record: Affinity { block, node }, revision } in claims {
+            remove(&keys::open(&node, &block), None)?;
+            let is_gone = remove(&keys::affinity(&block), Some(revision))?.is_some();
+            *removed += usize::from(is_gone);
+        }
+        Ok(false)
+    }
+
+    /// The claims and blocks of a pool that has no addresses out.
     ///
     /// Claims are looked for before blocks: where there is none, nobody writes a block for the first time.
-    fn remove_pool(&self, pool: &IpNetwork, closed: &Unchanged) -> Result<bool, IpamError> {
-        self.touch_pools_around(pool)?;
+    fn unused_records(&self, pool: &IpNetwork) -> Result<(Claims, Blocks), IpamError> {
         let family = Family::of(pool);
         let mut claims = self.store.list::<Affinity>(&keys::affinities(family))?;
         claims.retain(|stored| pool.contains(stored.record.block.ip()));
@@ -148,20 +201,7 @@ impl Ipam<'_> {
         if used > 0 {
             return Err(IpamError::PoolInUse { pool: *pool, used: used as u64 });
         }
-        if claims.is_empty() && blocks.is_empty() {
-            let removed = self.store.remove(&closed.key, Some(closed.since));
-            return Ok(won(removed.map_err(StoreError::from))?.is_some());
-        }
-        // What somebody has changed meanwhile is looked at again.
-        let remove = |key: &str, revision| won(self.store.remove_if(key, revision, closed));
-        for Stored { record: block, revision } in blocks {
-            won(self.store.remove_block(&block.cidr, revision, closed))?;
-        }
-        for Stored { record: Affinity { block, node }, revision } in claims {
-            remove(&keys::open(&node, &block), None)?;
-            remove(&keys::affinity(&block), Some(revision))?;
-        }
-        Ok(false)
+        Ok((claims, blocks))
     }
 
     /// Writes the pools anew that share addresses with this one, which is closed: whoever has found them

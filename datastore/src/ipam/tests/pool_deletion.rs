@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::super::clock::Patience;
 use super::*;
 use crate::testing::etcd::EtcdCluster;
 use crate::testing::{Fault, Faulty, Hooked};
@@ -182,6 +183,74 @@ fn a_deletion_that_dies_at_any_write_is_brought_to_its_end_or_taken_back() {
             assert_eq!(assert_consistent(&sound).len(), 28, "{fault:?} at write {at_write}");
         }
     }
+}
+
+#[test]
+fn a_deletion_loses_its_patience_over_nobody_in_the_way_alone() {
+    let store = store();
+    PRELUDES[1](&store).unwrap();
+    for Pool { cidr, .. } in pools() {
+        node(&store, "a").set_pool_closed(&cidr, true).unwrap();
+        let closed = store.read::<Pool>(&keys::pool(&cidr)).unwrap().unwrap().revision;
+
+        node(&store, "a").delete_closed(&cidr, closed, Patience::spent()).unwrap();
+    }
+
+    assert_eq!(store.pools().unwrap(), []);
+    PRELUDES[1](&store).unwrap();
+    let (cidr, outdated) = (pools()[0].cidr, crate::Revision(1));
+    node(&store, "a").set_pool_closed(&cidr, true).unwrap();
+    let refused = node(&store, "a").delete_closed(&cidr, outdated, Patience::spent());
+    assert!(matches!(refused, Err(IpamError::Contended)), "{refused:?}");
+}
+
+#[test]
+fn a_pool_in_use_is_not_closed_for_a_deletion_that_fails() {
+    let store = store();
+    ASSIGN(&store).unwrap();
+    let cidr = pools()[0].cidr;
+    let revision = || store.read::<Pool>(&keys::pool(&cidr)).unwrap().unwrap().revision;
+    let before = revision();
+
+    let refused = node(&store, "a").delete_pool(&cidr);
+
+    assert!(matches!(refused, Err(IpamError::PoolInUse { used: 1, .. })), "{refused:?}");
+    assert_eq!(revision(), before);
+}
+
+#[test]
+fn a_deletion_that_fails_opens_the_pool_again_and_says_why_it_failed() {
+    for at_write in 1.. {
+        let memory = Memory::new();
+        let sound = Store::new(memory.clone());
+        PRELUDES[1](&sound).unwrap();
+        let faulty = Arc::new(Faulty::new(memory, Fault::FailOnce, at_write));
+
+        let outcome = DELETE(&Store::new(faulty.clone()));
+
+        if !faulty.has_struck() {
+            break;
+        }
+        assert!(matches!(outcome, Err(IpamError::Store(_))), "{outcome:?}");
+        assert!(sound.pools().unwrap().iter().all(Pool::is_open), "at write {at_write}");
+    }
+    // Nor can it be opened again.
+    let memory = Memory::new();
+    let sound = Store::new(memory.clone());
+    ASSIGN(&sound).unwrap();
+    let cidr = pools()[0].cidr;
+    node(&sound, "a").release(&attachment("x")).unwrap();
+    let others = sound.clone();
+    let assigned = move || {
+        node(&others, "b").set_pool_closed(&cidr, false).unwrap();
+        ASSIGN(&others).unwrap();
+        node(&others, "b").set_pool_closed(&cidr, true).unwrap();
+    };
+    // The pool twice, claims, blocks; and before the look at the pools around, it is in use.
+    let hooked = Hooked::new(memory, 5, assigned);
+    let store = Store::new(Faulty::new(hooked, Fault::CrashBefore, 1));
+    let outcome = node(&store, "a").delete_pool(&cidr);
+    assert!(matches!(outcome, Err(IpamError::PoolInUse { .. })), "{outcome:?}");
 }
 
 #[test]
