@@ -26,6 +26,8 @@ pub(super) enum Choice {
     Range(IpNetwork),
     /// Of the datastore.
     Stored(Stored),
+    /// The same, which the datastore has.
+    Found(IpNetwork),
 }
 
 /// A pool that the datastore has to have.
@@ -55,7 +57,16 @@ impl Choices {
     /// Whether the datastore has a word in it.
     pub(super) fn is_open(&self) -> bool {
         let mut choices = self.ipv4.iter().chain(&self.ipv6).flatten();
-        choices.any(|choice| !matches!(choice, Choice::Listed(_)))
+        choices.any(|choice| matches!(choice, Choice::Range(_) | Choice::Stored(_)))
+    }
+
+    /// The ranges of those that the datastore has.
+    pub(super) fn found(&self) -> Vec<IpNetwork> {
+        let found = |choice: &Choice| match choice {
+            Choice::Found(cidr) => Some(*cidr),
+            _ => None,
+        };
+        self.ipv4.iter().chain(&self.ipv6).flatten().filter_map(found).collect()
     }
 
     /// Whether a pool of this family is one that only the datastore knows.
@@ -82,11 +93,13 @@ impl Choice {
     fn settled(&self, records: &[Record], all: &mut Vec<Pool>) -> Result<Self, ConfigError> {
         match self {
             Self::Listed(cidr) => Ok(Self::Listed(*cidr)),
+            Self::Found(cidr) => Ok(Self::Found(*cidr)),
             Self::Range(cidr) => {
                 let record = records.iter().find(|record| record.cidr == *cidr);
                 let pool = all.iter_mut().find(|pool| pool.cidr == *cidr);
                 if let (Some(record), Some(pool)) = (record, pool) {
                     *pool = Pool::from(record);
+                    return Ok(Self::Found(*cidr));
                 }
                 Ok(Self::Listed(*cidr))
             }
@@ -96,7 +109,7 @@ impl Choice {
                 let cidr = pool.cidr;
                 // Two entries may mean the same one, by its name and by its range.
                 add_pool(all, pool).map_err(|reason| stored.invalid(reason))?;
-                Ok(Self::Listed(cidr))
+                Ok(Self::Found(cidr))
             }
         }
     }
@@ -175,7 +188,7 @@ fn choice(
         }
     };
     let range = match &choice {
-        Choice::Listed(cidr) | Choice::Range(cidr) => Some(*cidr),
+        Choice::Listed(cidr) | Choice::Range(cidr) | Choice::Found(cidr) => Some(*cidr),
         Choice::Stored(stored) => stored.text.parse().ok(),
     };
     match range {

@@ -121,6 +121,12 @@ impl PoolSet {
         self.choices.is_open()
     }
 
+    /// The ranges of its pools that are the datastore's, which it only chooses: empty until it is settled.
+    #[must_use]
+    pub fn chosen(&self) -> Vec<IpNetwork> {
+        self.choices.found()
+    }
+
     /// Takes from the datastore's pools those that it chooses there.
     ///
     /// # Errors
@@ -329,7 +335,7 @@ fn usable(all: &[Pool], choices: &Choices, ipv4: bool) -> Vec<Pool> {
     let enabled = all.iter().filter(|pool| !pool.disabled && pool.cidr.is_ipv4() == ipv4);
     let Some(chosen) = choices.of(ipv4) else { return enabled.cloned().collect() };
     let cidr = |choice: &Choice| match choice {
-        Choice::Listed(cidr) | Choice::Range(cidr) => Some(*cidr),
+        Choice::Listed(cidr) | Choice::Range(cidr) | Choice::Found(cidr) => Some(*cidr),
         Choice::Stored(_) => None,
     };
     let pool = |cidr| enabled.clone().find(|pool| pool.cidr == cidr).cloned();

@@ -54,7 +54,7 @@ impl Builtin<'_> {
             requested: requested.to_vec(),
             strict_affinity: self.pools.strict_affinity,
         };
-        let ips = self.ipam().assign(&request)?;
+        let ips = self.ipam().assign_chosen(&request, &self.pools.chosen())?;
         let assigned = |ip: IpAddr| {
             let pool = self.pools.usable.iter().find(|pool| pool.cidr.contains(ip));
             let prefix = pool.map(|pool| pool.cidr.prefix());
@@ -203,10 +203,16 @@ mod tests {
     use crate::config::{IpamConf, NetConf};
 
     fn pools() -> PoolSet {
-        let document = json!({
-            "name": "pods", "type": "margay", "nodename": "a",
-            "ipam": { "type": "margay-ipam", "pools": [{ "cidr": "10.244.0.0/30" }] },
-        });
+        pool_set(json!({ "pools": [{ "cidr": "10.244.0.0/30" }] }))
+    }
+
+    fn choosing(choice: &str) -> PoolSet {
+        pool_set(json!({ "ipv4_pools": [choice] }))
+    }
+
+    fn pool_set(mut ipam: serde_json::Value) -> PoolSet {
+        ipam["type"] = json!("margay-ipam");
+        let document = json!({ "name": "pods", "type": "margay", "nodename": "a", "ipam": ipam });
         match NetConf::from_map(document.as_object().unwrap()).unwrap().ipam {
             IpamConf::Builtin(pools) => pools,
             IpamConf::Delegated(_) => unreachable!(),
@@ -240,6 +246,36 @@ mod tests {
         assert_eq!(result.ips[0].network.to_string(), "10.244.0.2/30");
         in_boot("two").check(&attachment("new"), &[result.ips[0].network.ip()]).unwrap();
         assert!(in_boot("two").check(&attachment("old"), &[]).is_err());
+    }
+
+    #[test]
+    fn pools_that_are_only_chosen_stay_what_the_datastore_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(Sqlite::open(&directory.path().join("margay.db")).unwrap());
+        let allocator = margay_datastore::Ipam::new(&store, "a", "one");
+        let new = margay_datastore::Pool::new("10.245.0.0/24".parse().unwrap());
+        let blue = margay_datastore::Pool { name: "blue".into(), ..new };
+        allocator.create_pool(&blue).unwrap();
+        for choice in ["blue", "10.245.0.0/24"] {
+            let mut pools = choosing(choice);
+            pools.settle(&store.pools().unwrap()).unwrap();
+            let builtin = Builtin { store: &store, node: "a", boot_id: "one", pools: &pools };
+            let attachment = Attachment::new("pods", "new", "eth0").unwrap();
+            let add = || builtin.add(&attachment, &target("/nowhere/netns"), &[]);
+
+            // What is recorded is another thing by now.
+            allocator.delete_pool(&blue.cidr).unwrap();
+            let gone = add().unwrap_err();
+            assert!(chain(&gone).contains("10.245.0.0/24 was deleted"), "{gone:?}");
+            assert_eq!(store.pools().unwrap(), []);
+            let changed =
+                margay_datastore::Pool { block_size: 28, nat_outgoing: true, ..blue.clone() };
+            allocator.create_pool(&changed).unwrap();
+            add().unwrap();
+
+            assert_eq!(store.pools().unwrap(), [changed]);
+            builtin.del(&attachment).unwrap();
+        }
     }
 
     #[test]

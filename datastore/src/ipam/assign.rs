@@ -21,7 +21,17 @@ impl Ipam<'_> {
     /// A requested address stands in for the free choice in its family, and is handed out even if
     /// the request does not want its family otherwise.
     pub fn assign(&self, request: &AssignRequest) -> Result<Vec<IpAddr>, IpamError> {
-        let (pools, found_open) = self.accept_pools(&request.pools)?;
+        self.assign_chosen(request, &[])
+    }
+
+    /// The same of pools, those of these ranges among them, that are the datastore's and were only chosen. They
+    /// count as their records are now, which are not written: one that is gone is not brought back.
+    pub fn assign_chosen(
+        &self,
+        request: &AssignRequest,
+        chosen: &[IpNetwork],
+    ) -> Result<Vec<IpAddr>, IpamError> {
+        let (pools, found_open) = self.accept_pools(&request.pools, chosen)?;
         let request = &AssignRequest { pools, ..request.clone() };
         let wants = wants(request)?;
         let mut assignment = Assignment::new(Ipam { found_open, ..self.clone() }, request);
@@ -38,11 +48,16 @@ impl Ipam<'_> {
     /// Stores pools that are new or changed, and refuses those whose blocks would lie across
     /// blocks that exist. Returns them as they count, since an operator may have closed some, and those
     /// that are not closed with their records.
-    fn accept_pools(&self, pools: &[Pool]) -> Result<(Vec<Pool>, FoundOpen), IpamError> {
+    fn accept_pools(
+        &self,
+        pools: &[Pool],
+        chosen: &[IpNetwork],
+    ) -> Result<(Vec<Pool>, FoundOpen), IpamError> {
         Pool::check_all(pools)?;
         let mut known = self.known_pools()?;
+        let is_chosen = |pool: &&Pool| chosen.contains(&pool.cidr);
         let mut has_written = false;
-        for pool in pools {
+        for pool in pools.iter().filter(|pool| !is_chosen(pool)) {
             pool.check_blocks(known.iter().map(|known| &known.record))?;
             let stored = known.iter().find(|known| known.record.cidr == pool.cidr);
             let is_as_stored =
@@ -55,15 +70,22 @@ impl Ipam<'_> {
         if has_written {
             // Whoever wrote or closed a pool of the same range meanwhile sees this one, or is seen here.
             known = self.known_pools()?;
-            for pool in pools {
+            for pool in pools.iter().filter(|pool| !is_chosen(pool)) {
                 pool.check_blocks(known.iter().map(|known| &known.record))?;
             }
         }
         let found_open = found_open(pools, &known);
         let mut accepted = pools.to_vec();
         for pool in &mut accepted {
-            if !known.iter().any(|known| known.record.cidr == pool.cidr) {
+            let stored = known.iter().map(|known| &known.record);
+            let Some(stored) = stored.into_iter().find(|known| known.cidr == pool.cidr) else {
                 return Err(IpamError::PoolDeleted { pool: pool.cidr });
+            };
+            if is_chosen(&&*pool) {
+                // Who created it may have named no gateway, which no pod gets for all that.
+                let gateway = stored.gateway.or(pool.gateway);
+                *pool = Pool { gateway, ..stored.clone() };
+                pool.check_blocks(known.iter().map(|known| &known.record))?;
             }
             pool.closed = !found_open.contains_key(&pool.cidr);
         }
