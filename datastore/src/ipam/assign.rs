@@ -58,6 +58,7 @@ impl Ipam<'_> {
         let is_chosen = |pool: &&Pool| chosen.contains(&pool.cidr);
         let mut has_written = false;
         for pool in pools.iter().filter(|pool| !is_chosen(pool)) {
+            let pool = &pool.without_taken_name(&known);
             pool.check_blocks(known.iter().map(|known| &known.record))?;
             let stored = known.iter().find(|known| known.record.cidr == pool.cidr);
             let is_as_stored =

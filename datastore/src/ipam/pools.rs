@@ -17,10 +17,24 @@ use crate::keys;
 use crate::store::{StoreError, Stored};
 
 impl Pool {
-    /// The pool with what the operator said of the stored one. A name stays until another is given.
+    /// The pool with what the operator said of the stored one. The first name stays: were it the last, two
+    /// configurations that name a range differently would write its record anew with every assignment.
     pub(super) fn as_closed_as(&self, stored: &Self) -> Self {
-        let named = if self.name.is_empty() { stored } else { self };
+        let named = if stored.name.is_empty() { self } else { stored };
         Self { closed: stored.closed, name: named.name.clone(), ..self.clone() }
+    }
+
+    /// The pool as it is to be written: nameless where another one of the known has its name.
+    pub(super) fn without_taken_name(&self, known: &[Stored<Self>]) -> Self {
+        let has_its_name = |of: &&Stored<Self>| {
+            of.record.cidr != self.cidr && !self.name.is_empty() && of.record.name == self.name
+        };
+        let Some(Stored { record: other, .. }) = known.iter().find(has_its_name) else {
+            return self.clone();
+        };
+        let (name, pool, of) = (&self.name, self.cidr, other.cidr);
+        tracing::warn!(name, %pool, %of, "a configuration gives a pool the name of another: it is not recorded");
+        Self { name: String::new(), ..self.clone() }
     }
 
     /// Refuses a pool whose blocks would lie across those of a known one.

@@ -220,3 +220,25 @@ fn a_block_of_a_node_without_a_claim_is_claimed_for_it_and_passed_by() {
     assert_eq!(claim.record.node, "a");
     assert_eq!(taken(&store).len(), 2);
 }
+
+#[test]
+fn a_pool_keeps_its_first_name_and_no_two_have_the_same() {
+    let store = store();
+    let ipam = node(&store, "a");
+    let named = |cidr, name: &str| Pool { name: name.to_owned(), ..pool(cidr, 26) };
+    let (nameless, blue) = (pool("10.0.0.0/24", 26), named("10.0.0.0/24", "blue"));
+    let revision = || store.read::<Pool>(&keys::pool(&blue.cidr)).unwrap().unwrap().revision;
+    ipam.assign(&request(0, std::slice::from_ref(&nameless))).unwrap();
+    ipam.assign(&request(1, std::slice::from_ref(&blue))).unwrap();
+    assert_eq!(store.pools().unwrap(), std::slice::from_ref(&blue), "the first name");
+    let before = revision();
+
+    ipam.assign(&request(2, &[named("10.0.0.0/24", "green")])).unwrap();
+    ipam.assign(&request(3, &[nameless])).unwrap();
+    for container in 4..6 {
+        ipam.assign(&request(container, &[named("10.1.0.0/24", "blue")])).unwrap();
+    }
+
+    assert_eq!(revision(), before);
+    assert_eq!(store.pools().unwrap(), [blue, pool("10.1.0.0/24", 26)]);
+}
