@@ -57,6 +57,9 @@ pub enum Error {
     /// The network configuration is refused.
     #[error("network configuration")]
     Config(#[from] ConfigError),
+    /// The datastore has not the pools that the network configuration chooses there.
+    #[error("network configuration")]
+    Unsettled(#[source] ConfigError),
     /// `CNI_ARGS` is refused.
     #[error(transparent)]
     Args(#[from] ArgsError),
@@ -218,7 +221,9 @@ impl From<&Error> for CniError {
             Error::Config(ConfigError::Unsupported { .. }) => {
                 Self::UnsupportedNetworkConfiguration(details)
             }
-            Error::Config(_) | Error::Mtu(_) => Self::InvalidNetworkConfig(details),
+            Error::Config(_) | Error::Unsettled(_) | Error::Mtu(_) => {
+                Self::InvalidNetworkConfig(details)
+            }
             Error::Args(_) | Error::Attachment(_) => Self::InvalidEnvValue(details),
             Error::Store(error) => store(error, details),
             Error::Ipam(error) => ipam(error, details),

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
+use margay_datastore::{Ipam, Pool, Sqlite, Store};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -209,6 +210,35 @@ fn a_pool_without_gateway_cannot_serve_other_plugins() {
     let network = Network::new("1.1.0", json!([{ "cidr": "10.245.0.0/31" }]));
 
     assert_eq!(network.call("ADD", "c1").code(), 7);
+}
+
+#[test]
+fn a_pool_that_is_chosen_and_not_there_fails_whoever_needs_it_and_nobody_else() {
+    let mut network = Network::new("1.1.0", Value::Null);
+    network.config["ipam"].as_object_mut().unwrap().remove("pools");
+    let database = network.state.path().join("margay.db");
+    let store = Store::new(Sqlite::open(&database).unwrap());
+    let ipam = Ipam::new(&store, "a", "boot");
+    for (cidr, name) in [("10.245.0.0/24", "blue"), ("fd00:245::/64", "six")] {
+        let pool = Pool { name: name.into(), ..Pool::new(cidr.parse().unwrap()) };
+        ipam.create_pool(&pool).unwrap();
+    }
+    network.config["ipam"]["ipv4_pools"] = json!(["blue"]);
+    network.config["ipam"]["ipv6_pools"] = json!(["six"]);
+    let added = network.call("ADD", "one").ok();
+    assert_eq!(addresses(&added).len(), 2);
+
+    network.config["ipam"]["ipv4_pools"] = json!(["renamed"]);
+
+    assert_eq!(network.call("ADD", "two").code(), 7);
+    assert_eq!(network.call("ADD", "one").code(), 100, "it has its addresses");
+    assert_eq!(network.call("STATUS", "one").code(), 50);
+    network.config["prevResult"] = added;
+    network.call("CHECK", "one").ok();
+    network.config["prevResult"]["ips"][1]["address"] = json!("fd00:245::99/64");
+    assert_eq!(network.call("CHECK", "one").code(), 104);
+    network.config.as_object_mut().unwrap().remove("prevResult");
+    network.call("DEL", "one").ok();
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn a_pool_that_nobody_knows_is_an_error_of_the_configuration_for_every_verb_that
     let Some(node) = Node::new() else { return };
     let mut network = node.network();
     let (ctl, pod) = (Ctl::new(&node, &network), node.sandbox("a"));
-    pod.add(&network);
+    let added = pod.add(&network);
     network["ipam"]["ipv4_pools"] = json!(["blue"]);
     ctl.install(&network);
     let new = node.sandbox("b");
@@ -168,7 +168,9 @@ fn a_pool_that_nobody_knows_is_an_error_of_the_configuration_for_every_verb_that
     let plugins = plugin_directory();
     let printed = ctl.run(&["doctor", "--bin-dir", plugins.to_str().unwrap()]);
 
-    assert_eq!((code, of_status, printed.code), (7, 7, 20), "{message}");
+    assert_eq!((code, of_status, printed.code), (7, 50, 20), "{message}");
+    assert!(pod.check(&network, &added).is_success(), "it has its addresses");
+    assert_eq!(pod.invocation("ADD", &network).execute().error().0, 100);
     for text in [&message, &printed.stdout] {
         assert!(text.contains("ipam.ipv4_pools[0] = \"blue\": is neither"), "{text}");
     }

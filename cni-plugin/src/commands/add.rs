@@ -52,10 +52,11 @@ pub(super) fn add(call: &Call, target: &Target) -> Result<CNIResult, Error> {
     let attachment = request.attachment.clone();
     session::run("ADD", &attachment, async |phases| {
         phases.enter("open")?;
-        let session = Session::open(call, &conf, attachment.clone())?;
-        let request = Request { conf: &session.conf, ..request };
+        let mut session = Session::open(call, &conf, attachment.clone())?;
         phases.enter("look_up")?;
         refuse_or_clean_up_earlier(&session).await?;
+        session.settle()?;
+        let request = Request { conf: &session.conf, ..request };
         let outcome = attach(&session, &request, phases).await;
         if outcome.is_err() {
             // The error that counts is the one that stopped the ADD.

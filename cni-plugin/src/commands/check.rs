@@ -21,7 +21,8 @@ pub(super) fn check(call: &Call, target: &Target) -> Result<(), Error> {
     let expected = config::prev_result(&call.config)?;
     session::run("CHECK", &attachment, async |phases| {
         phases.enter("open")?;
-        let session = Session::open(call, &conf, attachment.clone())?;
+        let mut session = Session::open(call, &conf, attachment.clone())?;
+        session.settle_as_found()?;
         let endpoint = session.endpoint()?;
         let endpoint = endpoint.filter(|endpoint| endpoint.state == EndpointState::Ready);
         let endpoint =

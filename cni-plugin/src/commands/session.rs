@@ -5,11 +5,11 @@ use std::fmt::Display;
 use std::ops::Deref;
 use std::path::Path;
 
-use margay_datastore::{Attachment, Store};
+use margay_datastore::{Attachment, Pool, Store};
 use rscni_types::types::CNI_NETNS;
 
 use super::teardown::{Teardown, teardown};
-use crate::config::{Datastore, IpamConf, NetConf};
+use crate::config::{ConfigError, Datastore, IpamConf, NetConf, PoolSet};
 use crate::deletions::{self, Share};
 use crate::error::Error;
 use crate::hold::{Hold, Site};
@@ -59,7 +59,7 @@ pub(super) fn run<T>(
 /// One attachment, locked, and the call that is about it.
 pub(super) struct Session<'a> {
     pub(super) call: &'a Call,
-    /// For verbs that give addresses or look at them with the pools that are in the datastore.
+    /// With the pools that are in the datastore, once these are [settled](Self::settle).
     pub(super) conf: Cow<'a, NetConf>,
     hold: Hold,
 }
@@ -81,8 +81,7 @@ impl<'a> Session<'a> {
     ) -> Result<Self, Error> {
         let lock = Lock::take(&conf.paths.run_dir, &naming::host_veth(&attachment))?;
         let site = site_of_this_boot(conf)?;
-        let conf = with_stored_pools(conf, &site.store)?;
-        Ok(Self { call, conf, hold: Hold::new(site, attachment, lock) })
+        Ok(Self { call, conf: Cow::Borrowed(conf), hold: Hold::new(site, attachment, lock) })
     }
 
     /// Waits for the attachment's lock and opens the rest, without a look at the datastore and though that may
@@ -107,6 +106,19 @@ impl<'a> Session<'a> {
         let lock = Lock::try_take(&conf.paths.run_dir, &naming::host_veth(&attachment))?;
         let hold = lock.map(|lock| Hold::new(site.clone(), attachment, lock));
         Ok(hold.map(|hold| Self { call, conf: Cow::Borrowed(conf), hold }))
+    }
+
+    /// See [`settle`].
+    pub(super) fn settle(&mut self) -> Result<(), Error> {
+        settle(&mut self.conf, &self.hold.site.store)
+    }
+
+    /// The same as far as the datastore has the pools.
+    pub(super) fn settle_as_found(&mut self) -> Result<(), Error> {
+        settle_by(&mut self.conf, &self.hold.site.store, |pools, records| {
+            pools.settle_as_found(records);
+            Ok(())
+        })
     }
 
     /// The first verb of a boot takes back what earlier boots left behind.
@@ -140,20 +152,23 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The configuration with the pools that it chooses and the datastore has.
-pub(super) fn with_stored_pools<'a>(
-    conf: &'a NetConf,
+/// Gives the configuration the pools that it chooses and the datastore has.
+pub(super) fn settle(conf: &mut Cow<'_, NetConf>, store: &Store) -> Result<(), Error> {
+    settle_by(conf, store, PoolSet::settle)
+}
+
+fn settle_by(
+    conf: &mut Cow<'_, NetConf>,
     store: &Store,
-) -> Result<Cow<'a, NetConf>, Error> {
-    match &conf.ipam {
-        IpamConf::Builtin(pools) if pools.is_open() => {
-            let mut conf = conf.clone();
-            if let IpamConf::Builtin(pools) = &mut conf.ipam {
-                pools.settle(&store.pools()?)?;
-            }
-            Ok(Cow::Owned(conf))
-        }
-        _ => Ok(Cow::Borrowed(conf)),
+    settle: impl FnOnce(&mut PoolSet, &[Pool]) -> Result<(), ConfigError>,
+) -> Result<(), Error> {
+    if !matches!(&conf.ipam, IpamConf::Builtin(pools) if pools.is_open()) {
+        return Ok(());
+    }
+    let records = store.pools()?;
+    match &mut conf.to_mut().ipam {
+        IpamConf::Builtin(pools) => settle(pools, &records).map_err(Error::Unsettled),
+        IpamConf::Delegated(_) => Ok(()),
     }
 }
 

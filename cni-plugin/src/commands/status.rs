@@ -2,6 +2,7 @@
 //! nothing is changed but the datastore, which is made if it is missing (being able to is part of
 //! the answer), takes earlier boots' addresses back and does what was put off.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use super::session;
@@ -28,7 +29,8 @@ pub(super) fn status(call: &Call) -> Result<(), Error> {
         phases.enter("datastore")?;
         let site = session::site_of_this_boot(&conf)?;
         session::drain(&conf, &site, Share::OfOthers).await;
-        let conf = session::with_stored_pools(&conf, &site.store)?;
+        let mut conf = Cow::Borrowed(&conf);
+        session::settle(&mut conf, &site.store)?;
         if let Some(nat) = Nat::of(&conf) {
             phases.enter("nat")?;
             nat.status().await?;

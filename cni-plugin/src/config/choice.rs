@@ -87,6 +87,18 @@ impl Choices {
         };
         Ok(Self { ipv4: settle(true).transpose()?, ipv6: settle(false).transpose()? })
     }
+
+    /// The same as far as the datastore has them.
+    pub(super) fn settled_as_found(&self, records: &[Record], all: &mut Vec<Pool>) -> Self {
+        let mut settle = |choice: &Choice| {
+            choice.settled(records, all).unwrap_or_else(|error| {
+                tracing::warn!(%error, "a pool is not looked at");
+                choice.clone()
+            })
+        };
+        let mut settle = |ipv4| Some(self.of(ipv4)?.iter().map(&mut settle).collect());
+        Self { ipv4: settle(true), ipv6: settle(false) }
+    }
 }
 
 impl Choice {

@@ -152,6 +152,18 @@ impl PoolSet {
         (self.all, self.usable, self.choices) = (all, usable, choices);
         Ok(())
     }
+
+    /// The same as far as the datastore has them, for a look at what has its addresses already: no pod needs the pool
+    /// that they were taken from to be usable, or to have kept its name.
+    pub fn settle_as_found(&mut self, records: &[margay_datastore::Pool]) {
+        self.choices = self.choices.settled_as_found(records, &mut self.all);
+        self.usable = Vec::new();
+        for (ipv4, is_assigned) in [(true, self.assign_ipv4), (false, self.assign_ipv6)] {
+            if is_assigned {
+                self.usable.extend(usable(&self.all, &self.choices, ipv4));
+            }
+        }
+    }
 }
 
 fn is_of_calico_without_pools(ipam: &Object<'_>) -> Result<bool, ConfigError> {

@@ -67,23 +67,34 @@ impl Builtin<'_> {
         Ok(IpamResult { ips: ips.into_iter().map(assigned).collect(), ..IpamResult::default() })
     }
 
+    /// Refuses an attachment that has addresses, whatever else an ADD of it would fail by.
+    pub fn refuse_second(&self, attachment: &Attachment) -> Result<(), IpamError> {
+        let ipam = self.ipam();
+        if !ipam.is_known(attachment)? {
+            return Ok(());
+        }
+        let (attachment, addresses) = (attachment.clone(), ipam.assigned(attachment)?);
+        Err(margay_datastore::IpamError::AlreadyAssigned { attachment, addresses }.into())
+    }
+
     /// Gives everything back that the attachment holds.
     pub fn del(&self, attachment: &Attachment) -> Result<(), IpamError> {
         self.ipam().release(attachment)?;
         Ok(())
     }
 
-    /// Verifies that the attachment holds exactly those of the `expected` addresses that are in
-    /// the network's pools, or anything at all if there are none.
+    /// Verifies that the attachment holds those of the `expected` addresses that are in the network's pools, and
+    /// none besides `expected`; or anything at all if none of them is in a pool.
     pub fn check(&self, attachment: &Attachment, expected: &[IpAddr]) -> Result<(), IpamError> {
-        let ours = |ip: &&IpAddr| self.pools.all.iter().any(|pool| pool.cidr.contains(**ip));
-        let expected: Vec<IpAddr> = expected.iter().filter(ours).copied().collect();
+        let is_in_pool = |ip: &IpAddr| self.pools.all.iter().any(|pool| pool.cidr.contains(*ip));
         let held = self.ipam().assigned(attachment)?;
-        let as_expected = expected.is_empty()
-            || (held.len() == expected.len() && expected.iter().all(|ip| held.contains(ip)));
+        let is_held = |ip: &IpAddr| !is_in_pool(ip) || held.contains(ip);
+        let as_expected = !expected.iter().any(is_in_pool)
+            || (expected.iter().all(is_held) && held.iter().all(|ip| expected.contains(ip)));
         if as_expected && !held.is_empty() {
             return Ok(());
         }
+        let expected = expected.iter().copied().filter(is_in_pool).collect();
         Err(IpamError::Mismatch { attachment: attachment.clone(), held, expected })
     }
 

@@ -37,17 +37,24 @@ impl Plugin for MargayIpam {
             let queue = Queue::of(&netconf);
             let _lock = queue.as_ref().map(|queue| queue.lock(&attachment)).transpose()?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
-            let pools = with_stored_pools(&netconf, &store)?;
-            if let Some(pool) = pools.usable.iter().find(|pool| pool.gateway().is_none()) {
-                return Err(IpamError::NoGateway { pool: pool.cidr }.into());
-            }
             reclaim_earlier_boots(&store, &netconf.nodename, &boot_id)?;
             phases.enter("reserve_addresses")?;
-            let builtin = Builtin { pools: &pools, ..builtin(&netconf, &store, &boot_id) };
+            let builtin = builtin(&netconf, &store, &boot_id);
             if let Some(queue) = queue {
                 queue.give_back(&builtin, &attachment)?;
                 queue.drain(&builtin, Share::OfAdd);
             }
+            let pools = match settled_pools(&netconf, &store) {
+                Ok(pools) => pools,
+                Err(error) => {
+                    builtin.refuse_second(&attachment)?;
+                    return Err(error);
+                }
+            };
+            if let Some(pool) = pools.usable.iter().find(|pool| pool.gateway().is_none()) {
+                return Err(IpamError::NoGateway { pool: pool.cidr }.into());
+            }
+            let builtin = Builtin { pools: &pools, ..builtin };
             let result = builtin.add(&attachment, target, &requested.ips)?;
             let ips = result.ips.iter().map(ip_config).collect();
             Ok(CNIResult { ips, dns: result.dns, ..CNIResult::default() })
@@ -96,7 +103,10 @@ impl Plugin for MargayIpam {
             phases.enter("open_datastore")?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
             phases.enter("compare_addresses")?;
-            let pools = with_stored_pools(&netconf, &store)?;
+            let mut pools = netconf.pools.clone();
+            if pools.is_open() {
+                pools.settle_as_found(&store.pools()?);
+            }
             let builtin = Builtin { pools: &pools, ..builtin(&netconf, &store, &boot_id) };
             Ok(builtin.check(&attachment, &expected)?)
         })
@@ -130,7 +140,7 @@ impl Plugin for MargayIpam {
             phases.enter("open_datastore")?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
             phases.enter("look_for_free_addresses")?;
-            let pools = with_stored_pools(&netconf, &store)?;
+            let pools = settled_pools(&netconf, &store)?;
             let builtin = Builtin { pools: &pools, ..builtin(&netconf, &store, &boot_id) };
             if let Some(queue) = Queue::of(&netconf) {
                 queue.drain(&builtin, Share::OfOthers);
@@ -251,13 +261,10 @@ fn open(netconf: &IpamNetConf) -> Result<Store, IpamError> {
 }
 
 /// The pools, with those that are chosen of the datastore's.
-fn with_stored_pools<'a>(
-    netconf: &'a IpamNetConf,
-    store: &Store,
-) -> Result<Cow<'a, PoolSet>, Error> {
+fn settled_pools<'a>(netconf: &'a IpamNetConf, store: &Store) -> Result<Cow<'a, PoolSet>, Error> {
     let mut pools = Cow::Borrowed(&netconf.pools);
     if pools.is_open() {
-        pools.to_mut().settle(&store.pools()?)?;
+        pools.to_mut().settle(&store.pools()?).map_err(Error::Unsettled)?;
     }
     Ok(pools)
 }

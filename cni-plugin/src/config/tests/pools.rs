@@ -163,6 +163,27 @@ fn pools_of_the_datastore_are_chosen_by_name_or_range_as_they_are_recorded() {
 }
 
 #[test]
+fn who_only_looks_takes_the_pools_that_are_there() {
+    let record = |cidr: &str, name: &str| margay_datastore::Pool {
+        name: name.to_owned(),
+        ..margay_datastore::Pool::new(cidr.parse().unwrap())
+    };
+    let disabled = margay_datastore::Pool { disabled: true, ..record("10.11.0.0/16", "out") };
+    let records = [record("10.8.0.0/16", "blue"), record("10.9.0.0/16", "blue"), disabled];
+    for (choice, found) in [("none", ""), ("blue", ""), ("out", "10.11.0.0/16")] {
+        let mut document = with("/ipam/pools", json!([{ "cidr": "fd00::/64" }]));
+        document["ipam"]["ipv4_pools"] = json!([choice]);
+        let mut pools = pools(&document);
+
+        pools.settle_as_found(&records);
+
+        let all: Vec<_> = pools.all.iter().map(|pool| pool.cidr.to_string()).collect();
+        assert_eq!(all.join(" "), format!("fd00::/64 {found}").trim());
+        assert_eq!(pools.usable.len(), 1, "{choice}");
+    }
+}
+
+#[test]
 fn the_gateway_of_a_pool_is_its_first_address() {
     let claims = [
         ("10.244.0.0/16", Some("10.244.0.1")),
