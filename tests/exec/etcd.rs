@@ -445,6 +445,40 @@ fn margay_ipam_leaves_to_margay_what_has_an_endpoint_unless_it_is_called_for_tha
 }
 
 #[test]
+fn margay_ipam_gives_back_what_it_is_called_for_though_the_endpoint_is_damaged() {
+    let Some(node) = Node::new() else { return };
+    let mut scene = Scene::new(&node, EtcdCluster::start());
+    let of_ipam = json!({
+        "cniVersion": "1.1.0",
+        "name": "podnet",
+        "type": "ptp",
+        "etcd_endpoints": scene.network["etcd_endpoints"],
+        "ipam": {
+            "type": "margay-ipam",
+            "nodename": "node-under-test",
+            "state_dir": node.path("state"),
+            "run_dir": node.path("run"),
+            "pools": scene.network["ipam"]["pools"],
+        },
+    });
+    let pod = node.sandbox("a");
+    pod.add(&scene.network);
+    scene.cluster.kill(0);
+    pod.del(&scene.network);
+    scene.cluster.restart(0);
+    let store = scene.cluster.open();
+    let key = scene.keys("endpoints/").remove(0);
+    let revision = store.get(&key).unwrap().unwrap().revision;
+    store.update(&key, b"{}", revision).unwrap();
+
+    let released = ipam_verb("DEL", "a", &of_ipam);
+
+    assert!(released.is_success(), "{released:?}");
+    assert_eq!(scene.put_off(), 0);
+    scene.assert_only(&[], "after DEL");
+}
+
+#[test]
 fn a_deletion_that_cannot_be_done_keeps_no_other_from_being_done() {
     let Some(node) = Node::new() else { return };
     let mut scene = Scene::new(&node, EtcdCluster::start());

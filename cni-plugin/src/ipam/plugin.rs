@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use margay_datastore::{Attachment, Store};
+use margay_datastore::{Attachment, Store, StoreError};
 use rscni_types::ipnet::IpNet;
 use rscni_types::types::{CNIResult, IpConfig};
 
@@ -182,13 +182,21 @@ impl<'a> Queue<'a> {
     }
 
     /// Removes the endpoint of an attachment whose DEL by margay was put off, and which another plugin has
-    /// since: that DEL has taken away all but the records.
+    /// since: that DEL has taken away all but the records. One that does not decode is no reason to keep addresses.
     fn forget_endpoint(&self, builtin: &Builtin<'_>, attachment: &Attachment) -> Result<(), Error> {
-        if self.deletions.has(attachment)
-            && let Some((endpoint, revision)) = builtin.store.endpoint_at(attachment)?
-            && endpoint.node == builtin.node
-        {
-            builtin.store.delete_endpoint_at(&endpoint, revision)?;
+        if !self.deletions.has(attachment) {
+            return Ok(());
+        }
+        match builtin.store.endpoint_at(attachment) {
+            Ok(Some((endpoint, revision))) if endpoint.node == builtin.node => {
+                builtin.store.delete_endpoint_at(&endpoint, revision)?;
+            }
+            Ok(_) => {}
+            Err(error @ StoreError::Decode { .. }) => {
+                tracing::warn!(%attachment, error = chain(&error), "the endpoint is removed unread");
+                builtin.store.delete_endpoint(attachment, builtin.node)?;
+            }
+            Err(error) => return Err(error.into()),
         }
         Ok(())
     }
