@@ -228,10 +228,17 @@ impl Ipam<'_> {
                     let by = self.found_open.get(&pool.cidr);
                     hint = won(self.store.write_if(&hint_key, &open, None, by))?.or(hint);
                     is_hinted = true;
-                    if !self.write_claim(pool, block, claim)? {
-                        continue;
+                    match self.write_claim(pool, block, claim) {
+                        Ok(true) => self.node.clone(),
+                        Ok(false) => continue,
+                        Err(error) => {
+                            // The pool may be gone, and then nobody follows the hint.
+                            if error.is_outdated() && hint.is_some() {
+                                won(self.store.remove(&hint_key, hint).map_err(StoreError::from))?;
+                            }
+                            return Err(error);
+                        }
                     }
-                    self.node.clone()
                 }
             };
             if is_hinted && owner != self.node {

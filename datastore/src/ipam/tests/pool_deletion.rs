@@ -254,6 +254,30 @@ fn a_deletion_that_fails_opens_the_pool_again_and_says_why_it_failed() {
 }
 
 #[test]
+fn a_claim_that_is_refused_leaves_no_hint() {
+    let mut refused = 0;
+    for at_call in 0.. {
+        let store = store();
+        PRELUDES[0](&store).unwrap();
+        let others = store.clone();
+        let hook = move || assert_expected(DELETE(&others), at_call);
+        let hooked = Arc::new(Hooked::new(store.shared_backend(), at_call, hook));
+
+        let outcome = ASSIGN(&Store::new(hooked.clone()));
+
+        if !hooked.has_run() {
+            break;
+        }
+        if outcome.is_err() && store.pools().unwrap().is_empty() {
+            let hints = store.backend().list("open/", None).unwrap();
+            assert_eq!(hints.len(), 0, "at call {at_call}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 3, "{refused}");
+}
+
+#[test]
 fn an_assignment_takes_of_another_pool_where_one_is_deleted_and_else_names_it() {
     let store = store();
     let ipam = node(&store, "a");
