@@ -68,6 +68,10 @@ impl Share {
     }
 }
 
+/// How many are looked at, at most, for each one that is to be done: those that are stuck keep no other waiting, and
+/// nobody waits for all of them.
+pub(crate) const TRIES_EACH: usize = 8;
+
 /// The queue of a node.
 #[derive(Debug)]
 pub struct Deletions {
@@ -173,7 +177,10 @@ pub async fn drain(site: &Site, network: Option<&str>, at_most: usize) -> Result
     attachments.retain(|attachment| network.is_none_or(|network| attachment.network() == network));
     let mut removed = 0;
     let mut stuck = Stuck::default();
-    for attachment in attachments.into_iter().take(at_most) {
+    for attachment in attachments.into_iter().take(at_most.saturating_mul(TRIES_EACH)) {
+        if removed == at_most {
+            break;
+        }
         let name = naming::host_veth(&attachment);
         let Some(lock) = Lock::try_take(&site.paths.run_dir, &name)? else { continue };
         // An ADD may have been faster.

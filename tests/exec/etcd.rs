@@ -445,6 +445,30 @@ fn margay_ipam_leaves_to_margay_what_has_an_endpoint_unless_it_is_called_for_tha
 }
 
 #[test]
+fn deletions_that_are_stuck_keep_no_add_from_doing_others() {
+    let Some(node) = Node::new() else { return };
+    let mut scene = Scene::new(&node, EtcdCluster::start());
+    let pods = ["a", "b", "c", "d"].map(|name| node.sandbox(name));
+    pods.iter().for_each(|pod| drop(pod.add(&scene.network)));
+    scene.cluster.kill(0);
+    pods.iter().for_each(|pod| pod.del(&scene.network));
+    scene.cluster.restart(0);
+    let store = scene.cluster.open();
+    for file in std::fs::read_dir(node.path("state/deletions")).unwrap().take(2) {
+        let key = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let key = format!("handles/{key}");
+        let revision = store.get(&key).unwrap().unwrap().revision;
+        store.update(&key, b"{}", revision).unwrap();
+    }
+
+    let new = node.sandbox("new");
+    new.add(&scene.network);
+
+    assert_eq!(scene.put_off(), 2, "those that are stuck");
+    new.del(&scene.network);
+}
+
+#[test]
 fn margay_ipam_gives_back_what_it_is_called_for_though_the_endpoint_is_damaged() {
     let Some(node) = Node::new() else { return };
     let mut scene = Scene::new(&node, EtcdCluster::start());

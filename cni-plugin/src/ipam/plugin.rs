@@ -15,7 +15,7 @@ use super::builtin::{
 };
 use super::{AssignedIp, IpamError};
 use crate::config::{Datastore, IpamNetConf, PoolSet, Requested, prev_result, valid_attachments};
-use crate::deletions::{Deletions, Share, Stuck};
+use crate::deletions::{Deletions, Share, Stuck, TRIES_EACH};
 use crate::error::{Error, chain};
 use crate::lock::Lock;
 use crate::log;
@@ -170,15 +170,16 @@ impl<'a> Queue<'a> {
         Ok(Lock::take(&self.netconf.run_dir, &naming::host_veth(attachment))?)
     }
 
-    /// Does what was put off of an attachment whose lock the caller has.
-    fn give_back(&self, builtin: &Builtin<'_>, attachment: &Attachment) -> Result<(), Error> {
-        if self.deletions.has(attachment) {
-            self.forget_endpoint(builtin, attachment)?;
-            builtin.del(attachment)?;
-            self.deletions.done(attachment)?;
-            tracing::info!(%attachment, "gave back what a DEL had put off");
+    /// Does what was put off of an attachment whose lock the caller has. False if nothing was.
+    fn give_back(&self, builtin: &Builtin<'_>, attachment: &Attachment) -> Result<bool, Error> {
+        if !self.deletions.has(attachment) {
+            return Ok(false);
         }
-        Ok(())
+        self.forget_endpoint(builtin, attachment)?;
+        builtin.del(attachment)?;
+        self.deletions.done(attachment)?;
+        tracing::info!(%attachment, "gave back what a DEL had put off");
+        Ok(true)
     }
 
     /// Removes the endpoint of an attachment whose DEL by margay was put off, and which another plugin has
@@ -207,10 +208,10 @@ impl<'a> Queue<'a> {
         &self,
         builtin: &Builtin<'_>,
         attachment: &Attachment,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         match builtin.store.endpoint(attachment)? {
             None => self.give_back(builtin, attachment),
-            Some(_) => Ok(()),
+            Some(_) => Ok(false),
         }
     }
 
@@ -220,11 +221,16 @@ impl<'a> Queue<'a> {
             let mut attachments = self.deletions.attachments()?;
             attachments.retain(|attachment| attachment.network() == self.netconf.name);
             let mut stuck = Stuck::default();
-            for attachment in attachments.iter().take(share.attachments()) {
+            let mut done = 0;
+            for attachment in attachments.iter().take(share.attachments() * TRIES_EACH) {
+                if done == share.attachments() {
+                    break;
+                }
                 let name = naming::host_veth(attachment);
                 let Some(_lock) = Lock::try_take(&self.netconf.run_dir, &name)? else { continue };
-                if let Err(error) = self.give_back_unless_margays(builtin, attachment) {
-                    stuck.pass_over(attachment, error)?;
+                match self.give_back_unless_margays(builtin, attachment) {
+                    Ok(is_done) => done += usize::from(is_done),
+                    Err(error) => stuck.pass_over(attachment, error)?,
                 }
             }
             stuck.conclude()
