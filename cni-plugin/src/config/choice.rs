@@ -119,6 +119,10 @@ impl Choice {
                 let pool = Pool::from(stored.find(records)?);
                 check_range(&pool.cidr).map_err(|reason| stored.invalid(reason))?;
                 let cidr = pool.cidr;
+                // The configuration's own, which the datastore has by another name.
+                if all.iter().any(|known| known.cidr == cidr && *known != pool) {
+                    return Ok(Self::Listed(cidr));
+                }
                 // Two entries may mean the same one, by its name and by its range.
                 add_pool(all, pool).map_err(|reason| stored.invalid(reason))?;
                 Ok(Self::Found(cidr))
