@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader, Lines};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -271,7 +272,12 @@ fn it_ends_after_so_many_events_so_much_time_a_signal_or_when_nobody_reads() {
     assert!(timed.child.wait().unwrap().success());
 
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
-        Monitoring::start(&ctl, &[]).end(signal);
+        // These tests may themselves run below nohup.
+        let mut command = Command::new("env");
+        let monitor = ctl.command(&["monitor", "-o", "json"]);
+        command.arg("--default-signal=HUP").arg(monitor.get_program()).args(monitor.get_args());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Monitoring::of(command.spawn().unwrap()).end(signal);
     }
 
     assert_eq!(node.datapath().settings().unwrap(), Settings::default());
@@ -393,21 +399,28 @@ fn pods_that_come_while_it_listens_are_called_by_their_names() {
     let (_first, _) = nodes.pod(1, "first");
     let mut monitor = nodes.enter(1, || {
         let node = nodes.node(1);
-        Monitoring::start(&Ctl::new(node, &node.network()), &["--event", "flow"])
+        // An end, so that a test that waits for what never comes fails.
+        Monitoring::start(&Ctl::new(node, &node.network()), &["--event", "flow", "--for", "60"])
     });
-    // Each connection is a flow of its own.
+    // Each connection is a flow of its own, and there is always a further one.
     let mut listen_until_called = |pod: &Pod<'_>, address: IpAddr, name: &str| {
+        let is_called = AtomicBool::new(false);
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            assert_tcp(&client, pod, address);
-            let told = monitor.next_of(|event| {
-                event["hook"] == "from_overlay" && event["destination"]["address"] == json!(address)
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_called.load(Ordering::Relaxed) && Instant::now() < deadline {
+                    assert_tcp(&client, pod, address);
+                }
             });
-            if told["pod"] == name {
-                break;
+            while !is_called.load(Ordering::Relaxed) {
+                let told = monitor.next_of(|event| {
+                    event["hook"] == "from_overlay"
+                        && event["destination"]["address"] == json!(address)
+                });
+                is_called.store(told["pod"] == name, Ordering::Relaxed);
+                assert!(Instant::now() < deadline, "not {name}: {told}");
             }
-            assert!(Instant::now() < deadline, "not {name}: {told}");
-        }
+        });
     };
 
     let (early, result) = nodes.pod(1, "early");
