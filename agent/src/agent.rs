@@ -17,11 +17,12 @@ use tokio::time::{self, Instant, MissedTickBehavior};
 use crate::configuration::ConfigurationError;
 use crate::fast_path::{FastPath, FastPathError, Routes};
 use crate::following;
-use crate::kernel::{Kernel, KernelError, OverlaySettings};
+use crate::kernel::{Kernel, KernelError};
 use crate::liveness::{self, Liveness};
 use crate::measured::Measured;
 use crate::metrics::Metrics;
 use crate::node::{NodeError, Registrar};
+use crate::overlay::OverlaySettings;
 use crate::remote::RemoteTable;
 use crate::server;
 use crate::topology::{News, Topology};
@@ -234,7 +235,8 @@ impl<'a> Agent<'a> {
         }
         let ways = outcome.routes.as_ref().map(|routes| Routes {
             routes,
-            overlay: outcome.overlay.zip(node.overlay.as_ref().map(|end| end.mac)),
+            overlay: outcome.overlay,
+            overlay_mac: node.overlay.as_ref().map(|end| end.mac).unwrap_or_default(),
             underlay_mtu: underlay.mtu,
         });
         let fast_path = match ways {

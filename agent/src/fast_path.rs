@@ -21,7 +21,7 @@ use margay_datapath::{
     Overlay, Pods, Remote, remote_mode,
 };
 
-use crate::kernel::OverlaySettings;
+use crate::overlay::{Devices, OverlaySettings};
 use crate::remote::{RemoteTable, Way};
 
 /// Something that did not work.
@@ -46,8 +46,10 @@ pub enum FastPathError {
 pub struct Routes<'a> {
     /// What the kernel was told.
     pub routes: &'a [RemoteRoute],
-    /// The overlay device and its MAC address, if there is one.
-    pub overlay: Option<(u32, [u8; 6])>,
+    /// The overlay devices.
+    pub overlay: Devices,
+    /// Their MAC address.
+    pub overlay_mac: [u8; 6],
     /// MTU of the network between the nodes.
     pub underlay_mtu: u32,
 }
@@ -108,14 +110,17 @@ impl FastPath {
             return Ok(());
         }
         if !self.is_on || self.is_held {
-            self.set_overlay(routes.overlay)?;
+            self.set_overlay(routes.overlay, routes.overlay_mac)?;
             return self.withdraw(netlink, &routes).await;
         }
         let wanted = interfaces(&routes);
         let attached = self.attach(netlink, &wanted).await;
         let usable: BTreeSet<u32> =
             self.attached.keys().filter(|ifindex| wanted.contains_key(ifindex)).copied().collect();
-        self.set_overlay(routes.overlay.filter(|(ifindex, _)| usable.contains(ifindex)))?;
+        let is_usable = |ifindex: &u32| usable.contains(ifindex);
+        let Devices { v4, v6 } = routes.overlay;
+        let devices = Devices { v4: v4.filter(is_usable), v6: v6.filter(is_usable) };
+        self.set_overlay(devices, routes.overlay_mac)?;
         let remotes = remotes(table, &routes, &usable);
         self.set_remotes(&remotes)?;
         if let Some(datapath) = &self.datapath {
@@ -147,14 +152,18 @@ impl FastPath {
         Ok(self.datapath.is_some())
     }
 
-    fn set_overlay(&self, overlay: Option<(u32, [u8; 6])>) -> Result<(), FastPathError> {
+    fn set_overlay(&self, devices: Devices, mac: [u8; 6]) -> Result<(), FastPathError> {
         let Some(datapath) = &self.datapath else { return Ok(()) };
-        let overlay = overlay.map_or_else(Overlay::default, |(ifindex, mac)| Overlay {
-            ifindex,
-            vni: self.settings.vni,
-            port: self.settings.port.to_be_bytes(),
-            mac,
-        });
+        let overlay = match devices {
+            Devices { v4: None, v6: None } => Overlay::default(),
+            Devices { v4, v6 } => Overlay {
+                ifindex_v4: v4.unwrap_or_default(),
+                ifindex_v6: v6.unwrap_or_default(),
+                vni: self.settings.vni,
+                port: self.settings.port.to_be_bytes(),
+                mac,
+            },
+        };
         if datapath.overlay()? != overlay {
             datapath.set_overlay(&overlay)?;
         }
@@ -277,7 +286,7 @@ fn interfaces(routes: &Routes<'_>) -> BTreeMap<u32, NodeInterface> {
         RemoteHop::Via { ifindex, .. } => Some((ifindex, NodeInterface::Uplink)),
         RemoteHop::Overlay { .. } | RemoteHop::Unreachable => None,
     });
-    let overlay = routes.overlay.map(|(ifindex, _)| (ifindex, NodeInterface::Overlay));
+    let overlay = routes.overlay.iter().map(|(_, ifindex)| (ifindex, NodeInterface::Overlay));
     ways.chain(overlay).collect()
 }
 
@@ -289,10 +298,8 @@ fn remotes(
 ) -> BTreeMap<IpNetwork, Remote> {
     let remote = |route: &RemoteRoute| {
         let (node, mac, mode, mtu) = match (table.ways.get(&route.destination)?, &route.hop) {
-            (Way::Direct { node, tunnel }, RemoteHop::Via { ifindex, .. })
-                if usable.contains(ifindex) =>
-            {
-                (tunnel.unwrap_or(*node), [0; 6], remote_mode::PLAIN, routes.underlay_mtu)
+            (Way::Direct { node }, RemoteHop::Via { ifindex, .. }) if usable.contains(ifindex) => {
+                (*node, [0; 6], remote_mode::PLAIN, routes.underlay_mtu)
             }
             (Way::Overlay(peer), RemoteHop::Overlay { ifindex, .. })
                 if usable.contains(ifindex) =>
@@ -327,7 +334,7 @@ mod tests {
     #[test]
     fn the_programs_know_what_leads_over_interfaces_that_have_them() {
         let peer = Peer { node: ip("fd99::2"), mac: [2; 6] };
-        let direct = Way::Direct { node: ip("fd99::3"), tunnel: Some(ip("192.168.0.3")) };
+        let direct = Way::Direct { node: ip("fd99::3") };
         let [plain, overlay, own] =
             ["fd00::40/122", "10.0.2.0/26", "10.0.3.0/26"].map(|to| to.parse().unwrap());
         let table = RemoteTable {
@@ -337,22 +344,25 @@ mod tests {
         let route = |destination, hop| RemoteRoute { destination, hop, source: None };
         let routes = [
             route(plain, RemoteHop::Via { gateway: ip("fd99::3"), ifindex: 3 }),
-            route(
-                overlay,
-                RemoteHop::Overlay { gateway: ip("fe80::2"), ifindex: 7, vni: 1, node: peer.node },
-            ),
+            route(overlay, RemoteHop::Overlay { gateway: ip("fe80::2"), ifindex: 7 }),
             route(own, RemoteHop::Unreachable),
         ];
-        let routes = Routes { routes: &routes, overlay: Some((7, [4; 6])), underlay_mtu: 1500 };
+        let routes = Routes {
+            routes: &routes,
+            overlay: Devices { v4: Some(6), v6: Some(7) },
+            overlay_mac: [4; 6],
+            underlay_mtu: 1500,
+        };
         let interfaces = interfaces(&routes);
-        assert_eq!(interfaces, [(3, NodeInterface::Uplink), (7, NodeInterface::Overlay)].into());
+        let [device, uplink] = [NodeInterface::Overlay, NodeInterface::Uplink];
+        assert_eq!(interfaces, [(3, uplink), (6, device), (7, device)].into());
 
         let all = remotes(&table, &routes, &interfaces.into_keys().collect());
         assert_eq!(all.len(), 2);
         assert_eq!(
             all[&plain],
             Remote {
-                node: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 0, 3],
+                node: octets(ip("fd99::3")),
                 mtu: 1500,
                 mac: [0; 6],
                 mode: remote_mode::PLAIN,

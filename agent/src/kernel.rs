@@ -8,15 +8,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use margay::mtu::vxlan_overhead;
-use margay::naming::OVERLAY_DEVICE;
-use margay::netlink::{
-    LinkInfo, Netlink, NetlinkError, NewOverlay, OverlayInfo, RemoteHop, RemoteRoute,
-};
-use margay::sysctl::{self, SysctlError};
+use margay::netlink::{Netlink, NetlinkError, RemoteHop, RemoteRoute};
+use margay::sysctl::SysctlError;
 use margay::{error::chain, forwarding};
 use margay_datastore::OverlayEnd;
 
+use crate::overlay::{Devices, Overlay, OverlaySettings};
 use crate::remote::{RemoteTable, Way};
 use crate::underlay::Underlay;
 
@@ -29,12 +26,18 @@ pub enum KernelError {
     /// A sysctl could not be set.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
-    /// The overlay device vanished right after it was made.
-    #[error("link {OVERLAY_DEVICE} vanished")]
-    Vanished,
-    /// There is a link of the name that is something else.
-    #[error("link {OVERLAY_DEVICE} is no VXLAN device")]
-    Foreign,
+    /// An overlay device vanished right after it was made.
+    #[error("link {name} vanished")]
+    Vanished {
+        /// Its name.
+        name: &'static str,
+    },
+    /// There is a link of the name of an overlay device that is something else.
+    #[error("link {name} is no VXLAN device")]
+    Foreign {
+        /// Its name.
+        name: String,
+    },
     /// The kernel knows no way to a node.
     #[error("no route to node address {node}")]
     NoRoute {
@@ -43,28 +46,17 @@ pub enum KernelError {
     },
 }
 
-/// How the overlay is set up.
-#[derive(Clone, Copy, Debug)]
-pub struct OverlaySettings {
-    /// UDP port.
-    pub port: u16,
-    /// VXLAN network identifier.
-    pub vni: u32,
-}
-
 /// What one pass changed, and what it could not do.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// Routes that were set or deleted.
     pub changed: usize,
-    /// The overlay device, if there is one.
-    pub overlay_ifindex: Option<u32>,
     /// What the kernel refused.
     pub errors: Vec<KernelError>,
     /// The routes that were wanted; `None` if it did not come to that.
     pub routes: Option<Vec<RemoteRoute>>,
-    /// The overlay device, if there is one.
-    pub overlay: Option<u32>,
+    /// The overlay devices.
+    pub overlay: Devices,
 }
 
 /// The routes of this node as they are in the kernel.
@@ -102,26 +94,62 @@ impl Kernel {
     ) -> Outcome {
         let mut outcome = Outcome::default();
         outcome.note(ensure_forwarding(table));
-        let overlay = match end {
-            Some(end) => outcome.note(self.ensure_overlay(end, underlay).await),
-            None => None,
-        };
-        outcome.overlay_ifindex = overlay;
+        outcome.overlay = self.ensure_overlay(table, underlay, end, &mut outcome).await;
         if let Err(error) = self.look().await {
             outcome.errors.push(error.into());
             return outcome;
         }
-        if let Some(ifindex) = overlay {
-            outcome.note(self.ensure_neighbours(table, ifindex).await);
+        let mut surplus = Vec::new();
+        for (ipv4, ifindex) in outcome.overlay.iter() {
+            let found = self.overlay(underlay).ensure_peers(table, ipv4, ifindex).await;
+            surplus.extend(outcome.note(found));
         }
-        let wanted = self.wanted(table, overlay.zip(end), &mut outcome).await;
+        let wanted = self.wanted(table, end, &mut outcome).await;
         self.set_routes(&wanted, &mut outcome).await;
         // What has no way at this moment keeps the one that it had.
         self.delete_routes(|destination| table.ways.contains_key(destination), &mut outcome).await;
-        if let Some(ifindex) = overlay {
-            outcome.note(self.delete_neighbours(table, ifindex).await);
+        for surplus in surplus {
+            outcome.note(self.overlay(underlay).forget(surplus).await);
         }
-        Outcome { routes: Some(wanted), overlay, ..outcome }
+        Outcome { routes: Some(wanted), ..outcome }
+    }
+
+    fn overlay<'a>(&'a self, underlay: &'a Underlay) -> Overlay<'a> {
+        Overlay { netlink: &self.netlink, settings: self.settings, underlay }
+    }
+
+    /// Makes the overlay devices what they are to be. What the node itself sends comes from addresses of
+    /// the first.
+    async fn ensure_overlay(
+        &mut self,
+        table: &RemoteTable,
+        underlay: &Underlay,
+        end: Option<&OverlayEnd>,
+        outcome: &mut Outcome,
+    ) -> Devices {
+        let overlay = self.overlay(underlay);
+        let wanted = [true, false].map(|ipv4| (ipv4, end.filter(|_| overlay.takes(table, ipv4))));
+        // Before the others: it may have their port.
+        for (ipv4, _) in wanted.iter().filter(|(_, end)| end.is_none()) {
+            outcome.note(overlay.remove(*ipv4).await);
+        }
+        let (mut found, mut is_new) = ([None, None], false);
+        let mut addresses = end.map_or(&[][..], |end| &end.addresses);
+        for (found, (ipv4, end)) in found.iter_mut().zip(wanted) {
+            let Some(end) = end else { continue };
+            let Some((ifindex, made)) = outcome.note(overlay.ensure(end, ipv4).await) else {
+                continue;
+            };
+            is_new |= made;
+            *found = outcome
+                .note(overlay.ensure_addresses(ifindex, std::mem::take(&mut addresses)).await)
+                .map(|()| ifindex);
+        }
+        if is_new {
+            self.look_again();
+        }
+        let [v4, v6] = found;
+        Devices { v4, v6 }
     }
 
     async fn look(&mut self) -> Result<(), NetlinkError> {
@@ -135,7 +163,7 @@ impl Kernel {
     async fn wanted(
         &self,
         table: &RemoteTable,
-        overlay: Option<(u32, &OverlayEnd)>,
+        end: Option<&OverlayEnd>,
         outcome: &mut Outcome,
     ) -> Vec<RemoteRoute> {
         let mut hops: BTreeMap<IpAddr, Option<RemoteHop>> = BTreeMap::new();
@@ -143,23 +171,18 @@ impl Kernel {
         for (&destination, way) in &table.ways {
             let (hop, source) = match way {
                 Way::Own => (Some(RemoteHop::Unreachable), None),
-                Way::Direct { node, .. } => {
+                Way::Direct { node } => {
                     if !hops.contains_key(node) {
                         hops.insert(*node, outcome.note(self.hop_to(*node).await));
                     }
                     (hops.get(node).cloned().flatten(), None)
                 }
-                Way::Overlay(peer) => match overlay {
-                    Some((ifindex, end)) => {
-                        let gateway = peer.gateway(&destination);
-                        let (vni, node) = (self.settings.vni, peer.node);
-                        (
-                            Some(RemoteHop::Overlay { gateway, ifindex, vni, node }),
-                            source(end, &destination),
-                        )
-                    }
-                    None => (None, None),
-                },
+                Way::Overlay(peer) => {
+                    let gateway = peer.gateway(&destination);
+                    let device = outcome.overlay.towards(peer.node);
+                    let hop = device.map(|ifindex| RemoteHop::Overlay { gateway, ifindex });
+                    (hop, end.and_then(|end| source(end, &destination)))
+                }
             };
             wanted.extend(hop.map(|hop| RemoteRoute { destination, hop, source }));
         }
@@ -202,105 +225,6 @@ impl Kernel {
     }
 }
 
-/// The overlay device and its neighbours.
-impl Kernel {
-    /// Makes the device, or makes it right.
-    async fn ensure_overlay(
-        &mut self,
-        end: &OverlayEnd,
-        underlay: &Underlay,
-    ) -> Result<u32, KernelError> {
-        let is_ipv6_only = !underlay.addresses.iter().any(|address| address.is_ipv4());
-        let carrier = underlay.addresses.iter().find(|address| address.is_ipv6() == is_ipv6_only);
-        let room = carrier.map_or(0, |address| vxlan_overhead(address.ip()));
-        let mtu = underlay.mtu.saturating_sub(room);
-        let link = match self.netlink.link_by_name(OVERLAY_DEVICE).await? {
-            Some(link) if self.is_as_wanted(&link, end).await? => link,
-            other => self.make_overlay(other, end, mtu).await?,
-        };
-        if link.mtu != mtu {
-            self.netlink.set_link_mtu(link.index, mtu).await?;
-        }
-        if !link.up {
-            self.netlink.set_link_up(link.index).await?;
-        }
-        self.ensure_addresses(link.index, &end.addresses).await?;
-        Ok(link.index)
-    }
-
-    async fn is_as_wanted(&self, link: &LinkInfo, end: &OverlayEnd) -> Result<bool, KernelError> {
-        let info = self.netlink.overlay(link.index).await?.ok_or(KernelError::Foreign)?;
-        let wanted = OverlayInfo { by_metadata: true, port: self.settings.port };
-        Ok(info == wanted && link.mac == end.mac)
-    }
-
-    /// In place of one whose settings cannot be changed, and with which its routes go.
-    async fn make_overlay(
-        &mut self,
-        present: Option<LinkInfo>,
-        end: &OverlayEnd,
-        mtu: u32,
-    ) -> Result<LinkInfo, KernelError> {
-        if let Some(link) = present {
-            tracing::warn!("{OVERLAY_DEVICE} has other settings and is made anew");
-            self.netlink.delete_link(link.index).await?;
-        }
-        self.look_again();
-        let (name, mac, port) = (OVERLAY_DEVICE, end.mac, self.settings.port);
-        self.netlink.create_overlay(&NewOverlay { name, mac, mtu, port }).await?;
-        let link = self.netlink.link_by_name(name).await?.ok_or(KernelError::Vanished)?;
-        // Where pools have different modes, what comes by VXLAN may be answered without.
-        sysctl::ensure(&format!("ipv4/conf/{name}/rp_filter"), "2")?;
-        if sysctl::has_ipv6(name) {
-            // No link-local address, no solicitations: the neighbours are known.
-            sysctl::ensure(&format!("ipv6/conf/{name}/addr_gen_mode"), "1")?;
-            sysctl::ensure(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
-        }
-        tracing::info!(name, mtu, port, "overlay device made");
-        Ok(link)
-    }
-
-    async fn ensure_addresses(&self, ifindex: u32, wanted: &[IpAddr]) -> Result<(), KernelError> {
-        let infos = self.netlink.addresses(ifindex).await?;
-        let present: Vec<IpAddr> = infos.iter().map(|info| info.address).collect();
-        for &address in wanted.iter().filter(|address| !present.contains(address)) {
-            self.netlink.add_address(ifindex, address).await?;
-        }
-        for &address in present.iter().filter(|address| !wanted.contains(address)) {
-            self.netlink.delete_address(ifindex, address).await?;
-        }
-        Ok(())
-    }
-
-    async fn ensure_neighbours(
-        &self,
-        table: &RemoteTable,
-        ifindex: u32,
-    ) -> Result<(), KernelError> {
-        let present = self.netlink.permanent_neighbours(ifindex).await?;
-        for (gateway, mac) in neighbours(table) {
-            if present.get(&gateway) != Some(&mac) {
-                self.netlink.set_permanent_neighbour(ifindex, gateway, mac).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn delete_neighbours(
-        &self,
-        table: &RemoteTable,
-        ifindex: u32,
-    ) -> Result<(), KernelError> {
-        let wanted = neighbours(table);
-        for gateway in self.netlink.permanent_neighbours(ifindex).await?.into_keys() {
-            if !wanted.contains_key(&gateway) {
-                self.netlink.delete_neighbour(ifindex, gateway).await?;
-            }
-        }
-        Ok(())
-    }
-}
-
 impl Outcome {
     fn note<T, E: Into<KernelError>>(&mut self, outcome: Result<T, E>) -> Option<T> {
         match outcome {
@@ -313,10 +237,6 @@ impl Outcome {
             }
         }
     }
-}
-
-fn neighbours(table: &RemoteTable) -> BTreeMap<IpAddr, [u8; 6]> {
-    table.peers().map(|(destination, peer)| (peer.gateway(destination), peer.mac)).collect()
 }
 
 fn source(end: &OverlayEnd, destination: &IpNetwork) -> Option<IpAddr> {

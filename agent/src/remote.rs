@@ -29,8 +29,6 @@ pub enum Way {
     Direct {
         /// The node's address; of IPv4 destinations it may be of IPv6.
         node: IpAddr,
-        /// Where the node sends VXLAN from, which packets from there may come in all the same.
-        tunnel: Option<IpAddr>,
     },
     /// In VXLAN.
     Overlay(Peer),
@@ -73,10 +71,10 @@ impl RemoteTable {
         table
     }
 
-    /// The ways to the nodes that are reached through the overlay.
-    pub fn peers(&self) -> impl Iterator<Item = (&IpNetwork, &Peer)> {
-        self.ways.iter().filter_map(|(destination, way)| match way {
-            Way::Overlay(peer) => Some((destination, peer)),
+    /// The ways to the nodes that are reached through the overlay, by their addresses of a family.
+    pub fn peers(&self, ipv4: bool) -> impl Iterator<Item = (&IpNetwork, &Peer)> {
+        self.ways.iter().filter_map(move |(destination, way)| match way {
+            Way::Overlay(peer) if peer.node.is_ipv4() == ipv4 => Some((destination, peer)),
             _ => None,
         })
     }
@@ -135,13 +133,11 @@ impl View<'_> {
         match pool.encapsulation {
             Encapsulation::Vxlan => self.overlay(node),
             Encapsulation::None => match direct {
-                Some(direct) => Ok(Way::Direct { node: direct, tunnel: self.tunnel(node) }),
+                Some(node) => Ok(Way::Direct { node }),
                 None => Err("has no address that routes could go by, and its pool no VXLAN"),
             },
             Encapsulation::VxlanCrossSubnet => match direct {
-                Some(direct) if self.shares_subnet_with(direct) => {
-                    Ok(Way::Direct { node: direct, tunnel: self.tunnel(node) })
-                }
+                Some(direct) if self.shares_subnet_with(direct) => Ok(Way::Direct { node: direct }),
                 _ => self.overlay(node),
             },
         }

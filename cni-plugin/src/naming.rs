@@ -8,8 +8,11 @@ use sha1::{Digest, Sha1};
 pub const HOST_VETH_PREFIX: &str = "mgy";
 /// Prefix of every ifb device's name.
 const IFB_PREFIX: &str = "mgi";
-/// Name of the node's overlay device. No host veth's: that has nothing but hex digits behind its prefix.
+/// Name of the node's overlay device whose outer headers are IPv4's. No host veth's: that has nothing but
+/// hex digits behind its prefix.
 pub const OVERLAY_DEVICE: &str = "mgyvxlan";
+/// The same of IPv6.
+pub const OVERLAY_DEVICE_V6: &str = "mgyvxlan6";
 /// The network of the attachments by which nodes hold their addresses on the overlay.
 pub const OVERLAY_NETWORK: &str = "margay.overlay";
 /// Prefix of every alias.
@@ -63,7 +66,13 @@ pub fn is_of_a_pod(link: &str) -> bool {
     digits.is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// MAC address of a node's overlay device: locally administered, from the SHA-1 of the node's name.
+/// Whether a link has the name of an overlay device.
+#[must_use]
+pub fn is_overlay_device(link: &str) -> bool {
+    [OVERLAY_DEVICE, OVERLAY_DEVICE_V6].contains(&link)
+}
+
+/// MAC address of a node's overlay devices: locally administered, from the SHA-1 of the node's name.
 #[must_use]
 pub fn overlay_mac(node: &str) -> [u8; 6] {
     let digest: [u8; 20] = Sha1::digest(node).into();
@@ -123,6 +132,7 @@ mod tests {
         }
         assert!(is_of_a_pod(&host_veth(&attachment())) && is_of_a_pod(&ifb(&attachment())));
         assert!(!is_of_a_pod(OVERLAY_DEVICE) && !is_of_a_pod("eth0"));
+        assert!(!is_of_a_pod(OVERLAY_DEVICE_V6));
         assert_ne!(overlay_mac("a"), overlay_mac("b"));
         assert_ne!(overlay_attachment("a", true), overlay_attachment("b", true));
     }

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use aya::EbpfError;
 use aya::maps::{MapData, MapError};
@@ -117,11 +117,6 @@ impl Bound {
         Some(self.maps.swap_remove(place).1)
     }
 
-    /// The object's types, for a program that belongs to it.
-    pub(crate) fn btf(&self) -> BorrowedFd<'_> {
-        self.btf.as_fd()
-    }
-
     /// Whether the object has the program.
     pub(crate) fn has(&self, program: Program) -> bool {
         self.object.programs.contains_key(program.name())
@@ -194,7 +189,7 @@ fn failed(call: &'static str) -> impl Fn(io::Error) -> MapError {
 /// Hands the program to the verifier, which gives up with `EAGAIN` when the kernel wants the thread
 /// for something else meanwhile (`signal_pending` in `do_check`), and can be asked again. What it
 /// has against a program takes much longer to write down, so that is asked for afterwards.
-pub(crate) fn verify(program: &TcProgram<'_>) -> Result<OwnedFd, ProgramError> {
+fn verify(program: &TcProgram<'_>) -> Result<OwnedFd, ProgramError> {
     let mut outcome = bpf::load_program(program, &mut []);
     for _ in 1..VERIFIER_ATTEMPTS {
         match &outcome {

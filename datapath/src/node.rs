@@ -24,7 +24,7 @@ use crate::program::{Group, PinnedProgram, Program, ProgramId, ProgramSize};
 /// An interface that leads to other nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NodeInterface {
-    /// The VXLAN device.
+    /// A VXLAN device.
     Overlay,
     /// What plain packets to and from other nodes go by. An Ethernet device.
     Uplink,
@@ -106,13 +106,13 @@ impl NodeDatapath {
         &self.maps.flows
     }
 
-    /// The VXLAN device that the programs know.
+    /// The VXLAN devices that the programs know.
     pub fn overlay(&self) -> Result<Overlay, MapError> {
         self.maps.overlay.get()
     }
 
-    /// Tells the programs of a VXLAN device; all zero is none. To be called when the device is up and
-    /// has its programs.
+    /// Tells the programs of the VXLAN devices; all zero is none. To be called when these are up and have
+    /// their programs.
     pub fn set_overlay(&self, overlay: &Overlay) -> Result<(), MapError> {
         self.maps.overlay.set(*overlay)
     }

@@ -29,8 +29,6 @@ use crate::pins::Pins;
 use crate::test_run::SkBuff;
 use crate::{DatapathError, Program, ProgramId, TestContext};
 
-mod tunnel;
-
 /// Flows that a rehearsal has room for. A packet is of one or, if it quotes another, of two.
 const MAX_FLOWS: u32 = 4096;
 
@@ -74,13 +72,6 @@ pub enum RehearsalError {
         /// Errno.
         source: io::Error,
     },
-    /// What makes a packet look as if it had come through a tunnel does not work on this kernel.
-    #[error("put a tunnel beside the packet (Linux 6.0)")]
-    Tunnel {
-        #[source]
-        /// Errno.
-        source: io::Error,
-    },
 }
 
 /// How a packet comes to a hook.
@@ -90,8 +81,6 @@ pub struct Arrival {
     pub ifindex: u32,
     /// Interface by which it came to this namespace; 0 if it began here.
     pub ingress_ifindex: u32,
-    /// Outer source of the tunnel that it came through, IPv4 as `::ffff:a.b.c.d`.
-    pub tunnel: Option<[u8; 16]>,
 }
 
 /// What a program did with the packet.
@@ -174,22 +163,13 @@ impl Rehearsal {
             self.put_node_program_in_place()?;
         }
         let loaded = self.load(program)?;
-        let Arrival { ifindex, ingress_ifindex, .. } = arrival;
+        let Arrival { ifindex, ingress_ifindex } = arrival;
         let context =
             SkBuff::from(TestContext { ifindex, ingress_ifindex, ..TestContext::default() });
         let mut out = frame.to_vec();
         let before = self.own.stats.read()?;
-        match arrival.tunnel {
-            None => bpf::run_program(loaded.as_fd(), &mut out, bytemuck::bytes_of(&context))
-                .map(drop)
-                .map_err(|source| RehearsalError::Run {
-                    program,
-                    frame_bytes: frame.len(),
-                    source,
-                })?,
-            Some(node) => tunnel::run(&self.bound, loaded, node, &mut out, context)
-                .map_err(|source| RehearsalError::Tunnel { source })?,
-        }
+        bpf::run_program(loaded.as_fd(), &mut out, bytemuck::bytes_of(&context))
+            .map_err(|source| RehearsalError::Run { program, frame_bytes: frame.len(), source })?;
         let after = self.own.stats.read()?;
         let counted = before.iter().zip(&after).find(|(before, after)| before != after);
         Ok(Rehearsed { counter: counted.map(|((counter, _), _)| *counter), frame: out })

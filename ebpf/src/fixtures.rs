@@ -30,8 +30,13 @@ pub(crate) const NODE: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192
 pub(crate) const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 9, 0];
 /// Less than a pod's.
 pub(crate) const NODE_MTU: u32 = 1450;
-pub(crate) const OVERLAY: Overlay =
-    Overlay { ifindex: 9, vni: 4096, port: 4789_u16.to_be_bytes(), mac: [2, 0, 0, 0, 0, 9] };
+pub(crate) const OVERLAY: Overlay = Overlay {
+    ifindex_v4: 9,
+    ifindex_v6: 8,
+    vni: 4096,
+    port: 4789_u16.to_be_bytes(),
+    mac: [2, 0, 0, 0, 0, 9],
+};
 /// Of the network between the nodes, which has room for the overlay's headers.
 pub(crate) const UNDERLAY_MTU: u32 = NODE_MTU + 50;
 /// This node's address there.
@@ -69,8 +74,6 @@ pub(crate) struct TestPacket {
     pub(crate) has_vlan_tag: bool,
     pub(crate) flow_hash: u32,
     pub(crate) is_for_another_host: bool,
-    /// The tunnel that it came through, or is given: the other end, and the VNI.
-    pub(crate) tunnel: Option<([u8; 16], u32)>,
     pub(crate) is_sent: bool,
     /// The interface that the host's routes send it to.
     pub(crate) next_hop: Option<u32>,
@@ -96,7 +99,6 @@ impl TestPacket {
             has_vlan_tag: false,
             flow_hash: 0,
             is_for_another_host: false,
-            tunnel: None,
             is_sent: false,
             next_hop: None,
             way_out: None,
@@ -161,15 +163,6 @@ impl Packet for TestPacket {
 
     fn is_for_this_host(&self) -> bool {
         !self.is_for_another_host
-    }
-
-    fn is_from_tunnel(&self, node: &[u8; 16]) -> bool {
-        self.tunnel.is_some_and(|(remote, _)| remote == *node)
-    }
-
-    fn set_tunnel(&mut self, node: &[u8; 16], vni: u32) -> Option<()> {
-        self.tunnel = Some((*node, vni));
-        Some(())
     }
 
     fn redirect_by_route<T: Pod>(&self, _src: &T, _dst: &T, _longest: u32) -> Option<()> {

@@ -95,7 +95,7 @@ pub(crate) trait Tables<H: crate::ip::Header> {
 /// For either family alike.
 #[inline(always)]
 fn overlay() -> Option<&'static Overlay> {
-    OVERLAY.get(0).filter(|overlay| overlay.ifindex != 0)
+    OVERLAY.get(0).filter(|overlay| overlay.port != [0; 2])
 }
 
 /// The maps of this object.

@@ -7,12 +7,11 @@ use margay_abi::{PodToNode, Remote};
 
 use crate::{
     fixtures::{
-        A, B, ELSEWHERE_V4, End, FAR, HASH, HOST_MAC, IDENTIFICATION, NODE, NODE_MAC, NODE_MTU,
-        OVERLAY, OWN_NODE, TestPacket, TestTables,
+        A, B, ELSEWHERE_V4, End, FAR, HASH, HOST_MAC, IDENTIFICATION, NODE_MAC, NODE_MTU, OVERLAY,
+        OWN_NODE, TestPacket, TestTables,
     },
     frames::{self, Ipv4, Ipv6, ethernet, tcp_flags},
-    from_node::{self, Origin},
-    from_pod, pod_to_node,
+    from_node, from_pod, pod_to_node,
     to_pod::{Hook, learn},
     verdict::{DropReason, Family, StackReason, Verdict},
 };
@@ -30,8 +29,7 @@ fn connection_to_another_node_goes_through_the_overlay_from_its_syn_on() {
 
         assert_eq!(send(&mut packet, &tables), Ok(Verdict::Send(Family::Ipv4)));
 
-        assert_eq!(packet.tunnel, Some((NODE, OVERLAY.vni)));
-        assert_eq!(packet.redirected.get(), Some(OVERLAY.ifindex));
+        assert_eq!(packet.redirected.get(), Some(OVERLAY.ifindex_v4));
         let header = Ipv4 { ttl: 63, ..Ipv4::new(A.v4, FAR.v4, 6) };
         assert_eq!(packet.bytes, ethernet(NODE_MAC, OVERLAY.mac, 0x0800, &header.packet(&tcp)));
     }
@@ -56,7 +54,7 @@ fn what_has_a_way_to_the_other_node_gets_its_outer_headers_without_the_device() 
         let verdict = send(&mut packet, &TestTables::with_remote(VXLAN));
 
         assert!(matches!(verdict, Ok(Verdict::Send(_))), "{verdict:?}");
-        assert_eq!((packet.redirected.get(), packet.tunnel), (Some(UPLINK), None));
+        assert_eq!(packet.redirected.get(), Some(UPLINK));
         assert!(packet.is_sent, "taken for the stack's on its way out");
         let inside = ethernet(NODE_MAC, OVERLAY.mac, ethertype, &inside);
         let vxlan = [&[8, 0, 0, 0, 0, 0x10, 0, 0], &inside[..]].concat();
@@ -107,22 +105,36 @@ fn what_only_the_device_can_encapsulate_goes_to_it() {
     let mut big = with_a_way(v4(&A, &FAR, 6, &long));
     big.gso_size = 1000;
     big.bytes[16..18].fill(0);
-    for (mut packet, tables) in [
-        (v4(&A, &FAR, 6, &syn), TestTables::with_remote(VXLAN)),
-        (with_a_way(v4(&A, &FAR, 6, &syn)), to_ipv6),
-        (nested, TestTables::with_remote(VXLAN)),
-        (told_of, TestTables::with_remote(VXLAN)),
-        (big, TestTables::with_remote(VXLAN)),
+    for (mut packet, tables, device) in [
+        (v4(&A, &FAR, 6, &syn), TestTables::with_remote(VXLAN), OVERLAY.ifindex_v4),
+        (with_a_way(v4(&A, &FAR, 6, &syn)), to_ipv6, OVERLAY.ifindex_v6),
+        (nested, TestTables::with_remote(VXLAN), OVERLAY.ifindex_v4),
+        (told_of, TestTables::with_remote(VXLAN), OVERLAY.ifindex_v4),
+        (big, TestTables::with_remote(VXLAN), OVERLAY.ifindex_v4),
     ] {
         let before = packet.bytes.clone();
 
         assert_eq!(send(&mut packet, &tables), Ok(Verdict::Send(Family::Ipv4)));
 
-        assert_eq!(packet.redirected.get(), Some(OVERLAY.ifindex));
-        assert_eq!(packet.tunnel, Some((tables.remote.expect("a way").node, OVERLAY.vni)));
+        assert_eq!(packet.redirected.get(), Some(device));
         assert_eq!(packet.bytes.len(), before.len());
         assert_eq!(packet.bytes[22], 63, "a hop less, once");
     }
+}
+
+#[test]
+fn what_has_no_device_towards_its_node_is_the_stacks() {
+    let tables = TestTables {
+        overlay: Some(margay_abi::Overlay { ifindex_v4: 0, ..OVERLAY }),
+        ..TestTables::with_remote(VXLAN)
+    };
+    let mut packet = v4(&A, &FAR, 6, &frames::tcp(1, 2, tcp_flags::SYN));
+    let before = packet.bytes.clone();
+
+    let verdict = send(&mut packet, &tables);
+
+    assert_eq!(verdict, Ok(Verdict::Stack(StackReason::NotLocal)));
+    assert_eq!((packet.bytes, packet.redirected.get()), (before, None));
 }
 
 #[test]
@@ -135,7 +147,6 @@ fn connection_to_another_node_goes_by_the_hosts_routes_where_the_way_is_plain() 
     assert_eq!(send(&mut packet, &tables), Ok(Verdict::Send(Family::Ipv4)));
 
     assert_eq!(packet.redirected.get(), Some(UPLINK));
-    assert_eq!(packet.tunnel, None);
     let header = Ipv4 { ttl: 63, ..Ipv4::new(A.v4, FAR.v4, 6) };
     assert_eq!(packet.bytes[14..], header.packet(&tcp), "the MACs are the kernel's to fill in");
 }
@@ -274,7 +285,7 @@ fn what_the_stack_sends_to_another_node_stays_with_it_both_ways() {
         assert_eq!(verdicts(&tables), [VIA_STACK]);
 
         let mut answer = v4(&FAR, &A, 6, &frames::tcp(2, 1, tcp_flags::ACK));
-        let verdict = from_node::handle(&mut answer, Origin::Uplink, &tables);
+        let verdict = from_node::handle(&mut answer, &tables);
         assert_eq!(verdict, Some(Verdict::Stack(StackReason::Flow)));
     }
 }
@@ -322,19 +333,13 @@ fn what_the_stack_sends_to_a_pod_from_another_node_stays_with_it() {
 
 #[test]
 fn connection_from_another_node_is_delivered_from_its_syn_on() {
-    for (mode, origin) in [
-        (VXLAN, Origin::Overlay),
-        (PLAIN, Origin::Uplink),
-        // The other way may be another one.
-        (PLAIN, Origin::Overlay),
-        (VXLAN, Origin::Uplink),
-    ] {
+    for mode in [VXLAN, PLAIN] {
         let tables = TestTables::with_remote(mode);
         for flags in [tcp_flags::SYN, tcp_flags::ACK] {
             let tcp = frames::tcp(1, 2, flags);
             let mut packet = arriving(v4(&FAR, &A, 6, &tcp));
 
-            let verdict = from_node::handle(&mut packet, origin, &tables);
+            let verdict = from_node::handle(&mut packet, &tables);
 
             let delivered = |family| Some(Verdict::Deliver { ifindex: A.ifindex, family });
             assert_eq!(verdict, delivered(Family::Ipv4));
@@ -342,7 +347,7 @@ fn connection_from_another_node_is_delivered_from_its_syn_on() {
             assert_eq!(packet.bytes, ethernet(A.mac, HOST_MAC, 0x0800, &header.packet(&tcp)));
 
             let mut packet = arriving(v6(&FAR, &A, 6, &tcp));
-            let verdict = from_node::handle(&mut packet, origin, &tables);
+            let verdict = from_node::handle(&mut packet, &tables);
             assert_eq!(verdict, delivered(Family::Ipv6));
             let header = Ipv6 { hop_limit: 63, ..Ipv6::new(FAR.v6, A.v6, 6) };
             assert_eq!(packet.bytes, ethernet(A.mac, HOST_MAC, 0x86dd, &header.packet(&tcp)));
@@ -355,33 +360,14 @@ fn datagram_from_another_node_becomes_direct_behind_the_stack() {
     let tables = TestTables::with_remote(VXLAN);
     let udp = frames::udp(1, 2, b"");
     let mut packet = arriving(v4(&FAR, &A, 17, &udp));
-    let verdict = from_node::handle(&mut packet, Origin::Overlay, &tables);
+    let verdict = from_node::handle(&mut packet, &tables);
     assert_eq!(verdict, Some(Verdict::Stack(StackReason::Flow)));
 
     learn(&packet, &tables, Hook::ToPod).expect("something to learn");
 
     let mut next = arriving(v4(&FAR, &A, 17, &udp));
-    let verdict = from_node::handle(&mut next, Origin::Overlay, &tables);
+    let verdict = from_node::handle(&mut next, &tables);
     assert!(matches!(verdict, Some(Verdict::Deliver { .. })), "{verdict:?}");
-}
-
-#[test]
-fn what_comes_by_another_address_than_its_nodes_is_the_stacks_both_ways() {
-    let syn = frames::tcp(1, 2, tcp_flags::SYN);
-    let mut other_node = NODE;
-    other_node[15] += 1;
-    for tunnel in [Some(other_node), None] {
-        let tables = TestTables::with_remote(VXLAN);
-        let mut packet = v4(&FAR, &A, 6, &syn);
-        packet.tunnel = tunnel.map(|node| (node, 1));
-        let before = packet.bytes.clone();
-
-        let verdict = from_node::handle(&mut packet, Origin::Overlay, &tables);
-
-        assert_eq!(verdict, Some(Verdict::Stack(StackReason::OtherNode)));
-        assert_eq!(packet.bytes, before);
-        assert_eq!(verdicts(&tables), [VIA_STACK]);
-    }
 }
 
 #[test]
@@ -391,11 +377,11 @@ fn what_is_not_between_pods_is_not_even_counted() {
     for (src, dst) in [(ELSEWHERE_V4, A.v4), (FAR.v4, ELSEWHERE_V4), (B.v4, A.v4)] {
         let frame = ethernet([2; 6], [4; 6], 0x0800, &Ipv4::new(src, dst, 6).packet(&syn));
         let mut packet = arriving(TestPacket::new(frame));
-        assert_eq!(from_node::handle(&mut packet, Origin::Uplink, &tables), None);
+        assert_eq!(from_node::handle(&mut packet, &tables), None);
     }
     for frame in [ethernet([2; 6], [4; 6], 0x0806, &[0; 28]), vec![0; 13]] {
         let mut packet = arriving(TestPacket::new(frame));
-        assert_eq!(from_node::handle(&mut packet, Origin::Uplink, &tables), None);
+        assert_eq!(from_node::handle(&mut packet, &tables), None);
     }
 }
 
@@ -409,13 +395,13 @@ fn nothing_that_comes_from_another_node_is_dropped() {
     let mut tagged = arriving(v4(&FAR, &A, 6, &frames::tcp(1, 2, tcp_flags::SYN)));
     tagged.has_vlan_tag = true;
     for mut packet in [arriving(v4(&FAR, &A, 6, &broken)), for_another, tagged] {
-        let verdict = from_node::handle(&mut packet, Origin::Uplink, &tables);
+        let verdict = from_node::handle(&mut packet, &tables);
         assert_eq!(verdict, Some(Verdict::Stack(StackReason::Unsupported)));
     }
     let whole = v4(&FAR, &A, 6, &frames::tcp(1, 2, tcp_flags::SYN)).bytes;
     for len in 0..whole.len() {
         let mut packet = arriving(TestPacket::new(whole[..len].to_vec()));
-        let verdict = from_node::handle(&mut packet, Origin::Uplink, &tables);
+        let verdict = from_node::handle(&mut packet, &tables);
         assert!(matches!(verdict, None | Some(Verdict::Stack(_))), "{len} bytes");
     }
 }
@@ -429,7 +415,7 @@ fn a_pod_with_a_limited_bandwidth_gets_nothing_past_the_stack() {
     let syn = frames::tcp(1, 2, tcp_flags::SYN);
 
     let mut packet = arriving(v4(&FAR, &A, 6, &syn));
-    let verdict = from_node::handle(&mut packet, Origin::Uplink, &tables);
+    let verdict = from_node::handle(&mut packet, &tables);
     assert_eq!(verdict, Some(Verdict::Stack(StackReason::Flow)));
     let verdict = send(&mut v4(&A, &FAR, 6, &syn), &tables);
     assert_eq!(verdict, Ok(Verdict::Stack(StackReason::Flow)));
@@ -461,7 +447,7 @@ fn v6(from: &End, to: &End, next_header: u8, payload: &[u8]) -> TestPacket {
 
 /// The same at the interface that the node's packets come in by.
 fn arriving(packet: TestPacket) -> TestPacket {
-    TestPacket { ifindex: UPLINK, tunnel: Some((NODE, 1)), ..packet }
+    TestPacket { ifindex: UPLINK, ..packet }
 }
 
 fn verdicts(tables: &TestTables) -> Vec<u8> {

@@ -8,21 +8,19 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
         BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-        BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup, bpf_redir_neigh,
-        bpf_redir_neigh__bindgen_ty_1 as NextHop,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH,
+        BPF_FIB_LOOKUP_SRC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
+        bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1 as NextHop,
     },
     helpers::{
         bpf_csum_update, bpf_fib_lookup, bpf_get_hash_recalc, bpf_get_prandom_u32,
         bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_set_hash,
-        bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key,
-        bpf_skb_store_bytes,
+        bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
 use bytemuck::{Pod, Zeroable, bytes_of, cast};
-use margay_abi::{PodToNode, event::Note, mapped_ipv4};
+use margay_abi::{PodToNode, event::Note};
 
 use crate::{ethernet, ip, maps, words};
 
@@ -65,11 +63,6 @@ pub(crate) trait Packet {
 
     /// Whether its Ethernet address is that of the interface that it came in by.
     fn is_for_this_host(&self) -> bool;
-    /// Whether it came through a tunnel whose other end is `node`, an address as in
-    /// [`margay_abi::Remote`].
-    fn is_from_tunnel(&self, node: &[u8; 16]) -> bool;
-    /// Gives it a tunnel to `node`, which a device that it is redirected to sends it through.
-    fn set_tunnel(&mut self, node: &[u8; 16], vni: u32) -> Option<()>;
     /// Marks it as on its way past the stack, for the hook of the interface that it is redirected to.
     fn mark_as_sent(&mut self);
     /// Whether it is marked so.
@@ -133,19 +126,6 @@ const LOOPBACK: u32 = 1;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-
-/// `struct bpf_tunnel_key` as every kernel since 4.9 takes it; later fields are left out.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct TunnelKey {
-    id: u32,
-    /// IPv4 as a number in the first four bytes, IPv6 as sixteen bytes.
-    remote: [u32; 4],
-    tos: u8,
-    ttl: u8,
-    ext: u16,
-    label: u32,
-}
 
 /// The packet that the kernel runs the program on.
 pub(crate) struct Skb {
@@ -392,31 +372,6 @@ impl Packet for Skb {
         unsafe { (*self.raw).pkt_type == PACKET_HOST }
     }
 
-    #[inline(always)]
-    fn is_from_tunnel(&self, node: &[u8; 16]) -> bool {
-        let mut key = TunnelKey::zeroed();
-        let (remote, flags) = tunnel_remote(node);
-        let to = (&raw mut key).cast();
-        // SAFETY: `raw` is the context of this run, and the helper writes the bytes of `key`, or none,
-        // if there is no tunnel, or one of the other family.
-        let result =
-            unsafe { bpf_skb_get_tunnel_key(self.raw, to, size_of::<TunnelKey>() as u32, flags) };
-        result == 0 && key.remote == remote
-    }
-
-    #[inline(always)]
-    fn set_tunnel(&mut self, node: &[u8; 16], vni: u32) -> Option<()> {
-        let (remote, flags) = tunnel_remote(node);
-        let mut key = TunnelKey { id: vni, remote, ..TunnelKey::zeroed() };
-        // What kernels send over IPv4, and what they only receive over IPv6 where it is agreed upon.
-        let flags = if flags == 0 { u64::from(BPF_F_ZERO_CSUM_TX) } else { flags };
-        let from = (&raw mut key).cast();
-        // SAFETY: `raw` is the context of this run, and the helper reads the bytes of `key`.
-        let result =
-            unsafe { bpf_skb_set_tunnel_key(self.raw, from, size_of::<TunnelKey>() as u32, flags) };
-        (result == 0).then_some(())
-    }
-
     #[inline(never)]
     fn redirect_by_route<A: Pod>(&self, src: &A, dst: &A, longest: u32) -> Option<()> {
         // SAFETY: all fields are integers, of which zero is one.
@@ -556,15 +511,6 @@ impl Hop {
             // SAFETY: the union's fields are integers that share their beginning.
             address: unsafe { query.__bindgen_anon_4.ipv6_dst },
         }
-    }
-}
-
-/// The other end of a tunnel as the kernel writes it, and what tells it the family.
-#[inline(always)]
-fn tunnel_remote(node: &[u8; 16]) -> ([u32; 4], u64) {
-    match mapped_ipv4(node) {
-        Some(address) => ([u32::from_be_bytes(address), 0, 0, 0], 0),
-        None => (cast(*node), u64::from(BPF_F_TUNINFO_IPV6)),
     }
 }
 

@@ -156,7 +156,7 @@ fn through_overlay<H: Header>(
     through_device(packet, &ip, remote, overlay)
 }
 
-/// What the VXLAN device alone can encapsulate: all over IPv6 and all before Linux 6.7, what does not fit
+/// What a VXLAN device alone can encapsulate: all over IPv6 and all before Linux 6.7, what does not fit
 /// the way with its outer headers, what the pod itself has encapsulated, and a packet that is to be told of.
 #[inline(always)]
 fn through_device<H: Header>(
@@ -165,12 +165,13 @@ fn through_device<H: Header>(
     remote: &Remote,
     overlay: &Overlay,
 ) -> Result<Verdict, DropReason> {
-    if packet.set_tunnel(&remote.node, overlay.vni).is_none() {
+    let device = overlay.towards(&remote.node);
+    if device == 0 {
         return Ok(UNCHANGED);
     }
     rewrite(packet, ip, [remote.mac, overlay.mac]).ok_or(DropReason::Malformed)?;
     packet.mark_as_sent();
-    packet.redirect(overlay.ifindex);
+    packet.redirect(device);
     Ok(Verdict::Send(H::FAMILY))
 }
 

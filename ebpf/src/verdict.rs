@@ -67,7 +67,6 @@ pub(crate) enum StackReason {
     IcmpError = Counter::StackIcmpError as u8,
     Control = Counter::StackControl as u8,
     Multicast = Counter::StackMulticast as u8,
-    OtherNode = Counter::StackOtherNode as u8,
 }
 
 /// Why a packet is dropped.

@@ -1,9 +1,8 @@
 //! VXLAN over IPv4 (RFC 7348) without the kernel's device: what a pod sends to another node gets its
 //! outer headers here, and goes on by the host's routes.
 //!
-//! Invariant: on the wire it is what the device would have sent, with the tunnel that
-//! [`Packet::set_tunnel`] gives it (`vxlan_xmit_one`, `iptunnel_xmit`): no checksum over UDP, not
-//! "don't fragment", the congestion bits of the packet inside. So the other node need not know who wrote
+//! Invariant: on the wire it is what the device would have sent (`vxlan_xmit_one`, `iptunnel_xmit`): no
+//! checksum over UDP, not "don't fragment", the congestion bits of the packet inside. So the other node need not know who wrote
 //! them. Sysctls may tell the device another range of source ports and another TTL, a route another TTL, and it
 //! counts identifications up.
 //!

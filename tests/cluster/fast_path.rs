@@ -1,9 +1,9 @@
 //! The programs that carry packets between nodes past the stacks: the agents tell them the ways.
 
-use margay::naming::OVERLAY_DEVICE;
+use margay::naming::{OVERLAY_DEVICE, OVERLAY_DEVICE_V6};
 use margay_abi::{Counter, remote_mode};
 use margay_datapath::{AttachMode, NodeDatapath, NodeInterface};
-use margay_tests::cluster::{Cluster, Layout, Member, MemberPod, pairs, wait_until};
+use margay_tests::cluster::{Cluster, Families, Layout, Member, MemberPod, pairs, wait_until};
 use margay_tests::traffic::{Place, answers_ping, assert_tcp};
 use serde_json::json;
 
@@ -34,7 +34,7 @@ fn an_overlay_device_that_is_made_anew_gets_its_programs() {
 
     wait_until("a new device that the programs know", || {
         let link = node.link(OVERLAY_DEVICE).filter(|link| link.index != before);
-        link.is_some_and(|link| datapath(node).unwrap().overlay().unwrap().ifindex == link.index)
+        link.is_some_and(|link| datapath(node).unwrap().overlay().unwrap().ifindex_v4 == link.index)
     });
     cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
     assert_fast(&cluster, &pods);
@@ -78,7 +78,7 @@ fn where_the_fast_path_is_switched_off_the_routes_carry_what_it_did() {
     assert_eq!(counted(), before);
     for node in cluster.nodes() {
         let overlay = datapath(node).unwrap().overlay().unwrap();
-        assert_ne!(overlay.ifindex, 0, "its port is guarded all the same");
+        assert_ne!(overlay.ifindex_v4, 0, "its port is guarded all the same");
     }
 }
 
@@ -113,6 +113,73 @@ fn ipsec_policies_see_all_that_goes_between_nodes() {
     assert_fast(&cluster, &pods);
 }
 
+#[test]
+fn a_node_with_ipv6_alone_is_reached_by_a_device_of_its_own_kind() {
+    let Some(cluster) = Cluster::new(Layout::OneSubnet, 3) else { return };
+    let [both, other, alone] = cluster.nodes() else { unreachable!("three nodes") };
+    both.start_agent();
+    other.start_agent();
+    let addresses = [format!("{}/64", alone.address(false))];
+    alone.start_agent_with(&json!({"node_addresses": addresses}));
+    let pods = pods_that_know_the_way(&cluster, "Always", remote_mode::VXLAN);
+
+    assert_fast(&cluster, &pods);
+    assert_eq!(both.link(OVERLAY_DEVICE).unwrap().mtu, 1450);
+    assert_eq!(both.link(OVERLAY_DEVICE_V6).unwrap().mtu, 1430);
+    assert!(alone.link(OVERLAY_DEVICE).is_none(), "of use to nobody");
+
+    // With IPv4 as well, it is as all others are.
+    alone.kill_agent();
+    alone.start_agent();
+    wait_until("one device", || both.link(OVERLAY_DEVICE_V6).is_none());
+    cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+    assert_fast(&cluster, &pods);
+}
+
+/// As margay made it before it had a table: it takes the port of both families.
+#[test]
+fn a_device_without_a_table_is_replaced() {
+    for (families, name) in [(Families::Both, OVERLAY_DEVICE), (Families::Ipv6, OVERLAY_DEVICE_V6)]
+    {
+        let Some(cluster) = Cluster::with(Layout::OneSubnet, families, 2, 1) else { return };
+        for node in cluster.nodes() {
+            let device = "ip link add mgyvxlan up type vxlan external dstport 4789";
+            let words: Vec<&str> = device.split(' ').collect();
+            node.enter(|| margay_tests::node::run(&words));
+        }
+        let pods = pods_with_a_fast_path(&cluster, "Always", remote_mode::VXLAN);
+
+        assert_fast(&cluster, &pods);
+        let node = &cluster.nodes()[0];
+        assert!(node.link(name).is_some());
+    }
+}
+
+#[test]
+fn what_an_overlay_device_is_told_besides_is_taken_back() {
+    let Some(cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
+    let pods = pods_with_a_fast_path(&cluster, "Always", remote_mode::VXLAN);
+    let node = &cluster.nodes()[0];
+    let ifindex = node.link(OVERLAY_DEVICE).unwrap().index;
+    let entries = || {
+        node.netlink(async |netlink| netlink.forwarding_entries(ifindex).await.expect("entries"))
+    };
+    let before = entries();
+    assert_eq!(before.values().collect::<Vec<_>>(), [&cluster.nodes()[1].address(true)]);
+    let (&known, _) = before.first_key_value().expect("an entry");
+
+    node.netlink(async |netlink| {
+        let nobody = "192.0.2.1".parse().unwrap();
+        for mac in [known, [2, 0, 0, 0, 0, 0x77]] {
+            netlink.set_forwarding_entry(ifindex, mac, nobody).await.expect("set");
+        }
+    });
+    touch_a_link(node);
+
+    wait_until("what the agent knows, and no more", || entries() == before);
+    cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+}
+
 /// Has the agent look again at once.
 fn touch_a_link(node: &Member) {
     node.enter(|| margay_tests::node::run(&["ip", "link", "add", "touched", "type", "veth"]));
@@ -131,18 +198,25 @@ fn is_attached(node: &Member, datapath: &NodeDatapath) -> bool {
 /// A pod on each node, whose programs know the way to the other.
 fn pods_with_a_fast_path(cluster: &Cluster, vxlan_mode: &str, mode: u8) -> Vec<MemberPod> {
     cluster.start_agents();
+    pods_that_know_the_way(cluster, vxlan_mode, mode)
+}
+
+/// The same where the agents run.
+fn pods_that_know_the_way(cluster: &Cluster, vxlan_mode: &str, mode: u8) -> Vec<MemberPod> {
     let add = |node: &Member| node.add("one", &node.network(vxlan_mode));
     let pods: Vec<MemberPod> = cluster.nodes().iter().map(add).collect();
     cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
-    for (node, far) in cluster.nodes().iter().zip(pods.iter().rev()) {
-        wait_until("programs that know the way", || {
-            let remotes = datapath(node);
-            let mode_of = |ipv4| {
-                let remote = remotes.as_ref()?.remotes().get(far.address(ipv4)).unwrap();
-                remote.map(|remote| remote.mode)
-            };
-            [true, false].into_iter().all(|ipv4| mode_of(ipv4) == Some(mode))
-        });
+    for (near, node) in cluster.nodes().iter().enumerate() {
+        for (_, far) in pods.iter().enumerate().filter(|(number, _)| *number != near) {
+            wait_until("programs that know the way", || {
+                let remotes = datapath(node);
+                let mode_of = |ipv4| {
+                    let remote = remotes.as_ref()?.remotes().get(far.address(ipv4)).unwrap();
+                    remote.map(|remote| remote.mode)
+                };
+                [true, false].into_iter().all(|ipv4| mode_of(ipv4) == Some(mode))
+            });
+        }
     }
     pods
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use margay::naming::OVERLAY_DEVICE;
+use margay::naming::{OVERLAY_DEVICE, OVERLAY_DEVICE_V6};
 use margay::netlink::RemoteHop;
 use margay_tests::cluster::{
     Cluster, Families, Layout, Member, MemberPod, pairs, wait_until_reached,
@@ -68,7 +68,9 @@ fn vxlan_carries_both_families_over_ipv6_alone() {
     let pods = pods_that_reach_each_other(&cluster, "Always");
 
     assert_eq!(pods[0].mtu(), 1430);
-    assert_eq!(cluster.nodes()[0].link(OVERLAY_DEVICE).unwrap().mtu, 1430);
+    let node = &cluster.nodes()[0];
+    assert_eq!(node.link(OVERLAY_DEVICE_V6).unwrap().mtu, 1430);
+    assert!(node.link(OVERLAY_DEVICE).is_none(), "of use to nobody");
 }
 
 /// A pod on each node, and one more on the first; all that can reach each other has been seen to.

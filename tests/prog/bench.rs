@@ -98,7 +98,7 @@ impl Bench {
             nodes.remotes().set(prefix.parse().expect("prefix"), &remote).expect("set");
         }
         let port = VXLAN_PORT.to_be_bytes();
-        let overlay = Overlay { ifindex: 4343, vni: 1, port, mac: OVERLAY_MAC };
+        let overlay = Overlay { ifindex_v4: 4343, ifindex_v6: 0, vni: 1, port, mac: OVERLAY_MAC };
         nodes.set_overlay(&overlay).expect("overlay");
         nodes.take_over_from_pods().expect("take over");
         for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {

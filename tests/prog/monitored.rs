@@ -79,17 +79,15 @@ fn cases(bench: &Bench, mode: u8) -> Vec<Case> {
         (ToUplink, to_far.clone(), once(Hook::ToUplink)),
         (ToOverlay, to_far, never),
     ];
-    if mode == remote_mode::PLAIN {
-        let syn = packet::tcp(7, 8, tcp_flags::SYN);
-        cases.extend([
-            (FromUplink, bench.far_sends_v4(6, &syn), once(Hook::FromUplink)),
-            (FromUplink, bench.far_sends_v6(6, &syn), once(Hook::FromUplink)),
-        ]);
-    } else {
-        // Of no tunnel: by another address than its node's, and so the stack's.
-        let middle = bench.far_sends_v4(6, &middle);
-        cases.push((FromOverlay, middle, once(Hook::FromOverlay)));
-    }
+    let (program, hook) = match mode {
+        remote_mode::PLAIN => (FromUplink, Hook::FromUplink),
+        _ => (FromOverlay, Hook::FromOverlay),
+    };
+    let syn = packet::tcp(7, 8, tcp_flags::SYN);
+    cases.extend([
+        (program, bench.far_sends_v4(6, &syn), once(hook)),
+        (program, bench.far_sends_v6(6, &syn), once(hook)),
+    ]);
     cases
 }
 

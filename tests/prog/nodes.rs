@@ -1,7 +1,5 @@
 //! A node among others: what `from_pod` goes on with in `pod_to_node`, and the hooks of the interfaces
 //! that lead to other nodes.
-//!
-//! The tunnel beside a packet cannot be given to a run or be read from it: `tests/netns/nodes.rs`.
 
 use margay_abi::{Counter, flow_verdict, remote_mode};
 use margay_datapath::Program;
@@ -125,30 +123,28 @@ fn packets_for_the_overlays_port_are_dropped_wherever_they_go() {
 }
 
 #[test]
-fn plain_connection_from_another_node_is_delivered() {
-    let Some(bench) = Bench::among_nodes(remote_mode::PLAIN) else { return };
-    for flags in [tcp_flags::SYN, tcp_flags::ACK] {
-        let tcp = packet::tcp(1, 2, flags);
-        let v4 = bench.arrive(Program::FromUplink, &bench.far_sends_v4(6, &tcp));
-        let v6 = bench.arrive(Program::FromUplink, &bench.far_sends_v6(6, &tcp));
+fn connection_from_another_node_is_delivered() {
+    for (mode, program) in [
+        (remote_mode::PLAIN, Program::FromUplink),
+        (remote_mode::VXLAN, Program::FromOverlay),
+        // The way there may be another one.
+        (remote_mode::PLAIN, Program::FromOverlay),
+        (remote_mode::VXLAN, Program::FromUplink),
+    ] {
+        let Some(bench) = Bench::among_nodes(mode) else { return };
+        for flags in [tcp_flags::SYN, tcp_flags::ACK] {
+            let tcp = packet::tcp(1, 2, flags);
+            let v4 = bench.arrive(program, &bench.far_sends_v4(6, &tcp));
+            let v6 = bench.arrive(program, &bench.far_sends_v6(6, &tcp));
 
-        v4.expect_redirect(Counter::FromNodeV4);
-        v6.expect_redirect(Counter::FromNodeV6);
-        let header = Ipv4 { ttl: 63, ..Ipv4::new(FAR.v4, A.v4, 6) };
-        assert_eq!(v4.frame, ethernet(A.mac, HOST_MAC, 0x0800, &header.packet(&tcp)));
-        let header = Ipv6 { hop_limit: 63, ..Ipv6::new(FAR.v6, A.v6, 6) };
-        assert_eq!(v6.frame, ethernet(A.mac, HOST_MAC, 0x86dd, &header.packet(&tcp)));
+            v4.expect_redirect(Counter::FromNodeV4);
+            v6.expect_redirect(Counter::FromNodeV6);
+            let header = Ipv4 { ttl: 63, ..Ipv4::new(FAR.v4, A.v4, 6) };
+            assert_eq!(v4.frame, ethernet(A.mac, HOST_MAC, 0x0800, &header.packet(&tcp)));
+            let header = Ipv6 { hop_limit: 63, ..Ipv6::new(FAR.v6, A.v6, 6) };
+            assert_eq!(v6.frame, ethernet(A.mac, HOST_MAC, 0x86dd, &header.packet(&tcp)));
+        }
     }
-}
-
-#[test]
-fn what_comes_through_no_tunnel_of_its_node_is_the_stacks_both_ways() {
-    let Some(bench) = Bench::among_nodes(remote_mode::VXLAN) else { return };
-    let frame = bench.far_sends_v4(6, &packet::tcp(1, 2, tcp_flags::SYN));
-    bench.arrive(Program::FromOverlay, &frame).expect_stack(Counter::StackOtherNode, &frame);
-
-    let answer = frame_v4(&Ipv4::new(A.v4, FAR.v4, 6).packet(&packet::tcp(2, 1, tcp_flags::ACK)));
-    bench.pod_sends(&answer).expect_stack(Counter::StackFlow, &answer);
 }
 
 #[test]

@@ -35,19 +35,17 @@ pub enum Way {
     VxlanV6,
     /// As they are.
     Plain,
-    /// In VXLAN over IPv4 by a device with a table of its own, as flannel does it. Without a fast path.
-    Table,
 }
 
 impl Way {
-    /// Those that margay knows.
+    /// All of them.
     pub const ALL: [Self; 3] = [Self::Vxlan, Self::VxlanV6, Self::Plain];
 
     /// The longest packet that fits.
     #[must_use]
     pub fn mtu(self) -> u32 {
         match self {
-            Self::Vxlan | Self::Table => UNDERLAY_MTU - 50,
+            Self::Vxlan => UNDERLAY_MTU - 50,
             Self::VxlanV6 => UNDERLAY_MTU - 70,
             Self::Plain => UNDERLAY_MTU,
         }
@@ -193,8 +191,13 @@ impl Neighbours {
                         self.datapaths[near].attach(netlink.handle(), link.index, interface, mode);
                     attached.await.expect("attach");
                     if interface == NodeInterface::Overlay {
+                        let [ifindex_v4, ifindex_v6] = match self.way {
+                            Way::VxlanV6 => [0, link.index],
+                            _ => [link.index, 0],
+                        };
                         let overlay = Overlay {
-                            ifindex: link.index,
+                            ifindex_v4,
+                            ifindex_v6,
                             vni: VNI,
                             port: VXLAN_PORT.to_be_bytes(),
                             mac: overlay_mac(near),
@@ -270,26 +273,20 @@ impl Neighbours {
             return;
         }
         let mac = text(overlay_mac(near));
-        let kind = match self.way {
-            Way::Table => format!("id {VNI} nolearning"),
-            _ => "external".to_owned(),
+        let is_ipv4 = self.way != Way::VxlanV6;
+        let family = match is_ipv4 {
+            true => "noudpcsum".to_owned(),
+            false => format!("local {}", underlay_address(near, false)),
         };
         ip(&format!(
-            "link add {OVERLAY} mtu {} address {mac} type vxlan {kind} dstport {VXLAN_PORT}",
+            "link add {OVERLAY} mtu {} address {mac} \
+             type vxlan id {VNI} nolearning dstport {VXLAN_PORT} {family}",
             self.way.mtu(),
         ));
         ip(&format!("link set {OVERLAY} up"));
         let far_mac = text(overlay_mac(far));
-        let encap = match underlay_address(far, self.way != Way::VxlanV6) {
-            node if self.way == Way::Table => {
-                let node = node.to_string();
-                let entry = ["fdb", "add", &far_mac, "dev", OVERLAY, "dst", &node];
-                node::run(&[&["bridge"], &entry[..]].concat());
-                String::new()
-            }
-            IpAddr::V4(node) => format!("encap ip id {VNI} dst {node}"),
-            IpAddr::V6(node) => format!("encap ip6 id {VNI} dst {node} csum"),
-        };
+        let node = underlay_address(far, is_ipv4).to_string();
+        node::run(&["bridge", "fdb", "add", &far_mac, "dev", OVERLAY, "dst", &node]);
         for pool in pools(far) {
             let gateway = if pool.is_ipv4() {
                 underlay_address(far, true)
@@ -297,7 +294,7 @@ impl Neighbours {
                 Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, far as u16 + 1).into()
             };
             ip(&format!("neigh add {gateway} lladdr {far_mac} dev {OVERLAY} nud permanent"));
-            ip(&format!("route add {pool} {encap} via {gateway} dev {OVERLAY} onlink"));
+            ip(&format!("route add {pool} via {gateway} dev {OVERLAY} onlink"));
         }
     }
 }

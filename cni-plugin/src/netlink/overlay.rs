@@ -1,11 +1,17 @@
-//! The VXLAN device of an overlay, in the mode in which whoever sends a packet says where to: a route or
-//! a program, and no forwarding table.
+//! A VXLAN device of an overlay, and its table: which node a MAC address is at. Nothing is learnt, and
+//! nothing flooded.
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkInfo as Info,
 };
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use super::{Netlink, NetlinkError};
@@ -22,13 +28,21 @@ pub struct NewOverlay<'a> {
     pub mtu: u32,
     /// UDP port that it sends to and receives at.
     pub port: u16,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// Whether its outer headers are IPv4's, without a checksum over UDP, or IPv6's.
+    pub ipv4: bool,
 }
 
 /// What the kernel says of an overlay device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OverlayInfo {
-    /// Where to is said packet by packet.
+    /// Where to is said packet by packet, and not by a table.
     pub by_metadata: bool,
+    /// Its table learns from what comes in.
+    pub learns: bool,
+    /// VXLAN network identifier.
+    pub vni: u32,
     /// UDP port.
     pub port: u16,
 }
@@ -45,12 +59,18 @@ impl Netlink {
             .address(overlay.mac.to_vec())
             .mtu(overlay.mtu)
             .build();
+        // The kernel takes the family from where it would flood to, which is nowhere.
+        let family = match overlay.ipv4 {
+            true => InfoVxlan::UDPCsum(false),
+            false => InfoVxlan::Group6(Ipv6Addr::UNSPECIFIED),
+        };
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             Info::Kind(InfoKind::Vxlan),
             Info::Data(InfoData::Vxlan(vec![
-                InfoVxlan::CollectMetadata(true),
+                InfoVxlan::Id(overlay.vni),
                 InfoVxlan::Learning(false),
                 InfoVxlan::Port(overlay.port),
+                family,
             ])),
         ]));
         let message = RouteNetlinkMessage::NewLink(message);
@@ -73,6 +93,56 @@ impl Netlink {
         }
     }
 
+    /// Has an overlay device send what is for a MAC address to a node, in place of any other.
+    ///
+    /// # Errors
+    /// `EAFNOSUPPORT` when the device's outer headers are of the other family. Any errno.
+    pub async fn set_forwarding_entry(
+        &self,
+        ifindex: u32,
+        mac: [u8; 6],
+        node: IpAddr,
+    ) -> Result<(), NetlinkError> {
+        let mut message = forwarding_entry(ifindex, mac);
+        message.header.state = NeighbourState::Permanent;
+        message.attributes.push(NeighbourAttribute::Destination(node.into()));
+        let object = format!("for {node} on link with index {ifindex}");
+        let message = RouteNetlinkMessage::NewNeighbour(message);
+        self.execute("set forwarding entry", &object, message, NLM_F_CREATE | NLM_F_REPLACE).await
+    }
+
+    /// Removes what an overlay device knows of a MAC address; content if that is nothing.
+    ///
+    /// # Errors
+    /// Any errno but those that say so.
+    pub async fn delete_forwarding_entry(
+        &self,
+        ifindex: u32,
+        mac: [u8; 6],
+    ) -> Result<(), NetlinkError> {
+        let object = format!("on link with index {ifindex}");
+        let message = RouteNetlinkMessage::DelNeighbour(forwarding_entry(ifindex, mac));
+        match self.execute("delete forwarding entry", &object, message, 0).await {
+            Err(error) if error.is_absent() => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// Which node an overlay device sends to, by MAC address. Dumps the namespace's tables: for a daemon.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub async fn forwarding_entries(
+        &self,
+        ifindex: u32,
+    ) -> Result<BTreeMap<[u8; 6], IpAddr>, NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        let message = RouteNetlinkMessage::GetNeighbour(message);
+        let answers = self.query("list", "forwarding entries", message, NLM_F_DUMP).await?;
+        Ok(answers.into_iter().filter_map(|answer| forwarding(answer, ifindex)).collect())
+    }
+
     /// Sets a link's MTU.
     ///
     /// # Errors
@@ -81,6 +151,44 @@ impl Netlink {
         let message = LinkMessageBuilder::<LinkUnspec>::new().index(ifindex).mtu(mtu).build();
         let message = RouteNetlinkMessage::NewLink(message);
         self.execute("set MTU of link", &format!("with index {ifindex}"), message, 0).await
+    }
+}
+
+fn forwarding_entry(ifindex: u32, mac: [u8; 6]) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = ifindex;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    message
+}
+
+fn forwarding(answer: RouteNetlinkMessage, of: u32) -> Option<([u8; 6], IpAddr)> {
+    let RouteNetlinkMessage::NewNeighbour(message) = answer else { return None };
+    if message.header.ifindex != of {
+        return None;
+    }
+    let (mut mac, mut node) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok(),
+            NeighbourAttribute::Destination(address) => node = address_of(&address),
+            _ => {}
+        }
+    }
+    Some((mac?, node?))
+}
+
+/// An address whose family the message does not name: it is of bridges.
+fn address_of(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(v4) => Some((*v4).into()),
+        NeighbourAddress::Inet6(v6) => Some((*v6).into()),
+        NeighbourAddress::Other(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(&bytes[..]).ok().map(|v4| Ipv4Addr::from(v4).into()),
+            _ => <[u8; 16]>::try_from(&bytes[..]).ok().map(|v6| Ipv6Addr::from(v6).into()),
+        },
+        _ => None,
     }
 }
 
@@ -98,6 +206,8 @@ fn overlay_info(message: RouteNetlinkMessage) -> Option<OverlayInfo> {
     for attribute in attributes {
         match attribute {
             InfoVxlan::CollectMetadata(by_metadata) => info.by_metadata = by_metadata,
+            InfoVxlan::Learning(learns) => info.learns = learns,
+            InfoVxlan::Id(vni) => info.vni = vni,
             InfoVxlan::Port(port) => info.port = port,
             _ => {}
         }

@@ -10,8 +10,7 @@ use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
-    RouteAttribute, RouteFlags, RouteHeader, RouteIp6Tunnel, RouteIp6TunnelFlags, RouteIpTunnel,
-    RouteLwEnCapType, RouteLwTunnelEncap, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
     RouteVia,
 };
 
@@ -53,10 +52,6 @@ pub enum RemoteHop {
         gateway: IpAddr,
         /// The overlay device.
         ifindex: u32,
-        /// VXLAN network identifier.
-        vni: u32,
-        /// The node.
-        node: IpAddr,
     },
 }
 
@@ -132,10 +127,9 @@ fn message(route: &RemoteRoute) -> RouteMessage {
         RemoteHop::Via { gateway, ifindex } => {
             add_gateway(&mut message, route.destination, *gateway, *ifindex);
         }
-        RemoteHop::Overlay { gateway, ifindex, vni, node } => {
+        RemoteHop::Overlay { gateway, ifindex } => {
             add_gateway(&mut message, route.destination, *gateway, *ifindex);
             message.header.flags = RouteFlags::Onlink;
-            message.attributes.extend(encapsulation(*vni, *node));
         }
     }
     message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
@@ -148,32 +142,6 @@ fn add_gateway(message: &mut RouteMessage, to: IpNetwork, gateway: IpAddr, ifind
         IpAddr::V6(gateway) if to.is_ipv4() => RouteAttribute::Via(RouteVia::Inet6(gateway)),
         _ => RouteAttribute::Gateway(gateway.into()),
     });
-}
-
-/// Over IPv6, UDP without a checksum is for the few that agreed on it; over IPv4 it is what everybody
-/// does.
-fn encapsulation(vni: u32, node: IpAddr) -> [RouteAttribute; 2] {
-    let (kind, encap) = match node {
-        IpAddr::V4(node) => (
-            RouteLwEnCapType::Ip,
-            vec![RouteIpTunnel::Id(vni.into()), RouteIpTunnel::Destination(node)]
-                .into_iter()
-                .map(RouteLwTunnelEncap::Ip)
-                .collect::<Vec<_>>(),
-        ),
-        IpAddr::V6(node) => (
-            RouteLwEnCapType::Ip6,
-            vec![
-                RouteIp6Tunnel::Id(vni.into()),
-                RouteIp6Tunnel::Destination(node),
-                RouteIp6Tunnel::Flags(RouteIp6TunnelFlags::Checksum),
-            ]
-            .into_iter()
-            .map(RouteLwTunnelEncap::Ip6)
-            .collect(),
-        ),
-    };
-    [RouteAttribute::EncapType(kind), RouteAttribute::Encap(encap)]
 }
 
 fn next_hop(message: &RouteNetlinkMessage, address: IpAddr) -> Option<(IpAddr, u32)> {
@@ -205,7 +173,7 @@ fn remote_route(message: RouteNetlinkMessage) -> Option<RemoteRoute> {
         _ => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
     let (mut destination, mut source) = (nowhere, None);
-    let (mut gateway, mut ifindex, mut tunnel) = (None, 0, (None, None));
+    let (mut gateway, mut ifindex) = (None, 0);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
@@ -213,34 +181,22 @@ fn remote_route(message: RouteNetlinkMessage) -> Option<RemoteRoute> {
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = Some((*address).into()),
             RouteAttribute::Oif(index) => ifindex = *index,
-            RouteAttribute::Encap(encap) => tunnel = tunnel_of(encap),
             _ => {}
         }
     }
-    let hop = match (message.header.kind, gateway, tunnel) {
-        (RouteType::Unicast, Some(gateway), (Some(vni), Some(node))) => {
-            RemoteHop::Overlay { gateway, ifindex, vni, node }
+    let is_changed = message.attributes.iter().any(|part| matches!(part, RouteAttribute::Encap(_)));
+    let hop = match (message.header.kind, gateway.filter(|_| !is_changed)) {
+        (RouteType::Unicast, Some(gateway))
+            if message.header.flags.contains(RouteFlags::Onlink) =>
+        {
+            RemoteHop::Overlay { gateway, ifindex }
         }
-        (RouteType::Unicast, Some(gateway), _) => RemoteHop::Via { gateway, ifindex },
-        (RouteType::Unicast, None, _) => RemoteHop::Via { gateway: nowhere, ifindex },
+        (RouteType::Unicast, Some(gateway)) => RemoteHop::Via { gateway, ifindex },
+        (RouteType::Unicast, None) => RemoteHop::Via { gateway: nowhere, ifindex },
         _ => RemoteHop::Unreachable,
     };
     let destination = IpNetwork::new(destination, message.header.destination_prefix_length).ok()?;
     Some(RemoteRoute { destination, hop, source })
-}
-
-fn tunnel_of(encap: &[RouteLwTunnelEncap]) -> (Option<u32>, Option<IpAddr>) {
-    let (mut vni, mut node) = (None, None);
-    for attribute in encap {
-        match attribute {
-            RouteLwTunnelEncap::Ip(RouteIpTunnel::Id(id))
-            | RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id(id)) => vni = u32::try_from(*id).ok(),
-            RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(to)) => node = Some((*to).into()),
-            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(to)) => node = Some((*to).into()),
-            _ => {}
-        }
-    }
-    (vni, node)
 }
 
 #[cfg(test)]
@@ -250,14 +206,8 @@ mod tests {
     #[test]
     fn a_route_reads_back_as_it_was_made() {
         let gateways = ["192.168.0.2", "fe80::2"].map(|ip| ip.parse::<IpAddr>().unwrap());
-        let overlay = |gateway, node: &str| RemoteHop::Overlay {
-            gateway,
-            ifindex: 7,
-            vni: 4096,
-            node: node.parse().unwrap(),
-        };
         for (destination, source) in [("10.1.0.0/26", "10.1.9.1"), ("fd00::/122", "fd00::9")] {
-            for (gateway, node) in gateways.into_iter().zip(["192.168.0.2", "fd99::2"]) {
+            for gateway in gateways {
                 let destination: IpNetwork = destination.parse().unwrap();
                 if destination.is_ipv6() && gateway.is_ipv4() {
                     continue;
@@ -265,7 +215,7 @@ mod tests {
                 for hop in [
                     RemoteHop::Unreachable,
                     RemoteHop::Via { gateway, ifindex: 3 },
-                    overlay(gateway, node),
+                    RemoteHop::Overlay { gateway, ifindex: 7 },
                 ] {
                     let route = RemoteRoute { destination, hop, source: source.parse().ok() };
                     let answer = RouteNetlinkMessage::NewRoute(message(&route));

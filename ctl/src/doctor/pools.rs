@@ -91,7 +91,7 @@ fn look_at_routes(picture: &Picture<'_>, pool: &Pool, findings: &mut Findings) {
         let link = picture.links.iter().find(|link| Some(link.index) == route.ifindex);
         // Of an address on margay's own interfaces the kernel makes a route by itself.
         let is_over_margays = link.is_some_and(|link| {
-            link.name == naming::OVERLAY_DEVICE || naming::is_of_a_pod(&link.name)
+            naming::is_overlay_device(&link.name) || naming::is_of_a_pod(&link.name)
         });
         if is_others && !is_over_margays && destination.prefix() > 0 && overlaps {
             let over = link.map_or("nothing", |link| link.name.as_str());

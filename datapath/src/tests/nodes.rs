@@ -96,7 +96,8 @@ fn there_is_no_overlay_until_it_is_told() {
     on_a_node(|node| {
         let nodes = NodeDatapath::open_or_load(&node.root(), &node.options).expect("load");
         assert_eq!(nodes.overlay().expect("read"), Overlay::default());
-        let overlay = Overlay { ifindex: 3, vni: 4096, port: [0x12, 0xb5], mac: [2; 6] };
+        let overlay =
+            Overlay { ifindex_v4: 3, ifindex_v6: 4, vni: 4096, port: [0x12, 0xb5], mac: [2; 6] };
 
         nodes.set_overlay(&overlay).expect("write");
 

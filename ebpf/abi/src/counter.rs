@@ -50,16 +50,14 @@ pub enum Counter {
     FromNodeV4 = 17,
     /// `from_overlay` and `from_uplink`: delivered straight into a local pod, IPv6.
     FromNodeV6 = 18,
-    /// `from_overlay`, to the stack: from a pod of another node, but not by that node's address.
-    StackOtherNode = 19,
     /// `from_pod`, dropped: a packet for the overlay's port, or one that may hide such a packet
     /// behind extension headers. Only nodes send there.
-    DropEncapsulated = 20,
+    DropEncapsulated = 19,
 }
 
 impl Counter {
     /// Every counter, in the order of its index.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 20] = [
         Self::DirectV4,
         Self::DirectV6,
         Self::ArpAnswered,
@@ -79,7 +77,6 @@ impl Counter {
         Self::ToNodeV6,
         Self::FromNodeV4,
         Self::FromNodeV6,
-        Self::StackOtherNode,
         Self::DropEncapsulated,
     ];
 
@@ -109,7 +106,6 @@ impl Counter {
             Self::ToNodeV6 => "to_node_v6",
             Self::FromNodeV4 => "from_node_v4",
             Self::FromNodeV6 => "from_node_v6",
-            Self::StackOtherNode => "stack_other_node",
             Self::DropEncapsulated => "drop_encapsulated",
         }
     }

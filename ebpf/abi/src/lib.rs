@@ -19,7 +19,7 @@ pub use counter::Counter;
 pub use node::{Overlay, PodToNode, Remote, mapped_ipv4, remote_mode};
 
 /// Version of everything in this crate. Part of the pin path.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Map names, at most 15 bytes (`BPF_OBJ_NAME_LEN` − 1): the same in the ELF, in bpftool and in the
 /// BPF file system.

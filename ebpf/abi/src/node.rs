@@ -7,9 +7,7 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Remote {
-    /// Underlay address of the node that has the pods, IPv4 as `::ffff:a.b.c.d`: where VXLAN is sent,
-    /// and the only outer source from which what comes of them in VXLAN is delivered without the stack;
-    /// it may, though the way to them is plain.
+    /// Underlay address of the node that has the pods, IPv4 as `::ffff:a.b.c.d`: where VXLAN is sent.
     pub node: [u8; 16],
     /// The longest packet that fits, network layer, without what VXLAN adds.
     pub mtu: u32,
@@ -29,18 +27,30 @@ pub mod remote_mode {
     pub const PLAIN: u8 = 2;
 }
 
-/// Value of `overlay`: this node's VXLAN device. All zero where there is none.
+/// Value of `overlay`: this node's VXLAN devices. All zero where there is none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Overlay {
-    /// Interface index of the device, which takes the tunnel from each packet (`external`).
-    pub ifindex: u32,
+    /// Interface index of the device whose outer headers are IPv4's; 0 if there is none. It goes by a
+    /// table, from [`Remote::mac`] to the node.
+    pub ifindex_v4: u32,
+    /// The same of IPv6.
+    pub ifindex_v6: u32,
     /// VXLAN network identifier.
     pub vni: u32,
-    /// UDP port, network byte order. While there is a device, pods may not send to this port.
+    /// UDP port, network byte order. While it is not 0, pods may not send to this port.
     pub port: [u8; 2],
-    /// MAC address of the device.
+    /// MAC address of both.
     pub mac: [u8; 6],
+}
+
+impl Overlay {
+    /// Interface index of the device that sends to a [`Remote::node`]; 0 if there is none.
+    #[must_use]
+    #[inline(always)]
+    pub fn towards(&self, node: &[u8; 16]) -> u32 {
+        if mapped_ipv4(node).is_some() { self.ifindex_v4 } else { self.ifindex_v6 }
+    }
 }
 
 /// What `from_pod` leaves for `pod_to_node` beside a packet (`skb->cb`).
@@ -55,7 +65,7 @@ pub struct PodToNode {
 
 const _: () = {
     assert!(size_of::<Remote>() == 28);
-    assert!(size_of::<Overlay>() == 16);
+    assert!(size_of::<Overlay>() == 20);
 };
 
 /// What an IPv4 address looks like as an IPv6 address (RFC 4291, section 2.5.5.2).
@@ -86,11 +96,12 @@ mod tests {
 
     #[test]
     fn overlay_has_the_bytes_of_the_abi() {
-        let overlay = Overlay { ifindex: 1, vni: 2, port: [3, 4], mac: [5; 6] };
+        let overlay = Overlay { ifindex_v4: 1, ifindex_v6: 2, vni: 3, port: [4, 5], mac: [6; 6] };
 
         assert_eq!(bytes_of(&overlay)[..4], 1u32.to_ne_bytes());
         assert_eq!(bytes_of(&overlay)[4..8], 2u32.to_ne_bytes());
-        assert_eq!(bytes_of(&overlay)[8..], [3, 4, 5, 5, 5, 5, 5, 5]);
+        assert_eq!(bytes_of(&overlay)[8..12], 3u32.to_ne_bytes());
+        assert_eq!(bytes_of(&overlay)[12..], [4, 5, 6, 6, 6, 6, 6, 6]);
     }
 
     #[test]

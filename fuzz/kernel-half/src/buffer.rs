@@ -33,8 +33,6 @@ pub(crate) struct Buffer {
     pub(crate) has_vlan_tag: bool,
     pub(crate) flow_hash: u32,
     pub(crate) is_for_another_host: bool,
-    /// The other end of the tunnel that it came through, or is given.
-    pub(crate) tunnel: Option<[u8; 16]>,
     pub(crate) has_no_route: bool,
     pub(crate) is_sent: bool,
     /// The interface that it is redirected to.
@@ -57,7 +55,6 @@ impl Buffer {
             has_vlan_tag: false,
             flow_hash: 0,
             is_for_another_host: false,
-            tunnel: None,
             has_no_route: false,
             is_sent: false,
             redirected: Cell::new(None),
@@ -154,15 +151,6 @@ impl Packet for Buffer {
 
     fn is_for_this_host(&self) -> bool {
         !self.is_for_another_host
-    }
-
-    fn is_from_tunnel(&self, node: &[u8; 16]) -> bool {
-        self.tunnel == Some(*node)
-    }
-
-    fn set_tunnel(&mut self, node: &[u8; 16], _vni: u32) -> Option<()> {
-        self.tunnel = Some(*node);
-        Some(())
     }
 
     fn mark_as_sent(&mut self) {

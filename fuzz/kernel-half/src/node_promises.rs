@@ -3,14 +3,14 @@
 //! - What goes to another node is for a pod there, from this interface's pod, and as it was sent but for
 //!   MAC addresses, hop limit and header checksum; nothing plain goes to the overlay's port.
 //! - What comes from another node is never dropped, and what is delivered of it is for a pod of this
-//!   node, from one of that, in VXLAN by that node's address, and as it was sent but for the same.
+//!   node, from one of another, and as it was sent but for the same.
 //! - What the stack has stays with the stack. What `from_pod` sends teaches nothing on its way out.
 //! - It does not matter how much of the packet is in the linear part.
 
 use margay_abi::{Overlay, PodToNode, Remote, flow_verdict, remote_mode};
 
 use crate::buffer::{OWN_NODE, UPLINK};
-use crate::from_node::{self, Origin};
+use crate::from_node;
 use crate::reading::{self, ETHERNET, bytes, ethertype, number};
 use crate::scene::{FAR_V4, FAR_V6, OWN, Scene};
 use crate::to_pod::{Hook, learn};
@@ -21,17 +21,20 @@ const NODE: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 0, 9
 const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 9, 0];
 const NODE_MTU: u32 = 1350;
 const PORT: u16 = 4789;
-const OVERLAY: Overlay =
-    Overlay { ifindex: 9, vni: 4096, port: PORT.to_be_bytes(), mac: [2, 0, 0, 0, 0, 9] };
+const OVERLAY: Overlay = Overlay {
+    ifindex_v4: 9,
+    ifindex_v6: 8,
+    vni: 4096,
+    port: PORT.to_be_bytes(),
+    mac: [2, 0, 0, 0, 0, 9],
+};
 
 /// Bits of an input's first byte, before those of a scene.
 mod choice {
     pub(super) const PLAIN: u8 = 1;
     pub(super) const ARRIVES: u8 = 2;
-    pub(super) const OF_ANOTHER_TUNNEL: u8 = 4;
     pub(super) const FOR_ANOTHER_HOST: u8 = 8;
     pub(super) const WITHOUT_ROUTE: u8 = 16;
-    pub(super) const BY_THE_OTHER_WAY: u8 = 32;
 }
 
 /// Hands a packet to the programs of a node and holds the outcome against their promises.
@@ -49,10 +52,7 @@ pub fn check(input: &[u8]) {
     scene.packet.is_for_another_host = chosen(choice::FOR_ANOTHER_HOST);
     scene.packet.has_no_route = chosen(choice::WITHOUT_ROUTE);
     if chosen(choice::ARRIVES) {
-        let tunnel = if chosen(choice::OF_ANOTHER_TUNNEL) { [1; 16] } else { NODE };
-        let by_overlay = (mode == remote_mode::VXLAN) != chosen(choice::BY_THE_OTHER_WAY);
-        scene.packet.tunnel = by_overlay.then_some(tunnel);
-        check_arriving(scene, if by_overlay { Origin::Overlay } else { Origin::Uplink });
+        check_arriving(scene);
     } else {
         check_leaving(scene, mode);
     }
@@ -76,11 +76,10 @@ fn check_leaving(mut scene: Scene, mode: u8) {
             assert_eq!(reading::source_mac(&sent), OWN.mac, "foreign MAC");
             assert!(!is_for_overlay(&sent), "a packet for the overlay's port passes");
             if mode == remote_mode::VXLAN {
-                let tunnel = (Some(OVERLAY.ifindex), Some(NODE));
-                assert!(is_wrapped || (way, scene.packet.tunnel) == tunnel);
+                assert!(is_wrapped || way == Some(OVERLAY.ifindex_v4));
                 assert_eq!(inside[..12], [NODE_MAC, OVERLAY.mac].concat());
             } else {
-                assert_eq!((way, scene.packet.tunnel), (Some(UPLINK), None));
+                assert_eq!(way, Some(UPLINK));
             }
             assert!(longest(&sent, scene.packet.gso_size) <= NODE_MTU, "too long for the way");
             check_flow(&scene);
@@ -114,11 +113,11 @@ fn leave(scene: &mut Scene) -> Result<Verdict, DropReason> {
     pod_to_node::handle(&mut scene.packet, notes, &scene.maps)
 }
 
-fn check_arriving(mut scene: Scene, origin: Origin) {
+fn check_arriving(mut scene: Scene) {
     let sent = scene.packet.bytes.clone();
     let mut linear = Scene { packet: scene.packet.clone().linear(), ..scene.clone() };
-    let outcome = from_node::handle(&mut scene.packet, origin, &scene.maps);
-    let again = from_node::handle(&mut linear.packet, origin, &linear.maps);
+    let outcome = from_node::handle(&mut scene.packet, &scene.maps);
+    let again = from_node::handle(&mut linear.packet, &linear.maps);
     assert_eq!(again, outcome, "depends on the linear part");
     assert_eq!(linear.packet.bytes, scene.packet.bytes, "depends on the linear part");
 
@@ -128,9 +127,6 @@ fn check_arriving(mut scene: Scene, origin: Origin) {
             check_as_sent(&sent, got);
             assert!(is_far(&sent, Address::Source), "of a stranger");
             assert!(!scene.packet.is_for_another_host && !scene.packet.has_vlan_tag);
-            if origin == Origin::Overlay {
-                assert_eq!(scene.packet.tunnel, Some(NODE), "a forger's");
-            }
             let is_own = if ifindex == OWN.ifindex { OWN.mac } else { crate::scene::OTHER.mac };
             assert_eq!(reading::destination_mac(got), is_own);
             check_flow(&scene);

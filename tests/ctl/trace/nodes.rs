@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::{SocketAddr, UdpSocket};
 
-use margay_abi::{Counter, Overlay, flow_verdict};
+use margay_abi::{Counter, Overlay, Remote, flow_verdict, remote_mode};
 use margay_tests::ctl::Ctl;
 use margay_tests::neighbours::{self, Way};
 use margay_tests::pod::address;
@@ -24,8 +24,6 @@ const NO_WAY: &str = "no overlay, no route";
 const OF_OTHERS: &str = "not to a pod of this node, or not from an address in `remote_*`";
 const ODD: &str =
     "to another MAC address than the interface's, VLAN tag, fragment, options, extension header";
-const OTHER_NODE: &str =
-    "`from_overlay`: the tunnel's other end is not the node that `remote_*` names";
 const OTHERWISE: &str = "otherwise";
 const DIRECT: &str = "the flow is direct";
 
@@ -51,8 +49,8 @@ const RECEIVED: &[Row] = &[
     row(OTHERWISE, Counter::StackFlow, "{a} {b} --established").of_a_flow(flow_verdict::DIRECT),
     row(DIRECT, Counter::FromNodeV4, "{a} {b}").or_over_ipv6(Counter::FromNodeV6),
 ];
-const RECEIVED_FROM_ANOTHER: &[Row] =
-    &[row(OTHER_NODE, Counter::StackOtherNode, "{a} {b} --tunnel 172.30.0.77")];
+const RECEIVED_BY_THE_OTHER_WAY: &[Row] =
+    &[row(DIRECT, Counter::FromNodeV4, "{a} {b} --from overlay").or_over_ipv6(Counter::FromNodeV6)];
 const UNCOUNTED: &[Row] = &[Row {
     packet: OF_OTHERS,
     counters: [None; 2],
@@ -67,7 +65,7 @@ pub(super) fn rows() -> impl Iterator<Item = &'static Row> {
         SENT_PLAINLY,
         SENT_WITHOUT_OVERLAY,
         RECEIVED,
-        RECEIVED_FROM_ANOTHER,
+        RECEIVED_BY_THE_OTHER_WAY,
         UNCOUNTED,
     ];
     tables.into_iter().flatten()
@@ -94,13 +92,13 @@ fn what_goes_to_another_node_plainly_becomes_what_trace_says() {
 }
 
 #[test]
-fn what_comes_by_another_address_than_its_nodes_becomes_what_trace_says() {
+fn what_comes_by_another_way_than_goes_back_becomes_what_trace_says() {
     on_nodes(Way::Vxlan, |pods| {
-        // From here on the first node sends from an address that it is not known by.
-        node::run(&["ip", "addr", "add", "172.30.0.77/24", "dev", neighbours::UNDERLAY]);
-        let to = ["ip", "route", "add", "172.30.0.2", "dev", neighbours::UNDERLAY];
-        node::run(&[&to[..], &["src", "172.30.0.77"]].concat());
-        pods.receive_all(&[RECEIVED_FROM_ANOTHER]);
+        let remotes = pods.nodes.datapath(1).remotes();
+        for (prefix, remote) in remotes.entries().expect("ways") {
+            remotes.set(prefix, &Remote { mode: remote_mode::PLAIN, ..remote }).expect("set");
+        }
+        pods.receive_all(&[RECEIVED_BY_THE_OTHER_WAY]);
     });
 }
 
@@ -172,7 +170,7 @@ impl Pods<'_> {
                 });
             }
             let at_receiver = row.arguments(&self.names(is_ipv4), port);
-            let end = at_receiver.iter().position(|argument| argument == "--tunnel");
+            let end = at_receiver.iter().position(|argument| argument == "--from");
             let at_sender: Vec<String> = match end {
                 Some(end) => [&at_receiver[..end], &at_receiver[end + 2..]].concat(),
                 None => at_receiver.clone(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::process::{Command, Stdio};
 
-use margay::naming::{self, OVERLAY_DEVICE};
+use margay::naming;
 use margay::{nat, sysctl};
 use margay_datapath::{Datapath, Program};
 use serde_json::json;
@@ -86,8 +86,9 @@ fn sysctls(picture: &Picture<'_>) -> BTreeMap<String, Option<String>> {
         })
     };
     let names = picture.links.iter().map(|link| link.name.as_str());
-    let of_concern =
-        names.filter(|name| naming::is_of_a_pod(name) || *name == OVERLAY_DEVICE || of_hosts(name));
+    let of_concern = names.filter(|name| {
+        naming::is_of_a_pod(name) || naming::is_overlay_device(name) || of_hosts(name)
+    });
     for name in ["all", "default"].into_iter().chain(of_concern) {
         keys.extend(OF_INTERFACE.iter().map(|(family, key)| format!("{family}/conf/{name}/{key}")));
     }

@@ -82,9 +82,6 @@ pub(crate) struct Arguments {
     /// Where the packet comes from [default: by SRC]
     #[arg(long, value_enum)]
     from: Option<From>,
-    /// Of what comes from another node: through the overlay, from this node address
-    #[arg(long, value_name = "ADDRESS")]
-    tunnel: Option<IpAddr>,
     /// This very frame, from its Ethernet header on: a file of hexadecimal digits, or - for standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "destination", "proto", "message", "flags", "length", "ttl", "fragment", "ip_options", "claim",
@@ -101,6 +98,8 @@ enum From {
     Host,
     /// Another node of the cluster
     Node,
+    /// Another node, through the overlay, whatever is known of its pods
+    Overlay,
     /// Anywhere outside
     Outside,
 }
@@ -113,7 +112,7 @@ pub(crate) async fn run(arguments: &Arguments, node: &Node, format: Format) -> R
     let destination = arguments.destination.as_ref().map(|name| parties.party(name)).transpose()?;
 
     let source_address = sender_address(arguments, &source, destination.as_ref())?;
-    let origin = parties.origin(source_address, arguments.from, arguments.tunnel).await?;
+    let origin = parties.origin(source_address, arguments.from).await?;
     let frame = match &arguments.frame {
         Some(path) => read_frame(path)?,
         None => wanted(arguments, source_address, destination.as_ref(), &origin)?.frame()?,

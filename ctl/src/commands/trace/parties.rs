@@ -37,8 +37,8 @@ pub(super) enum Origin {
     Pod { ifindex: u32, interface: String, pod_mac: Mac, host_mac: Mac },
     /// The host itself.
     Host,
-    /// Another node, through the overlay from an address, or plainly.
-    Node { interface: Interface, tunnel: Option<IpAddr> },
+    /// Another node, through the overlay or plainly.
+    Node { interface: Interface, by_overlay: bool },
     /// The world.
     Outside { interface: Interface },
 }
@@ -116,7 +116,6 @@ impl<'a> Parties<'a> {
         &self,
         sender: IpAddr,
         from: Option<From>,
-        tunnel: Option<IpAddr>,
     ) -> Result<Origin, Failure> {
         let pod = self.pod(sender).await?;
         let remote = self.datapath.remotes().get(sender)?;
@@ -134,7 +133,8 @@ impl<'a> Parties<'a> {
                 list: "margayctl endpoint list",
             }),
             From::Host => Ok(Origin::Host),
-            From::Node => self.other_node(remote, tunnel).await,
+            From::Node => self.other_node(remote, false).await,
+            From::Overlay => self.other_node(remote, true).await,
             From::Outside => Ok(Origin::Outside { interface: self.way_to(sender).await? }),
         }
     }
@@ -158,20 +158,23 @@ impl<'a> Parties<'a> {
         }))
     }
 
-    async fn other_node(
-        &self,
-        remote: Option<Remote>,
-        tunnel: Option<IpAddr>,
-    ) -> Result<Origin, Failure> {
-        let node = remote.map(|remote| node_address(&remote));
-        let is_vxlan = remote.is_some_and(|remote| remote.mode == remote_mode::VXLAN);
+    async fn other_node(&self, remote: Option<Remote>, is_asked: bool) -> Result<Origin, Failure> {
         let overlay = self.datapath.overlay()?;
-        let tunnel = tunnel.or_else(|| node.filter(|_| is_vxlan && overlay.ifindex != 0));
-        let interface = match tunnel {
-            Some(_) => self.interface(overlay.ifindex).await?,
-            None => self.way_to(node.unwrap_or(mtu::ELSEWHERE[0])).await?,
+        let device = match remote {
+            Some(remote) => overlay.towards(&remote.node),
+            None if overlay.ifindex_v4 == 0 => overlay.ifindex_v6,
+            None => overlay.ifindex_v4,
         };
-        Ok(Origin::Node { interface, tunnel })
+        let is_vxlan = remote.is_some_and(|remote| remote.mode == remote_mode::VXLAN);
+        let by_overlay = is_asked || (is_vxlan && device != 0);
+        let interface = match by_overlay {
+            true => self.interface(device).await?,
+            false => {
+                let node = remote.map(|remote| node_address(&remote));
+                self.way_to(node.unwrap_or(mtu::ELSEWHERE[0])).await?
+            }
+        };
+        Ok(Origin::Node { interface, by_overlay })
     }
 
     async fn is_of_host(&self, address: IpAddr) -> Result<bool, Failure> {

@@ -32,7 +32,6 @@ struct Visit<'f> {
     program: Program,
     ifindex: u32,
     ingress_ifindex: u32,
-    tunnel: Option<IpAddr>,
     interface: String,
     frame: &'f [u8],
 }
@@ -108,11 +107,7 @@ impl Walk<'_> {
             ));
         }
         let before = self.known(visit.frame)?;
-        let arrival = Arrival {
-            ifindex: visit.ifindex,
-            ingress_ifindex: visit.ingress_ifindex,
-            tunnel: visit.tunnel.map(mapped),
-        };
+        let arrival = Arrival { ifindex: visit.ifindex, ingress_ifindex: visit.ingress_ifindex };
         let outcome = self.rehearsal.run(visit.program, visit.frame, arrival)?;
         let after = self.known(visit.frame)?;
         if before != after {
@@ -200,7 +195,7 @@ impl Walk<'_> {
         let node = node_address(&remote);
         let shape = if remote.mode == remote_mode::VXLAN { "in VXLAN" } else { "as it is" };
         let ifindex = if remote.mode == remote_mode::VXLAN && !is_wrapped {
-            Some(self.datapath.overlay()?.ifindex)
+            Some(self.datapath.overlay()?.towards(&remote.node))
         } else {
             let route = self.netlink.route_to(if is_wrapped { node } else { receiver }).await?;
             route.and_then(|route| route.ifindex)
@@ -335,7 +330,6 @@ impl Walk<'_> {
             program,
             ifindex,
             ingress_ifindex: came_by,
-            tunnel: None,
             interface: interface.clone(),
             frame: &sent,
         };
@@ -444,18 +438,18 @@ impl Walk<'_> {
 
 /// The hook that the packet comes to first; the stack, where it begins there.
 fn entrance<'f>(origin: &Origin, frame: &'f [u8]) -> Option<Visit<'f>> {
-    let (program, ifindex, interface, tunnel) = match origin {
-        Origin::Pod { ifindex, interface, .. } => (Program::FromPod, *ifindex, interface, None),
+    let (program, ifindex, interface) = match origin {
+        Origin::Pod { ifindex, interface, .. } => (Program::FromPod, *ifindex, interface),
         Origin::Host => return None,
-        Origin::Node { interface, tunnel: Some(tunnel) } => {
-            (Program::FromOverlay, interface.ifindex, &interface.name, Some(*tunnel))
+        Origin::Node { interface, by_overlay: true } => {
+            (Program::FromOverlay, interface.ifindex, &interface.name)
         }
-        Origin::Node { interface, tunnel: None } | Origin::Outside { interface } => {
-            (Program::FromUplink, interface.ifindex, &interface.name, None)
+        Origin::Node { interface, by_overlay: false } | Origin::Outside { interface } => {
+            (Program::FromUplink, interface.ifindex, &interface.name)
         }
     };
     let interface = interface.clone();
-    Some(Visit { program, ifindex, ingress_ifindex: ifindex, tunnel, interface, frame })
+    Some(Visit { program, ifindex, ingress_ifindex: ifindex, interface, frame })
 }
 
 fn flow(bytes: &[u8]) -> Option<Flow> {
@@ -549,11 +543,4 @@ fn in_words(ending: Ending) -> &'static str {
 
 fn text(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-fn mapped(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    }
 }

@@ -47,9 +47,6 @@ pub(super) fn meaning(counter: Counter) -> (Verdict, &'static str) {
         }
         Counter::StackControl => (Stack, "traffic that stays on the link: ARP, NDP, MLD"),
         Counter::StackMulticast => (Stack, "for a group"),
-        Counter::StackOtherNode => {
-            (Stack, "from a pod of another node, but not by that node's address")
-        }
         Counter::ToPod => (Pass, "passed to the pod"),
         Counter::DropSpoofedSource => {
             (Drop, "the source address or the MAC address is not this interface's pod's")
