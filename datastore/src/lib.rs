@@ -24,6 +24,7 @@ mod keys;
 mod records;
 mod sqlite;
 mod store;
+mod unopened;
 
 #[cfg(any(test, feature = "test-support"))]
 pub mod testing;
@@ -33,9 +34,7 @@ pub use backend::{
     Along, Backend, BackendError, Cause, Event, Revision, Unchanged, Versioned, Watch, Write,
 };
 pub use departure::{Caution, HEARTBEAT_INTERVAL, RemoveNodeError, RemovedNode, remove_node};
-pub use etcd::{
-    ClientCert, Credentials, Etcd, EtcdConf, EtcdConfError, Lease, Password, UnopenedEtcd,
-};
+pub use etcd::{ClientCert, Credentials, Etcd, EtcdConf, EtcdConfError, Lease, Password};
 pub use follow::{Change, Fact, Follower, Topic};
 pub use ipam::{
     AssignRequest, BlockEntry, DEFAULT_COOL_DOWN, Encapsulation, Holder, Holding, Ipam, IpamError,
@@ -45,5 +44,6 @@ pub use records::{
     Bandwidth, Endpoint, EndpointPort, EndpointState, Heartbeat, Node, OverlayEnd, PodRef,
     Protocol, RateLimit,
 };
-pub use sqlite::{Sqlite, UnopenedSqlite};
+pub use sqlite::Sqlite;
 pub use store::{Store, StoreError};
+pub use unopened::Unopened;

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use margay_datastore::{
-    AssignRequest, Attachment, Etcd, EtcdConf, PodRef, Sqlite, Store, StoreError, UnopenedEtcd,
-    UnopenedSqlite,
+    AssignRequest, Attachment, Etcd, EtcdConf, PodRef, Sqlite, Store, StoreError, Unopened,
 };
 
 use super::{AssignedIp, IpamError, IpamResult};
@@ -148,9 +147,9 @@ pub fn open_store(datastore: &Datastore, database: &Path) -> Result<Store, IpamE
 /// leave undone what is to be done on the node; nor is a local database that is damaged.
 pub fn open_store_anyway(datastore: &Datastore, database: &Path) -> Result<Store, IpamError> {
     match open_store(datastore, database) {
-        Err(IpamError::Etcd(reason)) => Ok(Store::new(UnopenedEtcd::new(reason))),
+        Err(IpamError::Etcd(reason)) => Ok(Store::new(Unopened::from(reason))),
         Err(IpamError::Store(StoreError::Backend(reason))) => {
-            Ok(Store::new(UnopenedSqlite::new(reason)))
+            Ok(Store::new(Unopened::from(reason)))
         }
         opened => opened,
     }

@@ -22,7 +22,6 @@ mod lease;
 mod messages;
 #[cfg(test)]
 mod tests;
-mod unopened;
 mod watch;
 mod worker;
 
@@ -41,12 +40,12 @@ use messages::{
     Compare, CompareResult, CompareTarget, CompareWith, DeleteRangeRequest, KeyValue, Operation,
     PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
 };
-pub use unopened::UnopenedEtcd;
 use worker::Worker;
 
 use crate::backend::{
     Along, Backend, BackendError, Revision, Unchanged, Versioned, Watch, Write, check_prefix,
 };
+use crate::unopened::Unopened;
 
 /// Records asked for at once: of blocks, the largest, this is a few megabytes.
 const PAGE: usize = 500;
@@ -294,8 +293,8 @@ pub(crate) fn is_of_etcd(source: &(dyn std::error::Error + 'static)) -> bool {
 
 /// Whether an error's source is that etcd does not let this node in.
 pub(crate) fn is_denial(source: &(dyn std::error::Error + 'static)) -> bool {
-    source.is::<unopened::Unopened>()
-        || source.downcast_ref::<Failure>().is_some_and(Failure::is_denial)
+    matches!(source.downcast_ref(), Some(Unopened::Etcd(_)))
+        || source.downcast_ref().is_some_and(Failure::is_denial)
 }
 
 fn revision(header: Option<ResponseHeader>) -> Revision {

@@ -26,7 +26,6 @@
 
 mod file;
 mod schema;
-mod unopened;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -36,8 +35,6 @@ use std::time::Duration;
 use margay_failpoints as failpoints;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql, Transaction, TransactionBehavior};
-
-pub use unopened::UnopenedSqlite;
 
 use crate::backend::{
     Along, Backend, BackendError, Revision, Unchanged, Versioned, Watch, Write, check_prefix,

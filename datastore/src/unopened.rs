@@ -1,28 +1,28 @@
-//! A database that could not be opened, for whoever has work to do besides.
+//! A store that could not be opened, for whoever has work to do besides.
 
 use std::sync::Arc;
 
 use crate::backend::{Along, Backend, BackendError, Revision, Unchanged, Versioned, Watch, Write};
+use crate::etcd::EtcdConfError;
 
-/// Fails every request for the reason that the database could not be opened.
-#[derive(Clone, Debug)]
-pub struct UnopenedSqlite(Arc<BackendError>);
+/// Why a store could not be opened. Fails every request for that reason, which is the source of each error.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Unopened {
+    /// What [`Sqlite::open`](crate::Sqlite::open) said.
+    #[error(transparent)]
+    Sqlite(Arc<BackendError>),
+    /// What [`Etcd::open`](crate::Etcd::open) said: what it takes to be let in cannot be read.
+    #[error(transparent)]
+    Etcd(Arc<EtcdConfError>),
+}
 
-/// The reason, as the source of each error.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-struct Unopened(Arc<BackendError>);
-
-impl UnopenedSqlite {
-    /// What [`Sqlite::open`](super::Sqlite::open) said.
-    #[must_use]
-    pub fn new(reason: BackendError) -> Self {
-        Self(Arc::new(reason))
-    }
-
+impl Unopened {
     fn fail<T>(&self, operation: String) -> Result<T, BackendError> {
-        let source = Box::new(Unopened(Arc::clone(&self.0)));
-        Err(match &*self.0 {
+        let source = Box::new(self.clone());
+        let Self::Sqlite(reason) = self else {
+            return Err(BackendError::Failed { operation, source });
+        };
+        Err(match &**reason {
             BackendError::Busy { .. } => BackendError::Busy { operation, source },
             BackendError::Full { .. } => BackendError::Full { operation, source },
             BackendError::ReadOnly { .. } => BackendError::ReadOnly { operation, source },
@@ -32,7 +32,19 @@ impl UnopenedSqlite {
     }
 }
 
-impl Backend for UnopenedSqlite {
+impl From<BackendError> for Unopened {
+    fn from(reason: BackendError) -> Self {
+        Self::Sqlite(Arc::new(reason))
+    }
+}
+
+impl From<EtcdConfError> for Unopened {
+    fn from(reason: EtcdConfError) -> Self {
+        Self::Etcd(Arc::new(reason))
+    }
+}
+
+impl Backend for Unopened {
     fn get(&self, key: &str) -> Result<Option<Versioned>, BackendError> {
         self.fail(format!("read {key}"))
     }
