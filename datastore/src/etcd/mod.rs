@@ -91,6 +91,18 @@ impl Etcd {
         change.into()
     }
 
+    fn listed(
+        &self,
+        prefix: &str,
+        limit: usize,
+        keys_only: bool,
+    ) -> Result<impl Iterator<Item = Versioned>, BackendError> {
+        check_prefix(prefix)?;
+        let listed = self.pages(prefix, limit, keys_only);
+        let kvs = listed.map_err(|failure| failure.into_backend(format!("list {prefix}")))?;
+        Ok(kvs.into_iter().filter_map(|kv| self.versioned(kv)))
+    }
+
     /// A list of any length, as of one moment: the pages after the first are read at its revision. If
     /// that is compacted meanwhile, it begins anew.
     fn pages(&self, prefix: &str, limit: usize, keys_only: bool) -> Result<Vec<KeyValue>, Failure> {
@@ -180,17 +192,11 @@ impl Backend for Etcd {
     }
 
     fn list(&self, prefix: &str, limit: Option<usize>) -> Result<Vec<Versioned>, BackendError> {
-        check_prefix(prefix)?;
-        let listed = self.pages(prefix, limit.unwrap_or(usize::MAX), false);
-        let kvs = listed.map_err(|failure| failure.into_backend(format!("list {prefix}")))?;
-        Ok(kvs.into_iter().filter_map(|kv| self.versioned(kv)).collect())
+        Ok(self.listed(prefix, limit.unwrap_or(usize::MAX), false)?.collect())
     }
 
     fn keys(&self, prefix: &str) -> Result<Vec<String>, BackendError> {
-        check_prefix(prefix)?;
-        let listed = self.pages(prefix, usize::MAX, true);
-        let kvs = listed.map_err(|failure| failure.into_backend(format!("list {prefix}")))?;
-        Ok(kvs.into_iter().filter_map(|kv| Some(self.versioned(kv)?.key)).collect())
+        Ok(self.listed(prefix, usize::MAX, true)?.map(|versioned| versioned.key).collect())
     }
 
     fn revision(&self) -> Result<Revision, BackendError> {
