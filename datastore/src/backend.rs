@@ -44,7 +44,15 @@ pub enum Write<'a> {
     Delete(Option<Revision>),
 }
 
-impl Write<'_> {
+impl<'a> Write<'a> {
+    /// The next version of what was read at this revision; `None` is that there was nothing.
+    pub(crate) fn after(read: Option<Revision>, value: &'a [u8]) -> Self {
+        match read {
+            Some(revision) => Self::Update(value, revision),
+            None => Self::Create(value),
+        }
+    }
+
     /// What it is called in errors and numbers.
     #[must_use]
     pub fn verb(self) -> &'static str {

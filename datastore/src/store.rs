@@ -350,11 +350,7 @@ impl Store {
         unchanged: Option<&Unchanged>,
     ) -> Result<Revision, StoreError> {
         let value = encode(key, record)?;
-        let write = match expected {
-            Some(revision) => Write::Update(&value, revision),
-            None => Write::Create(&value),
-        };
-        Ok(self.backend.write_if(key, write, &[], unchanged)?)
+        Ok(self.backend.write_if(key, Write::after(expected, &value), &[], unchanged)?)
     }
 
     /// Creates or replaces, whoever wrote it last.

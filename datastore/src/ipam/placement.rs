@@ -90,10 +90,7 @@ impl Store {
     ) -> Result<Revision, StoreError> {
         let (key, placement) = (keys::block(&block.cidr), Placement::of(block));
         let value = encode(&key, block)?;
-        let write = match before {
-            Some(before) => Write::Update(&value, before.revision),
-            None => Write::Create(&value),
-        };
+        let write = Write::after(before.map(|before| before.revision), &value);
         let is_known = before.is_some_and(|before| before.placement == placement);
         let along = if is_known { None } else { Some(placement.along()?) };
         Ok(self.backend().write_if(&key, write, along.as_slice(), unchanged)?)
