@@ -229,9 +229,6 @@ fn remove_unchanged(
     match before {
         None if store.backend().get(&key).map_err(StoreError::from)?.is_none() => Ok(false),
         None => Err(back(key)),
-        Some(_) => {
-            let removed = won(store.remove(&key, before).map_err(StoreError::from))?;
-            removed.ok_or_else(|| back(key))
-        }
+        Some(_) => won(store.remove(&key, before))?.ok_or_else(|| back(key)),
     }
 }

@@ -174,7 +174,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let key = keys::endpoint(&endpoint.attachment);
         let along = [Along::remove(keys::on(&endpoint.node, &key))];
-        Ok(self.remove_along(&key, Some(revision), &along)?)
+        self.remove_along(&key, Some(revision), &along)
     }
 
     /// Removes the endpoint of `attachment` on `node`, whatever it is; false if there was none. For one that
@@ -185,7 +185,7 @@ impl Store {
         let mut marks = self.marks_of(&key)?;
         marks.retain(|mark| *mark != own);
         let along: Vec<Along> = marks.into_iter().chain([own]).map(Along::remove).collect();
-        Ok(self.remove_along(&key, None, &along)?)
+        self.remove_along(&key, None, &along)
     }
 
     /// Wherever it is told that the record under `key` is of a node. Reads what every node has: for a
@@ -381,12 +381,8 @@ impl Store {
     }
 
     /// Removes a key; false if it was not there (any more).
-    pub(crate) fn remove(
-        &self,
-        key: &str,
-        expected: Option<Revision>,
-    ) -> Result<bool, BackendError> {
-        self.remove_along(key, expected, &[])
+    pub(crate) fn remove(&self, key: &str, expected: Option<Revision>) -> Result<bool, StoreError> {
+        was_there(self.backend.write(key, Write::Delete(expected), &[]))
     }
 
     /// The same, as long as what it goes by is unchanged.
@@ -396,11 +392,7 @@ impl Store {
         expected: Option<Revision>,
         unchanged: &Unchanged,
     ) -> Result<bool, StoreError> {
-        match self.backend.write_if(key, Write::Delete(expected), &[], Some(unchanged)) {
-            Ok(_) => Ok(true),
-            Err(BackendError::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        was_there(self.backend.write_if(key, Write::Delete(expected), &[], Some(unchanged)))
     }
 
     pub(crate) fn remove_along(
@@ -408,12 +400,17 @@ impl Store {
         key: &str,
         expected: Option<Revision>,
         along: &[Along],
-    ) -> Result<bool, BackendError> {
-        match self.backend.write(key, Write::Delete(expected), along) {
-            Ok(_) => Ok(true),
-            Err(BackendError::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+    ) -> Result<bool, StoreError> {
+        was_there(self.backend.write(key, Write::Delete(expected), along))
+    }
+}
+
+/// Whether there was something to remove.
+fn was_there(removed: Result<Revision, BackendError>) -> Result<bool, StoreError> {
+    match removed {
+        Ok(_) => Ok(true),
+        Err(BackendError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

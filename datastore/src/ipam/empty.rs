@@ -133,10 +133,9 @@ impl Ipam<'_> {
         if !own.is_given_up() && !self.rewrite_block(&given_up, read.as_ref(), Some(own.claim))? {
             return Ok(false);
         }
-        let remove = |key: &str, revision| self.store.remove(key, Some(revision));
-        won(remove(&keys::affinity(&own.block), own.claim).map_err(StoreError::from))?;
+        won(self.store.remove(&keys::affinity(&own.block), Some(own.claim)))?;
         if let Some(hint) = hint {
-            won(remove(&hint_key, hint.revision).map_err(StoreError::from))?;
+            won(self.store.remove(&hint_key, Some(hint.revision)))?;
         }
         Ok(true)
     }

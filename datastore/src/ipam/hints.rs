@@ -11,7 +11,7 @@ use super::pool::{Family, Pool};
 use super::select::{Target, won};
 use super::{Ipam, IpamError};
 use crate::keys;
-use crate::store::{StoreError, Stored, decode};
+use crate::store::{Stored, decode};
 
 /// The largest number of slots of a block that a pool may not hand out: both ends and the gateway of
 /// a pool of one block.
@@ -50,7 +50,7 @@ impl Ipam<'_> {
         target.hint = Some(*revision);
         let vacancy = target.vacancy().filter(|_| target.block.node == open.node);
         let Some(vacancy) = vacancy else {
-            won(self.store.remove(&key, Some(*revision)).map_err(StoreError::from))?;
+            won(self.store.remove(&key, Some(*revision)))?;
             return Ok(None);
         };
         let rested_at_ms = vacancy.released_at_ms.map_or(0, |at_ms| self.rested_at_ms(at_ms));
@@ -71,9 +71,7 @@ impl Ipam<'_> {
         let rested_at_ms = vacancy
             .map(|vacancy| vacancy.released_at_ms.map_or(0, |at_ms| self.rested_at_ms(at_ms)));
         let outcome = match (rested_at_ms, target.hint) {
-            (None, Some(hint)) => {
-                self.store.remove(&key, Some(hint)).map(|_| ()).map_err(StoreError::from)
-            }
+            (None, Some(hint)) => self.store.remove(&key, Some(hint)).map(|_| ()),
             (Some(rested_at_ms), None) => self.store.create(&key, &open(rested_at_ms)).map(|_| ()),
             (Some(rested_at_ms), Some(hint)) if rested_at_ms > 0 => {
                 self.store.update(&key, &open(rested_at_ms), hint).map(|_| ())

@@ -18,7 +18,7 @@ use super::{Ipam, IpamError};
 use crate::Attachment;
 use crate::backend::Revision;
 use crate::keys;
-use crate::store::{StoreError, Stored, legible};
+use crate::store::{Stored, legible};
 
 /// A claim of the node.
 pub(crate) struct ClaimedBlock {
@@ -105,8 +105,7 @@ impl Ipam<'_> {
             }
             patience.conflict()?;
         }
-        let removed = self.store.remove(&keys::affinity(block), Some(*claim));
-        won(removed.map_err(StoreError::from))?;
+        won(self.store.remove(&keys::affinity(block), Some(*claim)))?;
         Ok(true)
     }
 
@@ -119,8 +118,7 @@ impl Ipam<'_> {
     pub(crate) fn remove_hints(&self) -> Result<(), IpamError> {
         for family in [Family::V4, Family::V6] {
             for hint in self.store.backend().list(&keys::open_of(&self.node, family), None)? {
-                let removed = self.store.remove(&hint.key, Some(hint.revision));
-                won(removed.map_err(StoreError::from))?;
+                won(self.store.remove(&hint.key, Some(hint.revision)))?;
             }
         }
         Ok(())

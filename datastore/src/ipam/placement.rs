@@ -202,10 +202,11 @@ impl Store {
                         return Ok(false);
                     }
                     let same = Write::Update(&block.value, block.revision);
-                    self.backend().write(&block.key, same, &[placement.along()?]).map(drop)
+                    let written = self.backend().write(&block.key, same, &[placement.along()?]);
+                    written.map(drop).map_err(StoreError::from)
                 }
             };
-            if won(written.map_err(StoreError::from))?.is_some() {
+            if won(written)?.is_some() {
                 return Ok(true);
             }
             patience.conflict()?;

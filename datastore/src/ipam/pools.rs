@@ -14,7 +14,7 @@ use super::select::won;
 use super::{Ipam, IpamError};
 use crate::backend::{Revision, Unchanged};
 use crate::keys;
-use crate::store::{StoreError, Stored};
+use crate::store::Stored;
 
 impl Pool {
     /// The pool with what the operator said of the stored one. The first name stays: were it the last, two
@@ -185,8 +185,7 @@ impl Ipam<'_> {
         self.touch_pools_around(pool)?;
         let (claims, blocks) = self.unused_records(pool)?;
         if claims.is_empty() && blocks.is_empty() {
-            let removed = self.store.remove(&closed.key, Some(closed.since));
-            return Ok(won(removed.map_err(StoreError::from))?.is_some());
+            return Ok(won(self.store.remove(&closed.key, Some(closed.since)))?.is_some());
         }
         // What somebody has changed meanwhile is looked at again.
         let remove = |key: &str, revision| won(self.store.remove_if(key, revision, closed));

@@ -153,7 +153,7 @@ impl Ipam<'_> {
             Err(error) => return Err(error.into()),
         };
         let along = [Along::remove(keys::on(&handle.node, &key))];
-        won(self.store.remove_along(&key, revision, &along).map_err(StoreError::from))?;
+        won(self.store.remove_along(&key, revision, &along))?;
         Ok(())
     }
 

@@ -234,7 +234,7 @@ impl Ipam<'_> {
                         Err(error) => {
                             // The pool may be gone, and then nobody follows the hint.
                             if error.is_outdated() && hint.is_some() {
-                                won(self.store.remove(&hint_key, hint).map_err(StoreError::from))?;
+                                won(self.store.remove(&hint_key, hint))?;
                             }
                             return Err(error);
                         }
