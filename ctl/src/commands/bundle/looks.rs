@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 /// A word that has one of these in it names a secret.
-const ANYWHERE: [&str; 19] = [
+const ANYWHERE: [&str; 11] = [
     "password",
     "passphrase",
     "passwd",
@@ -15,21 +15,11 @@ const ANYWHERE: [&str; 19] = [
     "token",
     "secret",
     "psk",
-    "apikey",
-    "privatekey",
-    "accesskey",
-    "keydata",
-    "authkey",
-    "sharedkey",
-    "signingkey",
-    "encryptionkey",
     "authorization",
     "cookie",
     "bearer",
 ];
-/// But for these.
-const HARMLESS: [&str; 3] = ["tokeniz", "tokenis", "secretar"];
-/// Two words that end with one of these do: api-key.
+/// So does one that has one of these in it, and two words that end with one together: api-key.
 const OF_TWO_WORDS: [&str; 8] = [
     "apikey",
     "privatekey",
@@ -40,6 +30,8 @@ const OF_TWO_WORDS: [&str; 8] = [
     "signingkey",
     "encryptionkey",
 ];
+/// But for these.
+const HARMLESS: [&str; 3] = ["tokeniz", "tokenis", "secretar"];
 /// One that is one of these does.
 const ALONE: [&str; 4] = ["auth", "pass", "pwd", "jwt"];
 /// Behind the word for a secret, one of these says that it is a file's name.
@@ -137,9 +129,14 @@ pub(super) fn is_about_a_secret(name: &str) -> bool {
 
 fn is_secret(word: &str) -> bool {
     let rest = HARMLESS.iter().fold(word.to_owned(), |word, harmless| word.replace(harmless, ""));
-    ANYWHERE.iter().any(|name| rest.contains(name))
+    anywhere().any(|name| rest.contains(name))
         || ALONE.contains(&word)
         || word.strip_suffix('s').is_some_and(|one| ALONE.contains(&one))
+}
+
+/// What names a secret wherever it is in a word.
+fn anywhere() -> impl Iterator<Item = &'static str> {
+    ANYWHERE.into_iter().chain(OF_TWO_WORDS)
 }
 
 /// In lower case, without digits at their ends.
@@ -162,7 +159,7 @@ fn words(name: &str) -> Vec<String> {
 
 /// Two of one that says what it is of a secret: of `secretname`, `secret` and `name`.
 fn parts(word: &str) -> Vec<String> {
-    for name in ANYWHERE {
+    for name in anywhere() {
         if let Some((_, behind)) = word.rsplit_once(name)
             && [&FILES[..], &ABOUT, &MEASURES].concat().contains(&behind)
         {
