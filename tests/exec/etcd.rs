@@ -100,33 +100,16 @@ fn margay_ipam_under_another_plugin_finds_etcd_where_calicos_does() {
 fn a_del_of_margay_ipam_without_etcd_succeeds_and_what_comes_next_gives_the_addresses_back() {
     let Some(node) = Node::new() else { return };
     let mut scene = Scene::new(&node, EtcdCluster::start());
-    let network = json!({
-        "cniVersion": "1.1.0",
-        "name": "podnet",
-        "type": "ptp",
-        "etcd_endpoints": scene.network["etcd_endpoints"],
-        "etcd_connect_timeout_ms": 1000,
-        "etcd_request_timeout_ms": 2000,
-        "ipam": {
-            "type": "margay-ipam",
-            "nodename": "node-under-test",
-            "state_dir": node.path("state"),
-            "run_dir": node.path("run"),
-            // One address.
-            "pools": [{"cidr": "10.251.0.0/30"}],
-        },
-    });
-    type Next = fn(&Node, &Value);
+    let mut network = scene.of_margay_ipam();
+    // One address.
+    network["ipam"]["pools"] = json!([{"cidr": "10.251.0.0/30"}]);
+    type Next = fn(&Scene<'_>, &Value);
     let next: [(&str, Next); 4] = [
         ("its own ADD", |_, network| drop(ipam_verb("ADD", "a", network).success())),
         ("another's ADD", |_, network| drop(ipam_verb("ADD", "b", network).success())),
         ("STATUS", |_, network| drop(Invocation::new("margay-ipam", "STATUS", network).execute())),
-        ("upkeep", |node, network| {
-            let mut margays = node.network();
-            for key in ["etcd_endpoints", "etcd_connect_timeout_ms", "etcd_request_timeout_ms"] {
-                margays[key] = network[key].clone();
-            }
-            let conf = NetConf::from_map(margays.as_object().unwrap()).unwrap();
+        ("upkeep", |scene, _| {
+            let conf = NetConf::from_map(scene.network.as_object().unwrap()).unwrap();
             let store = open_store(&conf.datastore, &conf.paths.database()).unwrap();
             let drained = margay_tests::node::block_on(async {
                 let upkeep = Upkeep::new(store, &conf.nodename, conf.paths, Duration::ZERO);
@@ -147,7 +130,7 @@ fn a_del_of_margay_ipam_without_etcd_succeeds_and_what_comes_next_gives_the_addr
 
         scene.cluster.restart(0);
         assert_eq!(scene.keys("handles/"), ["handles/podnet/a/eth0"], "{name}");
-        next(&node, &network);
+        next(&scene, &network);
 
         assert_eq!(scene.put_off(), 0, "{name}");
         let left: &[&str] = match name {
@@ -401,29 +384,9 @@ fn a_later_add_does_not_meet_a_deletion_that_was_done_and_not_forgotten() {
 fn margay_ipam_leaves_to_margay_what_has_an_endpoint_unless_it_is_called_for_that() {
     let Some(node) = Node::new() else { return };
     let mut scene = Scene::new(&node, EtcdCluster::start());
-    let of_ipam = json!({
-        "cniVersion": "1.1.0",
-        "name": "podnet",
-        "type": "ptp",
-        "etcd_endpoints": scene.network["etcd_endpoints"],
-        "ipam": {
-            "type": "margay-ipam",
-            "nodename": "node-under-test",
-            "state_dir": node.path("state"),
-            "run_dir": node.path("run"),
-            "pools": scene.network["ipam"]["pools"],
-        },
-    });
-    let put_off_by_margay = |scene: &mut Scene<'_>| {
-        let pod = scene.node.sandbox("a");
-        pod.add(&scene.network);
-        scene.cluster.kill(0);
-        pod.del(&scene.network);
-        pod.destroy();
-        scene.cluster.restart(0);
-    };
+    let of_ipam = scene.of_margay_ipam();
 
-    put_off_by_margay(&mut scene);
+    scene.put_off_dels_of(&["a"]);
     Invocation::new("margay-ipam", "STATUS", &of_ipam).execute().success();
     ipam_verb("ADD", "b", &of_ipam).success();
     assert_eq!(scene.put_off(), 1);
@@ -432,7 +395,7 @@ fn margay_ipam_leaves_to_margay_what_has_an_endpoint_unless_it_is_called_for_tha
     assert_eq!((scene.put_off(), scene.keys("endpoints/").len()), (0, 0));
 
     for verb in ["ADD", "DEL"] {
-        put_off_by_margay(&mut scene);
+        scene.put_off_dels_of(&["a"]);
         assert_eq!(scene.keys("endpoints/").len(), 1, "{verb}");
         assert!(ipam_verb(verb, "a", &of_ipam).is_success(), "{verb}");
         assert_eq!((scene.put_off(), scene.keys("endpoints/").len()), (0, 0), "{verb}");
@@ -448,17 +411,9 @@ fn margay_ipam_leaves_to_margay_what_has_an_endpoint_unless_it_is_called_for_tha
 fn deletions_that_are_stuck_keep_no_add_from_doing_others() {
     let Some(node) = Node::new() else { return };
     let mut scene = Scene::new(&node, EtcdCluster::start());
-    let pods = ["a", "b", "c", "d"].map(|name| node.sandbox(name));
-    pods.iter().for_each(|pod| drop(pod.add(&scene.network)));
-    scene.cluster.kill(0);
-    pods.iter().for_each(|pod| pod.del(&scene.network));
-    scene.cluster.restart(0);
-    let store = scene.cluster.open();
-    for file in std::fs::read_dir(node.path("state/deletions")).unwrap().take(2) {
-        let key = std::fs::read_to_string(file.unwrap().path()).unwrap();
-        let key = format!("handles/{key}");
-        let revision = store.get(&key).unwrap().unwrap().revision;
-        store.update(&key, b"{}", revision).unwrap();
+    scene.put_off_dels_of(&["a", "b", "c", "d"]);
+    for key in scene.handles_put_off().iter().take(2) {
+        scene.damage(key);
     }
 
     let new = node.sandbox("new");
@@ -472,28 +427,9 @@ fn deletions_that_are_stuck_keep_no_add_from_doing_others() {
 fn margay_ipam_gives_back_what_it_is_called_for_though_the_endpoint_is_damaged() {
     let Some(node) = Node::new() else { return };
     let mut scene = Scene::new(&node, EtcdCluster::start());
-    let of_ipam = json!({
-        "cniVersion": "1.1.0",
-        "name": "podnet",
-        "type": "ptp",
-        "etcd_endpoints": scene.network["etcd_endpoints"],
-        "ipam": {
-            "type": "margay-ipam",
-            "nodename": "node-under-test",
-            "state_dir": node.path("state"),
-            "run_dir": node.path("run"),
-            "pools": scene.network["ipam"]["pools"],
-        },
-    });
-    let pod = node.sandbox("a");
-    pod.add(&scene.network);
-    scene.cluster.kill(0);
-    pod.del(&scene.network);
-    scene.cluster.restart(0);
-    let store = scene.cluster.open();
-    let key = scene.keys("endpoints/").remove(0);
-    let revision = store.get(&key).unwrap().unwrap().revision;
-    store.update(&key, b"{}", revision).unwrap();
+    let of_ipam = scene.of_margay_ipam();
+    scene.put_off_dels_of(&["a"]);
+    scene.damage(&scene.keys("endpoints/")[0]);
 
     let released = ipam_verb("DEL", "a", &of_ipam);
 
@@ -506,22 +442,15 @@ fn margay_ipam_gives_back_what_it_is_called_for_though_the_endpoint_is_damaged()
 fn a_deletion_that_cannot_be_done_keeps_no_other_from_being_done() {
     let Some(node) = Node::new() else { return };
     let mut scene = Scene::new(&node, EtcdCluster::start());
-    let pods = ["a", "b", "c"].map(|name| node.sandbox(name));
-    pods.iter().for_each(|pod| drop(pod.add(&scene.network)));
-    scene.cluster.kill(0);
-    pods.iter().for_each(|pod| pod.del(&scene.network));
-    scene.cluster.restart(0);
-    let first = std::fs::read_dir(node.path("state/deletions")).unwrap().next().unwrap().unwrap();
-    let key = format!("handles/{}", std::fs::read_to_string(first.path()).unwrap());
-    let store = scene.cluster.open();
-    let found = store.get(&key).unwrap().unwrap();
-    let damaged = store.update(&key, b"{}", found.revision).unwrap();
+    scene.put_off_dels_of(&["a", "b", "c"]);
+    let key = scene.handles_put_off().remove(0);
+    let before = scene.damage(&key);
 
     scene.status().success();
 
     assert_eq!(scene.keys("handles/"), [key.as_str()]);
     assert_eq!(scene.put_off(), 1);
-    store.update(&key, &found.value, damaged).unwrap();
+    scene.overwrite(&key, &before);
     scene.status().success();
     scene.assert_only(&[], "after it was mended");
     assert_eq!(scene.put_off(), 0);
@@ -533,9 +462,7 @@ fn a_damaged_record_of_the_node_in_etcd_keeps_no_pod_from_going() {
     let scene = Scene::new(&node, EtcdCluster::start());
     let pod = node.sandbox("a");
     pod.add(&scene.network);
-    let (store, key) = (scene.cluster.open(), "nodes/node-under-test");
-    let found = store.get(key).unwrap().unwrap();
-    store.update(key, b"{}", found.revision).unwrap();
+    scene.damage("nodes/node-under-test");
 
     pod.del(&scene.network);
 
@@ -627,9 +554,57 @@ impl<'node> Scene<'node> {
         listed.into_iter().map(|versioned| versioned.key).collect()
     }
 
+    /// What a plugin with margay-ipam is configured with on this node.
+    fn of_margay_ipam(&self) -> Value {
+        json!({
+            "cniVersion": "1.1.0",
+            "name": "podnet",
+            "type": "ptp",
+            "etcd_endpoints": self.network["etcd_endpoints"],
+            "etcd_connect_timeout_ms": self.network["etcd_connect_timeout_ms"],
+            "etcd_request_timeout_ms": self.network["etcd_request_timeout_ms"],
+            "ipam": {
+                "type": "margay-ipam",
+                "nodename": "node-under-test",
+                "state_dir": self.node.path("state"),
+                "run_dir": self.node.path("run"),
+                "pools": self.network["ipam"]["pools"],
+            },
+        })
+    }
+
+    /// Makes pods and deletes them while etcd is gone.
+    fn put_off_dels_of(&mut self, names: &[&str]) {
+        let pods: Vec<_> = names.iter().map(|name| self.node.sandbox(name)).collect();
+        pods.iter().for_each(|pod| drop(pod.add(&self.network)));
+        self.cluster.kill(0);
+        pods.iter().for_each(|pod| pod.del(&self.network));
+        pods.into_iter().for_each(Pod::destroy);
+        self.cluster.restart(0);
+    }
+
     /// Number of deletions that wait for etcd.
     fn put_off(&self) -> usize {
         std::fs::read_dir(self.node.path("state/deletions")).map_or(0, Iterator::count)
+    }
+
+    /// The handles of these, in the order of the directory, by which the plugin goes too.
+    fn handles_put_off(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.node.path("state/deletions")).unwrap();
+        let attachments = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
+        attachments.map(|attachment| format!("handles/{attachment}")).collect()
+    }
+
+    /// Has a record be none that decodes. What it was.
+    fn damage(&self, key: &str) -> Vec<u8> {
+        self.overwrite(key, b"{}")
+    }
+
+    fn overwrite(&self, key: &str, value: &[u8]) -> Vec<u8> {
+        let store = self.cluster.open();
+        let before = store.get(key).unwrap().unwrap();
+        store.update(key, value, before.revision).unwrap();
+        before.value
     }
 
     fn assert_only(&self, pods: &[(&Pod<'_>, &Value)], context: &str) {
