@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use margay_datastore::testing::etcd::EtcdCluster;
 use margay_datastore::{Backend, Store};
+use margay_tests::node::on_etcd;
 use margay_tests::pod::address;
 use margay_tests::residue::assert_only_attached_in;
 use margay_tests::traffic::assert_ping;
@@ -188,15 +189,7 @@ struct Scene<'node> {
 
 impl<'node> Scene<'node> {
     fn new(node: &'node Node, cluster: EtcdCluster) -> Self {
-        let mut network = node.network();
-        network["datastore_type"] = json!("etcdv3");
-        network["etcd_endpoints"] = json!(cluster.endpoints().join(","));
-        let conf = cluster.conf();
-        if let (Some(ca), Some(client)) = (conf.ca_cert_file, conf.client_cert) {
-            network["etcd_ca_cert_file"] = json!(ca);
-            network["etcd_cert_file"] = json!(client.cert_file);
-            network["etcd_key_file"] = json!(client.key_file);
-        }
+        let mut network = on_etcd(node.network(), &cluster);
         // Nobody here wants to wait for what will not come.
         network["etcd_connect_timeout_ms"] = json!(1000);
         network["etcd_request_timeout_ms"] = json!(2000);

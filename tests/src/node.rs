@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use margay::netlink::{LinkInfo, Netlink};
 use margay_abi::Counter;
 use margay_datapath::Datapath;
+use margay_datastore::testing::etcd::EtcdCluster;
 use margay_datastore::{Sqlite, Store};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use serde_json::{Value, json};
@@ -247,6 +248,20 @@ fn mount_bpffs(path: &Path) {
 pub fn node_address(ipv4: bool) -> IpAddr {
     let address = if ipv4 { NODE_V4 } else { NODE_V6 };
     address.parse().expect("address")
+}
+
+/// A network configuration, with its records in etcd.
+#[must_use]
+pub fn on_etcd(mut network: Value, cluster: &EtcdCluster) -> Value {
+    let conf = cluster.conf();
+    network["datastore_type"] = json!("etcdv3");
+    network["etcd_endpoints"] = json!(conf.endpoints.join(","));
+    if let (Some(ca), Some(client)) = (conf.ca_cert_file, conf.client_cert) {
+        network["etcd_ca_cert_file"] = json!(ca);
+        network["etcd_cert_file"] = json!(client.cert_file);
+        network["etcd_key_file"] = json!(client.key_file);
+    }
+    network
 }
 
 /// Runs `work` on a tokio runtime of the calling thread.

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use margay_datastore::testing::etcd::EtcdCluster;
 use margay_tests::Node;
-use serde_json::{Value, json};
+use margay_tests::node::on_etcd;
+use serde_json::Value;
 
 use super::add::Cycle;
 use super::{CPU, Row, WALL};
@@ -84,16 +85,9 @@ fn run(effort: Effort, sheet: &mut Sheet) -> Result<()> {
 }
 
 fn network(node: &Node, cluster: Option<&EtcdCluster>) -> Value {
-    let mut network = Peer::Margay.network(node, Families::V4);
-    if let Some(cluster) = cluster {
-        let conf = cluster.conf();
-        network["datastore_type"] = json!("etcdv3");
-        network["etcd_endpoints"] = json!(conf.endpoints.join(","));
-        if let (Some(ca), Some(client)) = (conf.ca_cert_file, conf.client_cert) {
-            network["etcd_ca_cert_file"] = json!(ca);
-            network["etcd_cert_file"] = json!(client.cert_file);
-            network["etcd_key_file"] = json!(client.key_file);
-        }
+    let network = Peer::Margay.network(node, Families::V4);
+    match cluster {
+        Some(cluster) => on_etcd(network, cluster),
+        None => network,
     }
-    network
 }

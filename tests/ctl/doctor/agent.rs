@@ -10,6 +10,7 @@ use margay_datastore::testing::etcd::EtcdCluster;
 use margay_datastore::{AssignRequest, Attachment, Heartbeat, Ipam, Pool, Store};
 use margay_tests::Node;
 use margay_tests::ctl::Ctl;
+use margay_tests::node::on_etcd;
 use serde_json::{Value, json};
 
 use super::Diagnosis;
@@ -18,9 +19,7 @@ use super::Diagnosis;
 fn an_agent_that_a_cluster_needs_and_that_does_not_do_its_work_is_named() {
     let Some(node) = Node::new() else { return };
     let cluster = EtcdCluster::start();
-    let mut network = node.network();
-    network["datastore_type"] = json!("etcdv3");
-    network["etcd_endpoints"] = json!(cluster.endpoints().join(","));
+    let network = on_etcd(node.network(), &cluster);
     let pod = node.sandbox("a");
     pod.add(&network);
     let ctl = Ctl::new(&node, &network);
@@ -102,9 +101,7 @@ fn assert_entries_are_held_against_the_datastore(node: &Node, store: &Store, ctl
 fn a_node_whose_interfaces_another_plugin_makes_needs_no_agent() {
     let Some(node) = Node::new() else { return };
     let cluster = EtcdCluster::start();
-    let mut network = node.network();
-    network["datastore_type"] = json!("etcdv3");
-    network["etcd_endpoints"] = json!(cluster.endpoints().join(","));
+    let network = on_etcd(node.network(), &cluster);
     let pod = node.sandbox("a");
     pod.add(&network);
     give_another_node_a_block(&Store::new(cluster.open()));

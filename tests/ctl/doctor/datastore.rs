@@ -9,6 +9,7 @@ use margay_datastore::Attachment;
 use margay_datastore::testing::etcd::EtcdCluster;
 use margay_tests::Node;
 use margay_tests::ctl::Ctl;
+use margay_tests::node::on_etcd;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -59,7 +60,7 @@ fn a_record_that_does_not_decode_is_named_by_its_key() {
 fn an_etcd_that_does_not_answer_or_takes_its_time_is_named_and_so_is_what_was_put_off() {
     let Some(node) = Node::new() else { return };
     let mut cluster = EtcdCluster::start();
-    let network = on_etcd(&node, &cluster);
+    let network = on_impatient_etcd(&node, &cluster);
     let pod = node.sandbox("a");
     pod.add(&network);
     let ctl = Ctl::new(&node, &network);
@@ -92,10 +93,9 @@ fn an_etcd_that_does_not_answer_or_takes_its_time_is_named_and_so_is_what_was_pu
     assert!(store.endpoint(&attachment).unwrap().is_none());
 }
 
-fn on_etcd(node: &Node, cluster: &EtcdCluster) -> Value {
-    let mut network = node.network();
-    network["datastore_type"] = json!("etcdv3");
-    network["etcd_endpoints"] = json!(cluster.endpoints().join(","));
+/// Nobody here wants to wait for what will not come.
+fn on_impatient_etcd(node: &Node, cluster: &EtcdCluster) -> Value {
+    let mut network = on_etcd(node.network(), cluster);
     network["etcd_connect_timeout_ms"] = json!(1000);
     network["etcd_verb_timeout_ms"] = json!(3000);
     network

@@ -5,8 +5,9 @@ use std::fs;
 use margay_datastore::testing::etcd::EtcdCluster;
 use margay_tests::Node;
 use margay_tests::ctl::Ctl;
+use margay_tests::node::on_etcd;
 use rustix::mount::mount_bind;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::agent::configure_agent;
 use super::{Diagnosis, node_with_a_pod, set};
@@ -54,15 +55,8 @@ fn a_family_that_no_pod_has_is_not_made_to_be_forwarded() {
 #[test]
 fn strict_reverse_path_filters_are_named_where_pools_differ_in_their_ways() {
     let Some(node) = Node::new() else { return };
-    let mut network = node.network();
-    network["mtu"] = json!(1400);
-    network["ipam"]["pools"] = json!([
-        {"cidr": "10.244.0.0/24"},
-        {"cidr": "10.245.0.0/24", "vxlan_mode": "Always"},
-    ]);
     let cluster = EtcdCluster::start();
-    network["datastore_type"] = json!("etcdv3");
-    network["etcd_endpoints"] = json!(cluster.endpoints().join(","));
+    let network = on_etcd(network_of_two_ways(&node), &cluster);
     let (ctl, _pod, _) = node_with_a_pod(&node, &network);
     configure_agent(&node, &network, "127.0.0.1:1".parse().unwrap());
     for interface in ["all", "uplink0"] {
@@ -83,12 +77,7 @@ fn strict_reverse_path_filters_are_named_where_pools_differ_in_their_ways() {
 #[test]
 fn strict_reverse_path_filters_are_nobodys_matter_on_a_node_by_itself() {
     let Some(node) = Node::new() else { return };
-    let mut network = node.network();
-    network["mtu"] = json!(1400);
-    network["ipam"]["pools"] = json!([
-        {"cidr": "10.244.0.0/24"},
-        {"cidr": "10.245.0.0/24", "vxlan_mode": "Always"},
-    ]);
+    let network = network_of_two_ways(&node);
     let (ctl, _pod, _) = node_with_a_pod(&node, &network);
     configure_agent(&node, &network, "127.0.0.1:1".parse().unwrap());
     set("ipv4/conf/uplink0/rp_filter", "1");
@@ -259,4 +248,15 @@ fn a_full_pool_is_an_error_only_where_a_network_has_no_other() {
     // The operator has closed it and knows.
     assert_eq!(ctl.run(&["pool", "disable", "10.244.0.0/30"]).code, 0);
     Diagnosis::of(&ctl).assert_only(&[]);
+}
+
+/// To one pool's pods it is another way than to the other's.
+fn network_of_two_ways(node: &Node) -> Value {
+    let mut network = node.network();
+    network["mtu"] = json!(1400);
+    network["ipam"]["pools"] = json!([
+        {"cidr": "10.244.0.0/24"},
+        {"cidr": "10.245.0.0/24", "vxlan_mode": "Always"},
+    ]);
+    network
 }
