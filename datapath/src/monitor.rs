@@ -9,10 +9,12 @@
 use std::fmt;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
+use std::mem;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use aya::EbpfError;
@@ -34,6 +36,9 @@ use crate::{DatapathError, ProgramId};
 
 /// How long after the last renewal the programs believe that somebody listens.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Within this an event that is counted is in the ring, if that has room: a program does both at once.
+const MOMENT: Duration = Duration::from_millis(10);
 
 /// Nobody can listen.
 #[derive(Debug, thiserror::Error)]
@@ -98,13 +103,16 @@ pub struct Missed {
     pub suppressed: u64,
     /// Events for which the ring had no room.
     pub lost: u64,
-    /// Whether the programs told nothing for a time, because no renewal came.
+    /// Whether the programs told nothing for a time, because no renewal came. What that was is not counted.
     pub lapsed: bool,
 }
 
-/// One who listens, until dropped. To be [renewed](Self::renew) every second or so.
+/// One who listens, until dropped or [stopped](Self::stop). To be [renewed](Self::renew) every second or so.
+/// Invariant: an event that the programs have told is drained once or counted as missed once.
 pub struct Monitor {
     log: EventLog,
+    /// Taken from the ring and not drained.
+    backlog: Vec<Event>,
     own: ReporterMaps,
     common: Common,
     slot: u32,
@@ -112,16 +120,12 @@ pub struct Monitor {
     /// Says whose the slot is.
     seat: Option<File>,
     received: u64,
-    counted: Counted,
-    listens_until_ns: u64,
-}
-
-/// What was counted when it was looked at last.
-#[derive(Clone, Copy, Default)]
-struct Counted {
+    /// When they were counted last.
     suppressed: u64,
     missing: u64,
+    /// Those of which it was said.
     lost: u64,
+    listens_until_ns: u64,
 }
 
 impl Monitor {
@@ -148,58 +152,89 @@ impl Monitor {
         let log = EventLog::open(id).map_err(|source| MonitorError::Log(Box::new(source)))?;
 
         let (slot, seat) = common.take_slot(&reporter)?;
-        let counted = Counted::default();
         let mut monitor = Self {
             log,
+            backlog: Vec::new(),
             own,
             common,
             slot,
             reporter: id,
             seat: Some(seat),
             received: 0,
-            counted,
+            suppressed: 0,
+            missing: 0,
+            lost: 0,
             listens_until_ns: u64::MAX,
         };
         monitor.renew()?;
         Ok(monitor)
     }
 
-    /// Goes on listening. Says what was missed since the last time.
+    /// Goes on listening. Says what was missed since the last time; what was not is there to be
+    /// [drained](Self::drain).
     pub fn renew(&mut self) -> Result<Missed, MonitorError> {
-        let now_ns = now_ns();
-        let lapsed = now_ns > self.listens_until_ns;
-        self.listens_until_ns = now_ns + PATIENCE.as_nanos() as u64;
-        self.common.listen_until(self.listens_until_ns)?;
+        let is_switched_off = self.common.settings.get()? == Settings::default();
+        let listens_until_ns = now_ns() + PATIENCE.as_nanos() as u64;
+        self.common.listen_until(listens_until_ns)?;
+        // A program that has found the time to be over did so before it was moved on.
+        let lapsed = is_switched_off || now_ns() >= self.listens_until_ns;
+        self.listens_until_ns = listens_until_ns;
         if !self.common.is_in_slot(self.slot, self.reporter)? {
             return Err(MonitorError::Displaced);
         }
         self.common.sweep(Some(self.slot))?;
 
+        let before = self.missing;
+        let suppressed = self.count()?;
+        // What a program is about to put into the ring is there the next time.
+        let lost = self.lose(self.missing.min(before));
+        Ok(Missed { suppressed, lost, lapsed })
+    }
+
+    /// Listens no longer. Says what was missed since the last time, with which nothing is left unsaid.
+    pub fn stop(&mut self) -> Result<Missed, MonitorError> {
+        let Missed { suppressed, lost, lapsed } = self.renew()?;
+        self.common.leave(self.slot, self.reporter)?;
+        self.seat = None;
+        thread::sleep(MOMENT);
+        let suppressed = suppressed + self.count()?;
+        let lost = lost + self.lose(self.missing);
+        Ok(Missed { suppressed, lost, lapsed })
+    }
+
+    /// Counts what is missing. Returns how many events were beyond the rate since the last time.
+    fn count(&mut self) -> Result<u64, MonitorError> {
+        // Before the ring, so that what is told meanwhile is not missing.
         let quota = self.own.quota()?;
-        // An event is counted a moment before it is in the ring, so what is missing is lost if it still is
-        // the next time.
-        let missing = quota.all.saturating_sub(self.received);
-        let lost = missing.min(self.counted.missing).max(self.counted.lost);
-        let missed = Missed {
-            suppressed: quota.suppressed.saturating_sub(self.counted.suppressed),
-            lost: lost - self.counted.lost,
-            lapsed,
-        };
-        self.counted = Counted { suppressed: quota.suppressed, missing, lost };
-        Ok(missed)
+        self.take_events();
+        self.missing = quota.all.saturating_sub(self.received);
+        let before = mem::replace(&mut self.suppressed, quota.suppressed);
+        Ok(quota.suppressed.saturating_sub(before))
+    }
+
+    /// So many are lost in all. Returns of how many that was not said.
+    fn lose(&mut self, lost: u64) -> u64 {
+        let before = self.lost;
+        self.lost = before.max(lost);
+        self.lost - before
+    }
+
+    /// Takes every event that is there; does not wait.
+    pub fn drain(&mut self) -> Vec<Event> {
+        self.take_events();
+        mem::take(&mut self.backlog)
+    }
+
+    fn take_events(&mut self) {
+        let events = self.log.drain();
+        self.received += events.len() as u64;
+        self.backlog.extend(events);
     }
 
     /// Leaves all as a process that is killed does.
     #[cfg(test)]
     pub(crate) fn die(&mut self) {
         self.seat = None;
-    }
-
-    /// Takes every event that is there; does not wait.
-    pub fn drain(&mut self) -> Vec<Event> {
-        let events = self.log.drain();
-        self.received += events.len() as u64;
-        events
     }
 }
 

@@ -9,7 +9,7 @@ use super::maps::frame;
 use super::node::{Node, on_a_node};
 use crate::maps::RawTable;
 use crate::pins::Pins;
-use crate::{Datapath, Monitor, MonitorError, Program, Selection, TestContext};
+use crate::{Datapath, Missed, Monitor, MonitorError, Program, Selection, TestContext};
 
 #[test]
 fn a_drop_is_told_to_each_who_listens_and_the_packet_is_dropped_as_ever() {
@@ -82,6 +82,57 @@ fn what_a_full_ring_has_no_room_for_is_counted_as_lost() {
         assert!(told > 1000, "{told}");
         monitor.renew().expect("renew");
         assert_eq!(monitor.renew().expect("renew").lost, 50_000 - told);
+        assert_eq!(monitor.renew().expect("renew").lost, 0, "told once");
+    });
+}
+
+#[test]
+fn what_was_missed_last_is_told_at_the_end() {
+    on_a_node(|node| {
+        let datapath = node.open_or_load();
+        let mut monitor = listen(node, &Selection { rate: 40_000, ..everything() });
+        let context = TestContext { repeat: 50_000, ..TestContext::default() };
+        datapath.test_run(Program::FromPod, &frame(), context).expect("run");
+
+        let missed = monitor.stop().expect("stop");
+
+        let told = monitor.drain().len() as u64;
+        assert!(told > 1000 && missed.lost > 1000, "{told}, {missed:?}");
+        assert_eq!(told + missed.suppressed + missed.lost, 50_000);
+        assert_eq!(taken(node), []);
+    });
+}
+
+#[test]
+fn what_is_in_the_ring_is_not_missed() {
+    on_a_node(|node| {
+        let datapath = node.open_or_load();
+        let mut monitor = listen(node, &everything());
+        for _ in 0..3 {
+            send(&datapath);
+
+            let missed = monitor.renew().expect("renew");
+
+            assert_eq!(missed, Missed::default());
+            assert_eq!(monitor.drain().len(), 1);
+        }
+    });
+}
+
+#[test]
+fn one_who_was_forgotten_is_told_so_once() {
+    on_a_node(|node| {
+        let datapath = node.open_or_load();
+        let mut monitor = listen(node, &everything());
+        datapath.set_settings(&Settings { listened_until_ns: 1 }).expect("let the deadline pass");
+        send(&datapath);
+
+        let lapsed = [(); 2].map(|()| monitor.renew().expect("renew").lapsed);
+
+        assert!(monitor.drain().is_empty());
+        assert_eq!(lapsed, [true, false]);
+        send(&datapath);
+        assert_eq!(monitor.drain().len(), 1);
     });
 }
 

@@ -17,7 +17,7 @@ use clap::{Args, ValueEnum};
 use ipnetwork::IpNetwork;
 use margay::netlink::Netlink;
 use margay_abi::Counter;
-use margay_datapath::{Monitor, Selection};
+use margay_datapath::{Missed, Monitor, Selection};
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -176,7 +176,7 @@ impl Listener {
                     ready.map_err(Failure::Output)?.clear_ready();
                     self.show_events().await?;
                 }
-                _ = renewal.tick() => self.renew()?,
+                _ = renewal.tick() => self.renew().await?,
                 () = sleep_until(end) => break,
                 _ = interrupted.recv() => break,
                 _ = terminated.recv() => break,
@@ -184,7 +184,9 @@ impl Listener {
             }
         }
         self.show_events().await?;
-        if self.left > 0 { self.renew() } else { Ok(()) }
+        let missed = self.events.get_mut().stop()?;
+        self.show_events().await?;
+        self.show_missed(&missed)
     }
 
     async fn show_events(&mut self) -> Result<(), Failure> {
@@ -200,9 +202,14 @@ impl Listener {
         Ok(())
     }
 
-    fn renew(&mut self) -> Result<(), Failure> {
+    async fn renew(&mut self) -> Result<(), Failure> {
         let missed = self.events.get_mut().renew()?;
-        match Line::missed(&missed, &self.clock) {
+        self.show_events().await?;
+        self.show_missed(&missed)
+    }
+
+    fn show_missed(&self, missed: &Missed) -> Result<(), Failure> {
+        match Line::missed(missed, &self.clock) {
             Some(line) => self.show(&line),
             None => Ok(()),
         }
