@@ -6,7 +6,6 @@ use std::io::{BufRead as _, BufReader, Lines};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use margay_tests::ctl::Ctl;
 use margay_tests::neighbours::{Neighbours, Way};
 use margay_tests::pod::{Pod, address};
 use margay_tests::service::Protocol;
-use margay_tests::traffic::{PATIENCE, assert_ping, assert_tcp};
+use margay_tests::traffic::{Connection, PATIENCE, assert_ping, assert_tcp, listen};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -187,6 +186,7 @@ fn each_is_told_what_it_asked_for() {
 fn a_flood_is_kept_to_the_rate_and_what_is_kept_back_is_counted() {
     // No more than an interface lets wait (`net.core.netdev_max_backlog`).
     const FLOOD: u64 = 500;
+    const LAST: u64 = 50;
     let Some(node) = Node::new() else { return };
     let network = node.network();
     let ctl = Ctl::new(&node, &network);
@@ -197,23 +197,44 @@ fn a_flood_is_kept_to_the_rate_and_what_is_kept_back_is_counted() {
     let mut monitor =
         Monitoring::start(&ctl, &["--address", "192.0.2.1", "--rate", "10", "--for", "60"]);
 
-    for _ in 0..FLOOD {
-        pods[0].send_frame("eth0", &frame);
-    }
-
+    let send = |frames| (0..frames).for_each(|_| pods[0].send_frame("eth0", &frame));
     let (mut told, mut kept_back) = (0, 0);
-    while told + kept_back < FLOOD {
-        let event = monitor.next().expect("it goes on");
+    let mut count = |event: &Value| {
         if event["event"] == "missed" {
             assert_fields(&event["missed"], "lost stood_still suppressed");
-            assert_eq!(event["missed"]["lost"], 0);
+            let others = [&event["missed"]["lost"], &event["missed"]["stood_still"]];
+            assert_eq!(others, [&json!(0), &json!(false)]);
             kept_back += event["missed"]["suppressed"].as_u64().unwrap();
         } else {
             told += 1;
         }
-    }
+        [told, kept_back]
+    };
+
+    send(FLOOD);
+    let [told, kept_back] = loop {
+        let counted = count(&monitor.next().expect("it goes on"));
+        if counted.iter().sum::<u64>() >= FLOOD {
+            break counted;
+        }
+    };
     assert_eq!(told + kept_back, FLOOD);
     assert!(kept_back > 0 && told >= 10, "{told} told, {kept_back} kept back");
+
+    let dropped = || {
+        let stats = node.datapath().stats().unwrap();
+        stats[Counter::DropSpoofedSource as usize].1.packets
+    };
+    let before = dropped();
+    send(LAST);
+    let deadline = Instant::now() + PATIENCE;
+    while dropped() < before + LAST {
+        assert!(Instant::now() < deadline, "the flood does not arrive");
+        thread::yield_now();
+    }
+    let rest = monitor.end(Signal::INT);
+    let all: u64 = rest.iter().map(&mut count).last().unwrap().iter().sum();
+    assert_eq!(all, FLOOD + LAST, "what was kept back last is told at the end");
 }
 
 #[test]
@@ -395,43 +416,45 @@ fn on_a_node_among_others_it_tells_what_goes_and_comes_in_between() {
 #[test]
 fn pods_that_come_while_it_listens_are_called_by_their_names() {
     let Some(nodes) = Neighbours::connected(Way::Vxlan) else { return };
-    let (client, _) = nodes.pod(0, "client");
+    let (client, result) = nodes.pod(0, "client");
+    let from = address(&result, true);
     let (_first, _) = nodes.pod(1, "first");
     let mut monitor = nodes.enter(1, || {
         let node = nodes.node(1);
         // An end, so that a test that waits for what never comes fails.
-        Monitoring::start(&Ctl::new(node, &node.network()), &["--event", "flow", "--for", "60"])
+        let arguments = ["--event", "flow", "--rate", "1000000", "--for", "60"];
+        Monitoring::start(&Ctl::new(node, &node.network()), &arguments)
     });
-    // Each connection is a flow of its own, and there is always a further one.
-    let mut listen_until_called = |pod: &Pod<'_>, address: IpAddr, name: &str| {
-        let is_called = AtomicBool::new(false);
+    let mut ports = 10_000..=u16::MAX;
+    let mut connect_until_called = |pod: &Pod<'_>, address: IpAddr, name: &str| {
+        let listener = listen(pod, SocketAddr::new(address, 0));
+        let target = listener.local_addr().unwrap();
         let deadline = Instant::now() + PATIENCE;
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                while !is_called.load(Ordering::Relaxed) && Instant::now() < deadline {
-                    assert_tcp(&client, pod, address);
-                }
+        loop {
+            // A flow of its own: one that is known already is not told again.
+            let local = SocketAddr::new(from, ports.next().unwrap());
+            Connection::open_from(&client, local, target, &listener).unwrap();
+            let told = monitor.next_of(|event| {
+                event["hook"] == "from_overlay" && event["source"]["port"] == local.port()
             });
-            while !is_called.load(Ordering::Relaxed) {
-                let told = monitor.next_of(|event| {
-                    event["hook"] == "from_overlay"
-                        && event["destination"]["address"] == json!(address)
-                });
-                is_called.store(told["pod"] == name, Ordering::Relaxed);
-                assert!(Instant::now() < deadline, "not {name}: {told}");
+            if told["pod"] == name {
+                break;
             }
-        });
+            assert!(Instant::now() < deadline, "not {name}: {told}");
+            // Or a fast machine is out of ports before names are looked up again.
+            thread::sleep(Duration::from_millis(1));
+        }
     };
 
     let (early, result) = nodes.pod(1, "early");
     let address = address(&result, true);
-    listen_until_called(&early, address, "early");
+    connect_until_called(&early, address, "early");
     nodes.enter(1, || early.del(&nodes.node(1).network()));
     let (late, _) = nodes.pod_with(1, "late", |config| {
         config["capabilities"] = json!({"ips": true});
         config["runtimeConfig"] = json!({"ips": [address]});
     });
-    listen_until_called(&late, address, "late");
+    connect_until_called(&late, address, "late");
 }
 
 #[test]
@@ -536,9 +559,11 @@ impl Monitoring {
         Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}")))
     }
 
+    /// An event that has to come.
     fn next_of(&mut self, is_wanted: impl Fn(&Value) -> bool) -> Value {
         loop {
             let event = self.next().expect("it goes on");
+            assert_ne!(event["event"], "missed", "{event}");
             if is_wanted(&event) {
                 return event;
             }
