@@ -6,6 +6,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
+use margay::result::mac_text;
 use margay_datapath::{Datapath, FlowEntry, Remote, remote_mode};
 use serde_json::{Value, json};
 
@@ -27,7 +28,7 @@ pub(super) fn add(
         json!({
             "prefix": prefix, "node": Ipv6Addr::from(remote.node).to_canonical(), "mtu": remote.mtu,
             "mode": if remote.mode == remote_mode::VXLAN { "vxlan" } else { "plain" },
-            "mac": remote.mac.map(|byte| format!("{byte:02x}")).join(":"),
+            "mac": mac_text(remote.mac),
         })
     };
     archive.json("maps/remotes.json", &picture.remotes.iter().map(remote).collect::<Vec<_>>())?;

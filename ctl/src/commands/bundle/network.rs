@@ -5,6 +5,7 @@ use std::io;
 use std::process::{Command, Stdio};
 
 use margay::naming;
+use margay::result::mac_text;
 use margay::{nat, sysctl};
 use margay_datapath::{Datapath, Program};
 use serde_json::json;
@@ -38,7 +39,7 @@ pub(super) async fn add(archive: &mut Archive, picture: &Picture<'_>) -> io::Res
     let link = |link: &margay::netlink::LinkInfo| {
         json!({
             "index": link.index, "name": link.name, "alias": link.alias, "mtu": link.mtu,
-            "up": link.up, "kind": link.kind, "mac": link.mac.map(|byte| format!("{byte:02x}")).join(":"),
+            "up": link.up, "kind": link.kind, "mac": mac_text(link.mac),
         })
     };
     archive.json("links.json", &picture.links.iter().map(link).collect::<Vec<_>>())?;

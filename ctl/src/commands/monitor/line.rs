@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use margay::result::mac_text;
 use margay_abi::event::{Event, Hook, event_has};
 use margay_abi::{Counter, flow_verdict};
 use margay_datapath::Missed;
@@ -98,7 +99,7 @@ impl Line {
             pod,
             interface,
             interface_index: Some(event.ifindex),
-            source_mac: Some(event.mac.map(|byte| format!("{byte:02x}")).join(":")),
+            source_mac: Some(mac_text(event.mac)),
             protocol: Some(protocol(event)),
             source,
             destination,

@@ -4,13 +4,14 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use margay::netlink::{Netlink, PacketRoute};
+use margay::result::mac_text;
 use margay_abi::{Counter, flow_verdict, pod_flags};
 use margay_datapath::{
     Arrival, Datapath, NodeDatapath, NodeInterface, Program, Rehearsal, remote_mode,
 };
 
 use super::frame::{self, Flow, Frame};
-use super::packet::{ETHERNET, Mac};
+use super::packet::ETHERNET;
 use super::parties::{Origin, Parties, node_address};
 use super::report::{
     Attached, Change, Ending, Lookup, Outcome, Packet, ProgramStep, Route, StackStep, Step, Trace,
@@ -166,7 +167,7 @@ impl Walk<'_> {
         Ok(match verdict {
             Verdict::Answer => {
                 let [_, mac] = Frame::read(frame).map_or([[0; 6]; 2], |frame| frame.macs);
-                let summary = format!("Answered: {} is told {}.", sender, text(mac));
+                let summary = format!("Answered: {} is told {}.", sender, mac_text(mac));
                 Outcome { result: Ending::Answered, summary }
             }
             Verdict::Drop => Outcome { result: Ending::Dropped, summary: "Dropped.".to_owned() },
@@ -426,7 +427,7 @@ impl Walk<'_> {
         let interface = self.parties.interface_name(pod.ifindex).await?;
         let shaped = if pod.flags & pod_flags::SHAPED == 0 { "" } else { ", limited bandwidth" };
         let mtu = if pod.mtu == 0 { String::new() } else { format!(", MTU {}", pod.mtu) };
-        Ok(Some(format!("{name}: {interface}, {}{mtu}{shaped}", text(pod.pod_mac))))
+        Ok(Some(format!("{name}: {interface}, {}{mtu}{shaped}", mac_text(pod.pod_mac))))
     }
 
     fn remote(&self, address: IpAddr) -> Result<Option<String>, Failure> {
@@ -467,8 +468,8 @@ fn changes(before: &[u8], after: &[u8]) -> Vec<Change> {
             changes.push(Change { field, before, after });
         }
     };
-    compare("destination MAC", text(old.macs[0]), text(new.macs[0]));
-    compare("source MAC", text(old.macs[1]), text(new.macs[1]));
+    compare("destination MAC", mac_text(old.macs[0]), mac_text(new.macs[0]));
+    compare("source MAC", mac_text(old.macs[1]), mac_text(new.macs[1]));
     if let (Some(old), Some(new)) = (&old.ip, &new.ip) {
         let field = if old.source.is_ipv4() { "TTL" } else { "hop limit" };
         compare(field, old.hop_limit.to_string(), new.hop_limit.to_string());
@@ -539,8 +540,4 @@ fn in_words(ending: Ending) -> &'static str {
         Ending::Host => "For the host itself, by its own stack.",
         _ => "Refused by the host's stack.",
     }
-}
-
-fn text(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
