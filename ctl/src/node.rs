@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use margay::config::{
-    AgentConf, ConfigError, Dataplane, Datastore, IpamConf, IpamNetConf, NetConf, Paths, PoolSet,
+    AgentConf, ConfigError, Dataplane, Datastore, IpamNetConf, NetConf, Paths, PoolSet,
 };
 use margay::hold::Site;
 use margay::ipam;
@@ -63,10 +63,7 @@ impl Network {
     /// The pools, where margay-ipam gives the addresses.
     pub(crate) fn pools(&self) -> Option<&PoolSet> {
         match &self.part {
-            Part::Whole(conf) => match &conf.ipam {
-                IpamConf::Builtin(pools) => Some(pools),
-                IpamConf::Delegated(_) => None,
-            },
+            Part::Whole(conf) => conf.ipam.pools(),
             Part::Addresses(conf) => Some(&conf.pools),
         }
     }
@@ -79,10 +76,7 @@ impl Network {
 
     fn pools_mut(&mut self) -> Option<&mut PoolSet> {
         match &mut self.part {
-            Part::Whole(conf) => match &mut conf.ipam {
-                IpamConf::Builtin(pools) => Some(pools),
-                IpamConf::Delegated(_) => None,
-            },
+            Part::Whole(conf) => conf.ipam.pools_mut(),
             Part::Addresses(conf) => Some(&mut conf.pools),
         }
     }

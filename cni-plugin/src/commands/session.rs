@@ -162,14 +162,12 @@ fn settle_by(
     store: &Store,
     settle: impl FnOnce(&mut PoolSet, &[Pool]) -> Result<(), ConfigError>,
 ) -> Result<(), Error> {
-    if !matches!(&conf.ipam, IpamConf::Builtin(pools) if pools.is_open()) {
+    if !conf.ipam.pools().is_some_and(PoolSet::is_open) {
         return Ok(());
     }
     let records = store.pools()?;
-    match &mut conf.to_mut().ipam {
-        IpamConf::Builtin(pools) => settle(pools, &records).map_err(Error::Unsettled),
-        IpamConf::Delegated(_) => Ok(()),
-    }
+    let pools = conf.to_mut().ipam.pools_mut();
+    pools.map_or(Ok(()), |pools| settle(pools, &records).map_err(Error::Unsettled))
 }
 
 /// The node as a network's configuration describes it. Its datastore is not talked to yet.

@@ -152,6 +152,25 @@ pub enum IpamConf {
     Delegated(String),
 }
 
+impl IpamConf {
+    /// The pools, where margay-ipam gives the addresses.
+    #[must_use]
+    pub fn pools(&self) -> Option<&PoolSet> {
+        match self {
+            Self::Builtin(pools) => Some(pools),
+            Self::Delegated(_) => None,
+        }
+    }
+
+    /// The same, to settle them.
+    pub fn pools_mut(&mut self) -> Option<&mut PoolSet> {
+        match self {
+            Self::Builtin(pools) => Some(pools),
+            Self::Delegated(_) => None,
+        }
+    }
+}
+
 impl NetConf {
     /// Validates the configuration of the network plugin.
     pub fn from_map(document: &Map<String, Value>) -> Result<Self, ConfigError> {
@@ -193,7 +212,7 @@ impl NetConf {
     /// Whether pods may be reached through VXLAN.
     #[must_use]
     pub fn uses_vxlan(&self) -> bool {
-        matches!(&self.ipam, IpamConf::Builtin(pools) if pools.uses_vxlan())
+        self.ipam.pools().is_some_and(PoolSet::uses_vxlan)
     }
 
     /// Whether the interface gets the default routes: as configured, else only `eth0` does, the

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 
-use crate::config::{IpamConf, NetConf};
+use crate::config::NetConf;
 use crate::lock::{LockError, NatLock};
 use crate::netlink::{Intervals, Netfilter, NetlinkError};
 
@@ -118,10 +118,7 @@ impl<'a> Nat<'a> {
     /// it would have to know of.
     #[must_use]
     pub fn of(conf: &'a NetConf) -> Option<Self> {
-        let pools = match &conf.ipam {
-            IpamConf::Builtin(pools) => pools.all.as_slice(),
-            IpamConf::Delegated(_) => &[],
-        };
+        let pools = conf.ipam.pools().map_or(&[][..], |pools| &pools.all);
         let set = |chain: &'static str, ipv4: bool| Set {
             name: format!("{chain}{}-{}", if ipv4 { 4 } else { 6 }, conf.name),
             chain,
