@@ -82,8 +82,12 @@ fn is_current(node: &Node) -> Result<bool, Failure> {
 
 impl Mended {
     fn place_blocks(&mut self, node: &Node) {
-        let misplaced = || Ok::<_, Failure>((node.store()?, node.store()?.misplaced_blocks()?));
-        let Some((store, misplaced)) = self.or_note("placements", misplaced()) else { return };
+        let look = || -> Result<_, Failure> {
+            let store = node.store()?;
+            let misplaced = store.misplaced_blocks()?;
+            Ok((store, misplaced))
+        };
+        let Some((store, misplaced)) = self.or_note("placements", look()) else { return };
         for block in misplaced {
             let placed = store.place_block(&block).map(drop);
             self.note(&format!("the placement of block {block} is what the block says"), placed);
