@@ -60,6 +60,14 @@ pub(crate) struct Network {
 }
 
 impl Network {
+    /// What the network plugin is told, if that is margay.
+    pub(crate) fn whole(&self) -> Option<&NetConf> {
+        match &self.part {
+            Part::Whole(conf) => Some(conf),
+            Part::Addresses(_) => None,
+        }
+    }
+
     /// The pools, where margay-ipam gives the addresses.
     pub(crate) fn pools(&self) -> Option<&PoolSet> {
         match &self.part {
@@ -157,17 +165,24 @@ impl Node {
         }
     }
 
+    /// What margay is told of each network that it makes the interfaces of.
+    pub(crate) fn whole_networks(&self) -> impl Iterator<Item = &NetConf> {
+        self.networks.iter().filter_map(Network::whole)
+    }
+
+    /// The same of the network of this name.
+    pub(crate) fn whole_network(&self, name: &str) -> Option<&NetConf> {
+        self.whole_networks().find(|conf| conf.name == name)
+    }
+
     /// What concerns the node: of the first network that margay makes the interfaces of; else of the
     /// agent; else of the first that it gives the addresses of.
     pub(crate) fn settings(&self) -> Result<Settings, Failure> {
-        let whole = self.networks.iter().find_map(|network| match &network.part {
-            Part::Whole(conf) => Some(Settings {
-                nodename: conf.nodename.clone(),
-                paths: conf.paths.clone(),
-                datastore: conf.datastore.clone(),
-                log: conf.log.clone(),
-            }),
-            Part::Addresses(_) => None,
+        let whole = self.whole_networks().next().map(|conf| Settings {
+            nodename: conf.nodename.clone(),
+            paths: conf.paths.clone(),
+            datastore: conf.datastore.clone(),
+            log: conf.log.clone(),
         });
         let agent = || {
             self.agent.as_ref().map(|conf| Settings {
@@ -228,12 +243,8 @@ impl Node {
     pub(crate) fn upkeep(&self, grace: Duration) -> Result<Upkeep, Failure> {
         let Settings { nodename, paths, .. } = self.settings()?;
         let upkeep = Upkeep::new(self.store()?, &nodename, paths, grace)?;
-        let of_network = self.networks.iter().find_map(|network| match &network.part {
-            Part::Whole(conf) if conf.dataplane != Dataplane::Linux => {
-                Some((conf.max_pods, conf.max_flows))
-            }
-            _ => None,
-        });
+        let of_network = self.whole_networks().find(|conf| conf.dataplane != Dataplane::Linux);
+        let of_network = of_network.map(|conf| (conf.max_pods, conf.max_flows));
         let of_agent = || self.agent.as_ref().map(|conf| (conf.max_pods, conf.max_flows));
         Ok(match of_network.or_else(of_agent) {
             Some((max_pods, max_flows)) => upkeep.sized(max_pods, max_flows),

@@ -16,7 +16,6 @@ use super::catalogue::{AGENT_NOT_READY, AGENT_SILENT, HEARTBEAT_STALE, REMOTE_RO
 use super::finding::Findings;
 use super::leftovers::MAIN_TABLE;
 use super::picture::Picture;
-use crate::node::{Network, Part};
 
 /// How long it may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -56,8 +55,7 @@ fn look_once(picture: &Picture<'_>) -> Findings {
 fn is_needed(picture: &Picture<'_>) -> bool {
     let Some(site) = picture.site.as_ref().filter(|_| picture.has_others()) else { return false };
     let is_another = |node: &str| node != site.nodename && !node.is_empty();
-    let makes_interfaces = |network: &Network| matches!(network.part, Part::Whole(_));
-    picture.node.networks.iter().any(makes_interfaces)
+    picture.node.whole_networks().next().is_some()
         && (picture.nodes.iter().any(|node| is_another(&node.name))
             || picture.placements.iter().any(|block| is_another(&block.node)))
 }

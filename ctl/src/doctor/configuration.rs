@@ -101,11 +101,7 @@ fn look_at_release(path: &Path, findings: &mut Findings) {
 
 /// Whose configuration lies there though nobody needs an agent, as after an install, is not asked.
 fn look_at_agent(node: &Node, findings: &mut Findings) {
-    let whole = node.networks.iter().find_map(|network| match &network.part {
-        Part::Whole(conf) => Some(conf),
-        Part::Addresses(_) => None,
-    });
-    let (Some(conf), Some(agent)) = (whole, &node.agent) else { return };
+    let (Some(conf), Some(agent)) = (node.whole_networks().next(), &node.agent) else { return };
     let Datastore::Etcd(etcd) = &conf.datastore else { return };
     let differs = if conf.nodename != agent.nodename {
         Some(format!("nodename: {} and {}", conf.nodename, agent.nodename))

@@ -14,14 +14,12 @@ use super::catalogue::{
 use super::finding::Findings;
 use super::picture::Picture;
 use super::{Depth, is_nearly_full};
-use crate::node::Part;
 
 const SYSTEM_BPFFS: &str = "/sys/fs/bpf";
 
 pub(super) async fn look(picture: &Picture<'_>, depth: Depth, findings: &mut Findings) {
-    let wants_programs = picture.node.networks.iter().any(
-        |network| matches!(&network.part, Part::Whole(conf) if conf.dataplane != Dataplane::Linux),
-    );
+    let mut networks = picture.node.whole_networks();
+    let wants_programs = networks.any(|conf| conf.dataplane != Dataplane::Linux);
     if !wants_programs && picture.on_programs().next().is_none() {
         return;
     }

@@ -28,7 +28,6 @@ use super::dataplane;
 use super::finding::Findings;
 use super::picture::Picture;
 use crate::endpoints::name;
-use crate::node::Part;
 
 /// How long an ADD can take at most, whatever it waits for.
 const LONGEST_ADD: Duration = Duration::from_secs(120);
@@ -82,10 +81,7 @@ async fn look_at(picture: &Picture<'_>, site: &Site, endpoint: &Endpoint, findin
         return;
     }
     let named = named(endpoint);
-    let conf = picture.node.networks.iter().find_map(|network| match &network.part {
-        Part::Whole(conf) if conf.name == endpoint.attachment.network() => Some(&**conf),
-        _ => None,
-    });
+    let conf = picture.node.whole_network(endpoint.attachment.network());
     // A path that is gone while the sandbox lives on is the runtime's affair.
     if let Ok(netns) = Netns::open(Path::new(&endpoint.netns))
         && endpoint.netns_inode.is_none_or(|inode| netns.inode().ok() == Some(inode))
@@ -145,10 +141,10 @@ fn look_at_addresses(
     findings: &mut Findings,
 ) {
     let Some(site) = &picture.site else { return };
-    let is_delegated = picture.node.networks.iter().any(|network| {
-        network.name == endpoint.attachment.network()
-            && matches!(&network.part, Part::Whole(conf) if matches!(conf.ipam, margay::config::IpamConf::Delegated(_)))
-    });
+    let is_delegated = picture
+        .node
+        .whole_networks()
+        .any(|conf| conf.name == endpoint.attachment.network() && conf.ipam.pools().is_none());
     let allocator = margay_datastore::Ipam::new(&site.store, &site.nodename, &site.boot_id);
     let held = allocator.assigned(&endpoint.attachment).map_err(ipam::IpamError::from);
     let Some(held) = findings.or_note(named, held) else { return };
@@ -196,7 +192,7 @@ async fn look_at_nat(picture: &Picture<'_>, findings: &mut Findings) {
         picture.of_this_boot().any(|endpoint| endpoint.attachment.network() == network)
     };
     for network in &picture.node.networks {
-        let Part::Whole(conf) = &network.part else { continue };
+        let Some(conf) = network.whole() else { continue };
         let Some(nat) = Nat::of(conf).filter(|_| has_pods(&conf.name)) else { continue };
         if network.lacks_pools() {
             let text = format!(

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
 
-use margay::config::AgentConf;
+use margay::config::{AgentConf, NetConf};
 use margay::dataplane;
 use margay::mtu::{ELSEWHERE, Mtu, MtuSource};
 use margay::sysctl;
@@ -19,7 +19,6 @@ use super::leftovers::MAIN_TABLE;
 use super::picture::Picture;
 use crate::endpoints::name;
 use crate::firewall;
-use crate::node::Part;
 
 pub(super) async fn look(picture: &Picture<'_>, findings: &mut Findings) {
     look_at_forwarding(picture, findings);
@@ -34,11 +33,9 @@ pub(super) async fn look(picture: &Picture<'_>, findings: &mut Findings) {
 /// Whether the host's firewall drops what pods send by way of the stack.
 pub(super) fn look_at_firewall(picture: &Picture<'_>, findings: &mut Findings) {
     let mut pools = BTreeSet::new();
-    for network in &picture.node.networks {
-        // The bridge of another plugin has rules of its own.
-        if let (Part::Whole(_), Some(set)) = (&network.part, network.pools()) {
-            pools.extend(set.usable.iter().map(|pool| pool.cidr));
-        }
+    // The bridge of another plugin has rules of its own.
+    for set in picture.node.whole_networks().filter_map(|conf| conf.ipam.pools()) {
+        pools.extend(set.usable.iter().map(|pool| pool.cidr));
     }
     if pools.is_empty() {
         return;
@@ -153,17 +150,14 @@ async fn look_at_mtu(picture: &Picture<'_>, findings: &mut Findings) {
 /// Whether its packets have to leave room for VXLAN: by its network's configuration, as for its ADD, and without
 /// one by the pools that its addresses are of.
 fn leaves_room(picture: &Picture<'_>, endpoint: &Endpoint) -> bool {
-    let conf = picture.node.networks.iter().find_map(|network| match &network.part {
-        Part::Whole(conf) if conf.name == endpoint.attachment.network() => Some(conf),
-        _ => None,
-    });
+    let conf = picture.node.whole_network(endpoint.attachment.network());
     let is_in = |pool: &Pool| endpoint.ips.iter().any(|ip| pool.cidr.contains(ip.ip()));
     conf.map_or_else(
         || {
             let mut pools = picture.pools.iter().filter(|pool| is_in(pool));
             pools.any(|pool| pool.encapsulation != Encapsulation::None)
         },
-        |conf| conf.uses_vxlan(),
+        NetConf::uses_vxlan,
     )
 }
 

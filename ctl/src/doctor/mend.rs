@@ -18,7 +18,7 @@ use super::dataplane;
 use super::finding::Diagnosis;
 use super::host;
 use crate::failure::Failure;
-use crate::node::{Node, Part};
+use crate::node::Node;
 
 /// Between the two looks after which something is taken away.
 const GRACE: Duration = Duration::from_millis(500);
@@ -43,7 +43,7 @@ pub(crate) async fn mend(node: &Node, diagnosis: &Diagnosis) -> Mended {
     }
     if has(&NAT_RULES) {
         for network in &node.networks {
-            let Part::Whole(conf) = &network.part else { continue };
+            let Some(conf) = network.whole() else { continue };
             if network.lacks_pools() {
                 mended.failed.push(format!(
                     "the NAT rules of network {} stay as they are: pools that it chooses in the datastore are not known",

@@ -15,7 +15,7 @@ use super::finding::Findings;
 use super::is_nearly_full;
 use super::leftovers::{MAIN_TABLE, is_margays};
 use super::picture::Picture;
-use crate::node::{Network, Part};
+use crate::node::Network;
 
 pub(super) fn look(picture: &Picture<'_>, findings: &mut Findings) {
     look_at_usage(picture, findings);
@@ -30,9 +30,8 @@ pub(super) fn look(picture: &Picture<'_>, findings: &mut Findings) {
             findings.add(kind, format!("network {}: {error}", network.name));
         }
     }
-    for network in &picture.node.networks {
-        // The bridge of another plugin has its pool's prefix, as it should.
-        let (Part::Whole(_), Some(pools)) = (&network.part, network.pools()) else { continue };
+    // The bridge of another plugin has its pool's prefix, as it should.
+    for pools in picture.node.whole_networks().filter_map(|conf| conf.ipam.pools()) {
         for pool in &pools.all {
             look_at_routes(picture, pool, findings);
         }

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use margay::config::IpamConf;
 use margay::lock::Lock;
 use margay::netlink::{LinkInfo, Netlink};
 use margay::{dataplane, error, ipam, naming};
@@ -15,7 +14,7 @@ use serde::Serialize;
 
 use super::contradictions::{self, Facts, Finding, Gravity};
 use crate::failure::Failure;
-use crate::node::{Node, Part};
+use crate::node::Node;
 use crate::output::{self, BAD, BOLD, DIM, Format, GOOD, Report, WARNING};
 
 /// `ipam check`. Exit code: 0 if nothing was found, 10 for warnings, 20 for errors.
@@ -81,13 +80,7 @@ fn attachment(link: &LinkInfo) -> Option<(u32, Attachment)> {
 
 /// The networks that margay makes the interfaces of, and whether it gives their addresses as well.
 fn networks(node: &Node) -> BTreeMap<String, bool> {
-    let whole = node.networks.iter().filter_map(|network| match &network.part {
-        Part::Whole(conf) => {
-            Some((network.name.clone(), matches!(conf.ipam, IpamConf::Builtin(_))))
-        }
-        Part::Addresses(_) => None,
-    });
-    whole.collect()
+    node.whole_networks().map(|conf| (conf.name.clone(), conf.ipam.pools().is_some())).collect()
 }
 
 /// By the gravest of what was found.
