@@ -182,26 +182,6 @@ impl<'a> Queue<'a> {
         Ok(true)
     }
 
-    /// Removes the endpoint of an attachment whose DEL by margay was put off, and which another plugin has
-    /// since: that DEL has taken away all but the records. One that does not decode is no reason to keep addresses.
-    fn forget_endpoint(&self, builtin: &Builtin<'_>, attachment: &Attachment) -> Result<(), Error> {
-        if !self.deletions.has(attachment) {
-            return Ok(());
-        }
-        match builtin.store.endpoint_at(attachment) {
-            Ok(Some((endpoint, revision))) if endpoint.node == builtin.node => {
-                builtin.store.delete_endpoint_at(&endpoint, revision)?;
-            }
-            Ok(_) => {}
-            Err(error @ StoreError::Decode { .. }) => {
-                tracing::warn!(%attachment, error = chain(&error), "the endpoint is removed unread");
-                builtin.store.delete_endpoint(attachment, builtin.node)?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
-    }
-
     /// The same of another attachment. One that has an endpoint is margay's, which looks at the kernel before it
     /// gives the addresses back.
     fn give_back_unless_margays(
@@ -238,6 +218,26 @@ impl<'a> Queue<'a> {
         if let Err(error) = drain() {
             tracing::warn!(error = chain(&error), "what a DEL had put off is put off again");
         }
+    }
+
+    /// Removes the endpoint of an attachment whose DEL by margay was put off, and which another plugin has
+    /// since: that DEL has taken away all but the records. One that does not decode is no reason to keep addresses.
+    fn forget_endpoint(&self, builtin: &Builtin<'_>, attachment: &Attachment) -> Result<(), Error> {
+        if !self.deletions.has(attachment) {
+            return Ok(());
+        }
+        match builtin.store.endpoint_at(attachment) {
+            Ok(Some((endpoint, revision))) if endpoint.node == builtin.node => {
+                builtin.store.delete_endpoint_at(&endpoint, revision)?;
+            }
+            Ok(_) => {}
+            Err(error @ StoreError::Decode { .. }) => {
+                tracing::warn!(%attachment, error = chain(&error), "the endpoint is removed unread");
+                builtin.store.delete_endpoint(attachment, builtin.node)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 }
 
