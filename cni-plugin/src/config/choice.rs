@@ -102,6 +102,14 @@ impl Choices {
 }
 
 impl Choice {
+    /// The range, where it is known without the datastore.
+    pub(super) fn range(&self) -> Option<IpNetwork> {
+        match self {
+            Self::Listed(cidr) | Self::Range(cidr) | Self::Found(cidr) => Some(*cidr),
+            Self::Stored(_) => None,
+        }
+    }
+
     fn settled(&self, records: &[Record], all: &mut Vec<Pool>) -> Result<Self, ConfigError> {
         match self {
             Self::Listed(cidr) => Ok(Self::Listed(*cidr)),
@@ -203,11 +211,7 @@ fn choice(
             Choice::Range(cidr)
         }
     };
-    let range = match &choice {
-        Choice::Listed(cidr) | Choice::Range(cidr) | Choice::Found(cidr) => Some(*cidr),
-        Choice::Stored(stored) => stored.text.parse().ok(),
-    };
-    match range {
+    match choice.range().or_else(|| text.parse().ok()) {
         Some(range) if range.is_ipv4() != ipv4 => {
             Err(item.invalid(format!("{range} is of the other address family")))
         }

@@ -346,12 +346,8 @@ pub(super) fn add_pool(pools: &mut Vec<Pool>, pool: Pool) -> Result<(), String> 
 fn usable(all: &[Pool], choices: &Choices, ipv4: bool) -> Vec<Pool> {
     let enabled = all.iter().filter(|pool| !pool.disabled && pool.cidr.is_ipv4() == ipv4);
     let Some(chosen) = choices.of(ipv4) else { return enabled.cloned().collect() };
-    let cidr = |choice: &Choice| match choice {
-        Choice::Listed(cidr) | Choice::Range(cidr) | Choice::Found(cidr) => Some(*cidr),
-        Choice::Stored(_) => None,
-    };
     let pool = |cidr| enabled.clone().find(|pool| pool.cidr == cidr).cloned();
-    chosen.iter().filter_map(cidr).filter_map(pool).collect()
+    chosen.iter().filter_map(Choice::range).filter_map(pool).collect()
 }
 
 fn assign(ipam: &Object<'_>, key: &str, possible: bool) -> Result<bool, ConfigError> {
