@@ -55,11 +55,11 @@ impl Ipam<'_> {
     ) -> Result<(Vec<Pool>, FoundOpen), IpamError> {
         Pool::check_all(pools)?;
         let mut known = self.known_pools()?;
-        let is_chosen = |pool: &&Pool| chosen.contains(&pool.cidr);
+        let is_chosen = |pool: &Pool| chosen.contains(&pool.cidr);
         let mut has_written = false;
         for pool in pools.iter().filter(|pool| !is_chosen(pool)) {
             let pool = &pool.without_taken_name(&known);
-            pool.check_blocks(known.iter().map(|known| &known.record))?;
+            pool.check_blocks(&known)?;
             let stored = known.iter().find(|known| known.record.cidr == pool.cidr);
             let is_as_stored =
                 |stored: &Stored<Pool>| stored.record == pool.as_closed_as(&stored.record);
@@ -72,21 +72,21 @@ impl Ipam<'_> {
             // Whoever wrote or closed a pool of the same range meanwhile sees this one, or is seen here.
             known = self.known_pools()?;
             for pool in pools.iter().filter(|pool| !is_chosen(pool)) {
-                pool.check_blocks(known.iter().map(|known| &known.record))?;
+                pool.check_blocks(&known)?;
             }
         }
         let found_open = found_open(pools, &known);
         let mut accepted = pools.to_vec();
         for pool in &mut accepted {
-            let stored = known.iter().map(|known| &known.record);
-            let Some(stored) = stored.into_iter().find(|known| known.cidr == pool.cidr) else {
+            let stored = known.iter().find(|known| known.record.cidr == pool.cidr);
+            let Some(Stored { record: stored, .. }) = stored else {
                 return Err(IpamError::PoolDeleted { pool: pool.cidr });
             };
-            if is_chosen(&&*pool) {
+            if is_chosen(pool) {
                 // Who created it may have named no gateway, which no pod gets for all that.
                 let gateway = stored.gateway.or(pool.gateway);
                 *pool = Pool { gateway, ..stored.clone() };
-                pool.check_blocks(known.iter().map(|known| &known.record))?;
+                pool.check_blocks(&known)?;
             }
             pool.closed = !found_open.contains_key(&pool.cidr);
         }
@@ -263,7 +263,7 @@ impl<'a> Assignment<'a> {
     fn look_at_pools(&mut self) -> Result<(), IpamError> {
         let known = self.ipam.known_pools()?;
         for pool in &self.request.pools {
-            pool.check_blocks(known.iter().map(|known| &known.record))?;
+            pool.check_blocks(&known)?;
             if !known.iter().any(|known| known.record.cidr == pool.cidr) {
                 self.deleted = Some(pool.cidr);
             }

@@ -4,6 +4,7 @@
 //! configuration's; whoever writes the one leaves the other as it is.
 
 use std::collections::BTreeMap;
+use std::slice;
 
 use ipnetwork::IpNetwork;
 
@@ -38,14 +39,11 @@ impl Pool {
     }
 
     /// Refuses a pool whose blocks would lie across those of a known one.
-    pub(super) fn check_blocks<'k>(
-        &self,
-        known: impl IntoIterator<Item = &'k Self>,
-    ) -> Result<(), PoolError> {
+    pub(super) fn check_blocks(&self, known: &[Stored<Self>]) -> Result<(), PoolError> {
         let (cidr, block_size) = (self.cidr, self.effective_block_size());
         let clash =
             |other: &&Self| other.overlaps(self) && other.effective_block_size() != block_size;
-        match known.into_iter().find(clash) {
+        match known.iter().map(|known| &known.record).find(clash) {
             Some(other) => {
                 let (stored, stored_block_size) = (other.cidr, other.effective_block_size());
                 Err(PoolError::OtherBlockSize { cidr, block_size, stored, stored_block_size })
@@ -240,9 +238,9 @@ impl Ipam<'_> {
         let key = keys::pool(&pool.cidr);
         loop {
             let written = match self.store.read::<Pool>(&key)? {
-                Some(Stored { record, revision }) => {
-                    pool.check_blocks([&record])?;
-                    self.store.update(&key, &pool.as_closed_as(&record), revision)
+                Some(stored) => {
+                    pool.check_blocks(slice::from_ref(&stored))?;
+                    self.store.update(&key, &pool.as_closed_as(&stored.record), stored.revision)
                 }
                 None if was_there => return Err(IpamError::PoolDeleted { pool: pool.cidr }),
                 None => self.store.create(&key, pool),
