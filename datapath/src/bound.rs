@@ -17,14 +17,14 @@ use aya::programs::ProgramError;
 use aya::sys::SyscallError;
 use aya_obj::btf::{BtfError, BtfFeatures};
 use aya_obj::{EbpfSectionKind, Map, Object, VerifierLog};
+use margay_abi::event::report_map;
+use margay_abi::program_name;
 
 use crate::Program;
 use crate::bpf::{self, Records, TcProgram};
 use crate::load::LoadOptions;
 use crate::maps::{LAYOUTS, Layout};
 use crate::pins::Pins;
-use margay_abi::event::report_map;
-use margay_abi::program_name;
 
 /// How often a program is handed to the verifier at most.
 const VERIFIER_ATTEMPTS: u32 = 5;
