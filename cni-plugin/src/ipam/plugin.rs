@@ -140,12 +140,12 @@ impl Plugin for MargayIpam {
             phases.enter("open_datastore")?;
             let (store, boot_id) = (open(&netconf)?, boot_id()?);
             phases.enter("look_for_free_addresses")?;
-            let pools = settled_pools(&netconf, &store)?;
-            let builtin = Builtin { pools: &pools, ..builtin(&netconf, &store, &boot_id) };
+            let builtin = builtin(&netconf, &store, &boot_id);
             if let Some(queue) = Queue::of(&netconf) {
                 queue.drain(&builtin, Share::OfOthers);
             }
-            builtin.status()?;
+            let pools = settled_pools(&netconf, &store)?;
+            Builtin { pools: &pools, ..builtin }.status()?;
             upkeep(&store);
             Ok(())
         })

@@ -88,6 +88,24 @@ fn a_del_of_margay_ipam_without_etcd_succeeds_and_what_comes_next_gives_the_addr
 }
 
 #[test]
+fn a_status_of_margay_ipam_that_lacks_a_pool_gives_back_what_was_put_off_all_the_same() {
+    let Some(node) = Node::new() else { return };
+    let mut scene = Scene::new(&node, EtcdCluster::start());
+    let mut network = scene.of_margay_ipam();
+    ipam_verb("ADD", "a", &network).success();
+    scene.cluster.kill(0);
+    assert!(ipam_verb("DEL", "a", &network).is_success());
+    scene.cluster.restart(0);
+    network["ipam"]["ipv4_pools"] = json!(["blue"]);
+
+    let (code, message) = Invocation::new("margay-ipam", "STATUS", &network).execute().error();
+
+    assert_eq!(code, 50, "{message}");
+    assert!(message.contains("\"blue\""), "{message}");
+    assert_eq!((scene.put_off(), scene.keys("handles/")), (0, vec![]));
+}
+
+#[test]
 fn margay_ipam_leaves_to_margay_what_has_an_endpoint_unless_it_is_called_for_that() {
     let Some(node) = Node::new() else { return };
     let mut scene = Scene::new(&node, EtcdCluster::start());
