@@ -79,7 +79,10 @@ enum Condition {
 enum Verdict {
     Accept,
     Drop,
+    /// To another chain, and on behind the rule from there.
     To(String),
+    /// To another chain, in place of the rest of its own.
+    Goto(String),
     /// Back to where the chain was led to from, or to its policy.
     Return,
     Other,
@@ -118,6 +121,7 @@ impl Chain {
                     End::Behind => {}
                     end => return end,
                 },
+                Verdict::Goto(other) => return self.end(other, pool, depth - 1),
                 Verdict::Drop | Verdict::Other => {}
             }
         }
@@ -187,7 +191,9 @@ fn nftables() -> io::Result<Vec<Chain>> {
             let listed = listed(&[&["-j"], &list[..]].concat(), "rule")?;
             let of_chain: Vec<Rule> = listed.iter().map(nft_rule).collect();
             wanted.extend(of_chain.iter().filter_map(|rule| match &rule.verdict {
-                Verdict::To(other) if rule.condition != Condition::Other => Some(other.clone()),
+                Verdict::To(other) | Verdict::Goto(other) if rule.condition != Condition::Other => {
+                    Some(other.clone())
+                }
                 _ => None,
             }));
             rules.insert(next, of_chain);
@@ -221,13 +227,14 @@ fn nft_rule(rule: &Value) -> Rule {
         else {
             continue;
         };
-        let target = || Verdict::To(about["target"].as_str().unwrap_or_default().to_owned());
+        let target = || about["target"].as_str().unwrap_or_default().to_owned();
         match kind.as_str() {
             "match" => found.condition = found.condition.and(nft_condition(about)),
             "accept" => found.verdict = Verdict::Accept,
             "drop" | "reject" => found.verdict = Verdict::Drop,
             "return" => found.verdict = Verdict::Return,
-            "jump" | "goto" => found.verdict = target(),
+            "jump" => found.verdict = Verdict::To(target()),
+            "goto" => found.verdict = Verdict::Goto(target()),
             "counter" | "comment" | "log" => {}
             // A comment of iptables' is an extension of its own.
             "xt" if about["name"] == "comment" => {}
@@ -289,7 +296,11 @@ fn legacy_rule(mut words: &[&str]) -> Rule {
             }
             ["-i" | "-o", name, rest @ ..] => (Condition::interface(name), rest),
             ["-m", "comment", "--comment", comment @ ..] => (Condition::None, behind(comment)),
-            ["-j" | "-g", target, ..] => {
+            ["-g", target, ..] => {
+                found.verdict = Verdict::Goto((*target).to_owned());
+                return found;
+            }
+            ["-j", target, ..] => {
                 found.verdict = match *target {
                     "ACCEPT" => Verdict::Accept,
                     "DROP" | "REJECT" => Verdict::Drop,
@@ -375,6 +386,8 @@ mod tests {
                 true,
             ),
             (&["FORWARD -s 10.244.0.0/16 -j RETURN", "FORWARD -j ACCEPT"], true),
+            (&["FORWARD -g PODS", "FORWARD -j ACCEPT", "PODS -i docker0 -j ACCEPT"], true),
+            (&["FORWARD -j ALL", "FORWARD -j ACCEPT", "ALL -g PODS", "ALL -j DROP"], false),
         ] {
             assert_eq!(legacy_chain(rules).drops(&pool()), drops, "{rules:?}");
         }
@@ -397,12 +410,15 @@ mod tests {
         let back = rule(json!([{"counter": {"packets": 0, "bytes": 0}}, {"return": null}]));
         let jump =
             rule(json!([{"xt": {"type": "match", "name": "comment"}}, {"jump": {"target": "x"}}]));
+        let goto = rule(json!([{"goto": {"target": "x"}}]));
 
         let accepts = |condition| Rule { condition, verdict: Verdict::Accept };
         assert_eq!(of_address, accepts(Condition::Range(pool())));
         assert_eq!(of_interface, accepts(Condition::Interfaces));
         assert_eq!(of_state, accepts(Condition::Other));
-        assert_eq!(back, Rule { condition: Condition::None, verdict: Verdict::Return });
-        assert_eq!(jump, Rule { condition: Condition::None, verdict: Verdict::To("x".to_owned()) });
+        let always = |verdict| Rule { condition: Condition::None, verdict };
+        assert_eq!(back, always(Verdict::Return));
+        assert_eq!(jump, always(Verdict::To("x".to_owned())));
+        assert_eq!(goto, always(Verdict::Goto("x".to_owned())));
     }
 }
