@@ -5,7 +5,7 @@ use std::net::TcpListener;
 
 use margay_tests::Node;
 use margay_tests::cni::{CniOutput, Invocation};
-use margay_tests::ctl::Ctl;
+use margay_tests::ctl::{Ctl, Printed};
 use margay_tests::node::plugin_directory;
 use margay_tests::pod::address;
 use serde_json::{Value, json};
@@ -128,9 +128,8 @@ fn a_pool_of_the_datastore_is_chosen_by_its_name_or_range_and_is_what_was_create
     assert_eq!((&row["nat_outgoing"], &row["networks"]), (&json!(true), &json!(["podnet"])));
     assert!(pod.check(&network, &result).is_success());
     assert!(node.run(&["nft", "list", "table", "inet", "margay"]).contains("10.245.0.0/24"));
-    let plugins = plugin_directory();
-    let doctor = ["doctor", "--bin-dir", plugins.to_str().unwrap()];
-    assert_eq!(ctl.text(&doctor), "nothing is wrong\n");
+    let printed = doctor(&ctl);
+    assert_eq!((printed.code, &*printed.stdout), (0, "nothing is wrong\n"), "{printed:?}");
 
     // Beside pools of the configuration, and by its range.
     let mut mixed = node.network();
@@ -165,8 +164,7 @@ fn a_pool_that_nobody_knows_is_an_error_of_the_configuration_for_every_verb_that
 
     let (code, message) = new.invocation("ADD", &network).execute().error();
     let (of_status, _) = status(&network).error();
-    let plugins = plugin_directory();
-    let printed = ctl.run(&["doctor", "--bin-dir", plugins.to_str().unwrap()]);
+    let printed = doctor(&ctl);
 
     assert_eq!((code, of_status, printed.code), (7, 50, 20), "{message}");
     assert!(pod.check(&network, &added).is_success(), "it has its addresses");
@@ -197,8 +195,7 @@ fn pools_that_are_all_disabled_are_not_called_unknown() {
     record["disabled"] = json!(true);
     store.backend().update(&blue.key, record.to_string().as_bytes(), blue.revision).unwrap();
 
-    let plugins = plugin_directory();
-    let printed = ctl.run(&["doctor", "--bin-dir", plugins.to_str().unwrap()]);
+    let printed = doctor(&ctl);
 
     assert_eq!(printed.code, 20, "{printed:?}");
     assert!(printed.stdout.contains("pools-disabled"), "{printed:?}");
@@ -262,6 +259,11 @@ fn a_name_that_several_pools_have_is_none_to_change_one_by() {
 
 fn status(network: &Value) -> CniOutput {
     Invocation::new("margay", "STATUS", network).execute()
+}
+
+/// As a person reads it.
+fn doctor(ctl: &Ctl<'_>) -> Printed {
+    ctl.run(&["doctor", "--bin-dir", plugin_directory().to_str().unwrap()])
 }
 
 fn pool(ctl: &Ctl<'_>, cidr: &str) -> Value {
