@@ -24,14 +24,11 @@ use crate::fields::assert_fields;
 #[test]
 fn every_drop_is_told_with_its_reason_and_addresses() {
     let Some(node) = Node::new() else { return };
-    let network = node.network();
-    let ctl = Ctl::new(&node, &network);
-    let pods = [node.sandbox("a"), node.sandbox("b")];
-    let results = pods.each_ref().map(|pod| pod.add(&network));
+    let (ctl, pods, results) = two_pods(&node);
     let host_veth = results[0]["interfaces"][0]["name"].clone();
     let stranger = |is_ipv4: bool| if is_ipv4 { "10.244.0.200" } else { "fd00:10:244::fff0" };
     for is_ipv4 in [true, false] {
-        let [a, b] = results.each_ref().map(|result| address(result, is_ipv4));
+        let [a, b] = addresses(&results, is_ipv4);
         let (ip, link) = if is_ipv4 { (a.to_string(), "arp") } else { (a.to_string(), "icmpv6") };
         let claim = ["--claim", stranger(is_ipv4)];
         let mut drops: Vec<(&str, Vec<&str>, &str)> = vec![(
@@ -97,12 +94,9 @@ fn every_drop_is_told_with_its_reason_and_addresses() {
 #[test]
 fn a_flow_is_told_with_its_verdict_before_and_after_and_where_it_got_it() {
     let Some(node) = Node::new() else { return };
-    let network = node.network();
-    let ctl = Ctl::new(&node, &network);
-    let pods = [node.sandbox("a"), node.sandbox("b")];
-    let results = pods.each_ref().map(|pod| pod.add(&network));
+    let (ctl, pods, results) = two_pods(&node);
     for is_ipv4 in [true, false] {
-        let [a, b] = results.each_ref().map(|result| address(result, is_ipv4));
+        let [a, b] = addresses(&results, is_ipv4);
         let service: IpAddr = if is_ipv4 { "10.96.0.10" } else { "fd96::10" }.parse().unwrap();
         let ends = [SocketAddr::new(service, 80), SocketAddr::new(b, 8080)];
         node.expose(Protocol::Tcp, ends[0], ends[1]);
@@ -133,11 +127,8 @@ fn a_flow_is_told_with_its_verdict_before_and_after_and_where_it_got_it() {
 #[test]
 fn each_is_told_what_it_asked_for() {
     let Some(node) = Node::new() else { return };
-    let network = node.network();
-    let ctl = Ctl::new(&node, &network);
-    let pods = [node.sandbox("a"), node.sandbox("b")];
-    let results = pods.each_ref().map(|pod| pod.add(&network));
-    let [a, b] = results.each_ref().map(|result| address(result, true));
+    let (ctl, pods, results) = two_pods(&node);
+    let [a, b] = addresses(&results, true);
     let claims = ["192.0.2.1", "198.51.100.1"];
     let frames = [(0, claims[0]), (0, claims[1]), (1, claims[1])].map(|(pod, claim)| {
         let (from, to) = if pod == 0 { (a, b) } else { (b, a) };
@@ -188,11 +179,8 @@ fn a_flood_is_kept_to_the_rate_and_what_is_kept_back_is_counted() {
     const FLOOD: u64 = 500;
     const LAST: u64 = 50;
     let Some(node) = Node::new() else { return };
-    let network = node.network();
-    let ctl = Ctl::new(&node, &network);
-    let pods = [node.sandbox("a"), node.sandbox("b")];
-    let results = pods.each_ref().map(|pod| pod.add(&network));
-    let [a, b] = results.each_ref().map(|result| address(result, true));
+    let (ctl, pods, results) = two_pods(&node);
+    let [a, b] = addresses(&results, true);
     let frame = spoofed(&ctl, a, b, "192.0.2.1");
     let mut monitor =
         Monitoring::start(&ctl, &["--address", "192.0.2.1", "--rate", "10", "--for", "60"]);
@@ -240,11 +228,8 @@ fn a_flood_is_kept_to_the_rate_and_what_is_kept_back_is_counted() {
 #[test]
 fn one_that_is_killed_leaves_nothing_switched_on_and_no_pin() {
     let Some(node) = Node::new() else { return };
-    let network = node.network();
-    let ctl = Ctl::new(&node, &network);
-    let pods = [node.sandbox("a"), node.sandbox("b")];
-    let results = pods.each_ref().map(|pod| pod.add(&network));
-    let [a, b] = results.each_ref().map(|result| address(result, true));
+    let (ctl, pods, results) = two_pods(&node);
+    let [a, b] = addresses(&results, true);
     let frame = spoofed(&ctl, a, b, "192.0.2.1");
     let pins = pins(&node.bpffs_root());
     let mut killed = Monitoring::start(&ctl, &[]);
@@ -272,11 +257,8 @@ fn one_that_is_killed_leaves_nothing_switched_on_and_no_pin() {
 #[test]
 fn it_ends_after_so_many_events_so_much_time_a_signal_or_when_nobody_reads() {
     let Some(node) = Node::new() else { return };
-    let network = node.network();
-    let ctl = Ctl::new(&node, &network);
-    let pods = [node.sandbox("a"), node.sandbox("b")];
-    let results = pods.each_ref().map(|pod| pod.add(&network));
-    let [a, b] = results.each_ref().map(|result| address(result, true));
+    let (ctl, pods, results) = two_pods(&node);
+    let [a, b] = addresses(&results, true);
     let frame = spoofed(&ctl, a, b, "192.0.2.1");
 
     let mut counted = Monitoring::start_as(&ctl, &["-c", "2", "--reason", "spoofed_source"]);
@@ -294,11 +276,7 @@ fn it_ends_after_so_many_events_so_much_time_a_signal_or_when_nobody_reads() {
 
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         // These tests may themselves run below nohup.
-        let mut command = Command::new("env");
-        let monitor = ctl.command(&["monitor", "-o", "json"]);
-        command.arg("--default-signal=HUP").arg(monitor.get_program()).args(monitor.get_args());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Monitoring::of(command.spawn().unwrap()).end(signal);
+        Monitoring::below(&["env", "--default-signal=HUP"], &ctl, &[]).end(signal);
     }
 
     assert_eq!(node.datapath().settings().unwrap(), Settings::default());
@@ -307,17 +285,10 @@ fn it_ends_after_so_many_events_so_much_time_a_signal_or_when_nobody_reads() {
 #[test]
 fn below_nohup_it_goes_on_when_the_terminal_closes() {
     let Some(node) = Node::new() else { return };
-    let network = node.network();
-    let ctl = Ctl::new(&node, &network);
-    let pods = [node.sandbox("a"), node.sandbox("b")];
-    let results = pods.each_ref().map(|pod| pod.add(&network));
-    let [a, b] = results.each_ref().map(|result| address(result, true));
+    let (ctl, pods, results) = two_pods(&node);
+    let [a, b] = addresses(&results, true);
     let frame = spoofed(&ctl, a, b, "192.0.2.1");
-    let plain = ctl.command(&["monitor", "-o", "json", "--reason", "spoofed_source"]);
-    let mut command = Command::new("nohup");
-    command.arg(plain.get_program()).args(plain.get_args()).stdin(Stdio::null());
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut monitor = Monitoring::of(command.spawn().unwrap());
+    let mut monitor = Monitoring::below(&["nohup"], &ctl, &["--reason", "spoofed_source"]);
 
     kill_process(Pid::from_child(&monitor.child), Signal::HUP).unwrap();
     pods[0].send_frame("eth0", &frame);
@@ -344,13 +315,10 @@ fn a_pipe_whose_reader_is_gone_ends_it_though_nothing_happens() {
 #[test]
 fn what_pods_do_is_the_same_while_somebody_listens() {
     let Some(node) = Node::new() else { return };
-    let network = node.network();
-    let ctl = Ctl::new(&node, &network);
-    let pods = [node.sandbox("a"), node.sandbox("b")];
-    let results = pods.each_ref().map(|pod| pod.add(&network));
+    let (ctl, pods, results) = two_pods(&node);
     let monitors = [Monitoring::start(&ctl, &[]), Monitoring::start(&ctl, &[])];
     for is_ipv4 in [true, false] {
-        let [_, b] = results.each_ref().map(|result| address(result, is_ipv4));
+        let [_, b] = addresses(&results, is_ipv4);
         let before = node.datapath().stats().unwrap();
 
         assert_tcp(&pods[0], &pods[1], b);
@@ -494,6 +462,18 @@ fn where_it_cannot_listen_it_says_what_to_do() {
     assert!(ninth.stderr.contains("end another margayctl monitor"), "{ninth:?}");
 }
 
+/// The node's command, two pods, and the results of their ADDs.
+fn two_pods(node: &Node) -> (Ctl<'_>, [Pod<'_>; 2], [Value; 2]) {
+    let network = node.network();
+    let pods = [node.sandbox("a"), node.sandbox("b")];
+    let results = pods.each_ref().map(|pod| pod.add(&network));
+    (Ctl::new(node, &network), pods, results)
+}
+
+fn addresses(results: &[Value; 2], is_ipv4: bool) -> [IpAddr; 2] {
+    results.each_ref().map(|result| address(result, is_ipv4))
+}
+
 /// A SYN of a fixed port, as the pod with this address would send it.
 fn syn(ctl: &Ctl<'_>, from: IpAddr, to: SocketAddr) -> Vec<u8> {
     let (from, port) = (from.to_string(), to.port().to_string());
@@ -542,6 +522,15 @@ impl Monitoring {
 
     fn start_as(ctl: &Ctl<'_>, arguments: &[&str]) -> Self {
         Self::of(ctl.start(&[&["monitor"], arguments].concat()))
+    }
+
+    /// The same, executed by another program.
+    fn below(program: &[&str], ctl: &Ctl<'_>, arguments: &[&str]) -> Self {
+        let monitor = ctl.command(&[&["monitor", "-o", "json"], arguments].concat());
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(monitor.get_program()).args(monitor.get_args());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::of(command.spawn().unwrap())
     }
 
     fn of(mut child: Child) -> Self {
