@@ -78,12 +78,20 @@ fn every_drop_is_told_with_its_reason_and_addresses() {
             }
         }
     }
+}
+
+#[test]
+fn what_is_malformed_is_told_with_its_sender() {
+    let Some(node) = Node::new() else { return };
+    let (ctl, pods, _) = two_pods(&node);
     let mut malformed = vec![0xee; 6];
     malformed.extend([2; 6]);
     malformed.extend([8, 0, 0x4f]);
     malformed.resize(60, 0);
     let mut monitor = Monitoring::start(&ctl, &["--reason", "malformed"]);
+
     pods[0].send_frame("eth0", &malformed);
+
     let told = monitor.next_of(|_| true);
     assert_eq!(
         (&told["reason"], &told["source_mac"]),
