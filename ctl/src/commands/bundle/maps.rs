@@ -63,7 +63,7 @@ fn counted(datapath: &Datapath, picture: &Picture<'_>, flows: &[FlowEntry]) -> V
     for flow in flows {
         let family = if flow.ends[0].is_ipv4() { "ipv4" } else { "ipv6" };
         let local_ends = flow.ends.iter().filter(|end| is_local(end)).count();
-        let kind = (family, flows::protocol(flow), flows::verdict(flow), local_ends);
+        let kind = (family, flows::protocol(flow), flows::verdict_name(flow.verdict), local_ends);
         *kinds.entry(kind).or_default() += 1;
     }
     let kind = |((family, protocol, verdict, local_ends), count)| {

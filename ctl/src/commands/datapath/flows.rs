@@ -88,7 +88,7 @@ impl From<&FlowEntry> for Row {
     fn from(flow: &FlowEntry) -> Self {
         let end = |end: SocketAddr| End { address: end.ip(), port: end.port() };
         let [first, second] = flow.ends.map(end);
-        Self { protocol: protocol(flow), first, second, verdict: verdict(flow) }
+        Self { protocol: protocol(flow), first, second, verdict: verdict_name(flow.verdict) }
     }
 }
 
@@ -104,8 +104,8 @@ pub(crate) fn protocol(flow: &FlowEntry) -> String {
 }
 
 /// `direct` or `via_stack`.
-pub(crate) fn verdict(flow: &FlowEntry) -> &'static str {
-    match flow.verdict {
+pub(crate) fn verdict_name(verdict: u8) -> &'static str {
+    match verdict {
         flow_verdict::DIRECT => "direct",
         flow_verdict::VIA_STACK => "via_stack",
         _ => "unknown",

@@ -4,14 +4,15 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use margay::result::mac_text;
+use margay_abi::Counter;
 use margay_abi::event::{Event, Hook, event_has};
-use margay_abi::{Counter, flow_verdict};
 use margay_datapath::Missed;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::Kind;
 use super::names::Names;
+use crate::commands::datapath::flows::verdict_name;
 use crate::output::{BAD, DIM, GOOD, WARNING, printable};
 
 /// What a line shows. A document has all fields always.
@@ -195,13 +196,8 @@ fn reason(dropped: u8) -> Option<&'static str> {
     counter.name().strip_prefix("drop_")
 }
 
-const fn verdict(verdict: u8) -> &'static str {
-    match verdict {
-        0 => "none",
-        flow_verdict::DIRECT => "direct",
-        flow_verdict::VIA_STACK => "via_stack",
-        _ => "unknown",
-    }
+fn verdict(verdict: u8) -> &'static str {
+    if verdict == 0 { "none" } else { verdict_name(verdict) }
 }
 
 fn protocol(event: &Event) -> String {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use margay::netlink::{Netlink, PacketRoute};
 use margay::result::mac_text;
-use margay_abi::{Counter, flow_verdict, pod_flags};
+use margay_abi::{Counter, pod_flags};
 use margay_datapath::{
     Arrival, Datapath, NodeDatapath, NodeInterface, Program, Rehearsal, remote_mode,
 };
@@ -17,6 +17,7 @@ use super::report::{
     Attached, Change, Ending, Lookup, Outcome, Packet, ProgramStep, Route, StackStep, Step, Trace,
 };
 use super::words::{Verdict, meaning};
+use crate::commands::datapath::flows::verdict_name;
 use crate::failure::Failure;
 
 /// What a walk needs.
@@ -525,14 +526,6 @@ fn tcp_flags(flags: u8) -> String {
     let set: Vec<_> =
         names.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect();
     set.join("+")
-}
-
-fn verdict_name(verdict: u8) -> &'static str {
-    match verdict {
-        flow_verdict::DIRECT => "direct",
-        flow_verdict::VIA_STACK => "via_stack",
-        _ => "unknown",
-    }
 }
 
 fn in_words(ending: Ending) -> &'static str {
