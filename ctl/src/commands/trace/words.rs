@@ -1,6 +1,11 @@
-//! What a counter means.
+//! What a counter means, and what packets and flows are called.
+
+use std::net::{IpAddr, SocketAddr};
 
 use margay_abi::Counter;
+
+use super::frame::{Flow, Frame};
+use super::report::Ending;
 
 /// What becomes of a packet that is counted so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -58,4 +63,60 @@ pub(super) fn meaning(counter: Counter) -> (Verdict, &'static str) {
         Counter::DropRouterMessage => (Drop, "what only a router may say to the host"),
         Counter::DropEncapsulated => (Drop, "for the overlay's port, where only nodes may send"),
     }
+}
+
+pub(super) fn in_words(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Host => "For the host itself, by its own stack.",
+        _ => "Refused by the host's stack.",
+    }
+}
+
+/// A packet in a few words.
+pub(super) fn summary(bytes: &[u8]) -> String {
+    let Some(frame) = Frame::read(bytes) else { return "a frame".to_owned() };
+    if let Some([sender, target]) = frame.arp {
+        return format!("ARP from {sender} about {target}");
+    }
+    let Some(ip) = frame.ip else { return format!("a frame of type {:#06x}", frame.ethertype) };
+    let protocol = protocol_name(ip.protocol);
+    let ends = match ip.ports {
+        Some([source_port, destination_port]) if !matches!(ip.protocol, 1 | 58) => {
+            format!("{} to {}", end(ip.source, source_port), end(ip.destination, destination_port))
+        }
+        _ => format!("{} to {}", ip.source, ip.destination),
+    };
+    match ip.tcp_flags {
+        Some(flags) => format!("{protocol} {} from {ends}", tcp_flags(flags)),
+        None => format!("{protocol} from {ends}"),
+    }
+}
+
+/// A flow as a key of its map.
+pub(super) fn describe(flow: &Flow) -> String {
+    let (source, destination) = (flow.source, flow.destination);
+    let protocol = protocol_name(flow.protocol).to_lowercase();
+    format!("{protocol} {} {}", end(source.0, source.1), end(destination.0, destination.1))
+}
+
+fn end(address: IpAddr, port: u16) -> String {
+    SocketAddr::new(address, port).to_string()
+}
+
+fn protocol_name(number: u8) -> String {
+    match number {
+        1 => "ICMP".to_owned(),
+        6 => "TCP".to_owned(),
+        17 => "UDP".to_owned(),
+        58 => "ICMPv6".to_owned(),
+        132 => "SCTP".to_owned(),
+        number => format!("protocol {number}"),
+    }
+}
+
+pub(super) fn tcp_flags(flags: u8) -> String {
+    let names = [(0x02, "SYN"), (0x01, "FIN"), (0x04, "RST"), (0x10, "ACK")];
+    let set: Vec<_> =
+        names.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect();
+    set.join("+")
 }
