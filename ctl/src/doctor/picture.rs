@@ -159,13 +159,11 @@ impl<'n> Picture<'n> {
         let builds = Datapath::pinned_builds(root);
         self.builds = findings.or_note("pinned programs", builds).unwrap_or_default();
         let pods = findings.or_note("pinned maps", dataplane::pods(root)).flatten();
-        let entries = pods.and_then(|pods| findings.or_note("the map of pods", pods.entries()));
-        self.entries = entries;
-        let remotes = Datapath::open_builds(root)
-            .map(|builds| builds.first().map(|current| current.remotes().entries()).transpose());
-        let remotes = findings.or_note("pinned maps", remotes);
-        let remotes =
-            remotes.and_then(|it| findings.or_note("the map of other nodes", it)).flatten();
+        self.entries = pods.and_then(|pods| findings.or_note("the map of pods", pods.entries()));
+        let builds = Datapath::open_builds(root);
+        let builds = findings.or_note("pinned maps", builds).unwrap_or_default();
+        let remotes = builds.first().map(|current| current.remotes().entries()).transpose();
+        let remotes = findings.or_note("the map of other nodes", remotes).flatten();
         self.remotes = remotes.unwrap_or_default();
     }
 
