@@ -48,7 +48,8 @@ pub(crate) enum HostVeth {
 
 impl Site {
     /// margay-ipam as this node sees it.
-    pub(crate) fn allocator(&self) -> margay_datastore::Ipam<'_> {
+    #[must_use]
+    pub fn allocator(&self) -> margay_datastore::Ipam<'_> {
         margay_datastore::Ipam::new(&self.store, &self.nodename, &self.boot_id)
     }
 

@@ -9,7 +9,7 @@ use clap::Args;
 use margay::config::{self, Datastore, IpamConf};
 use margay::error::chain;
 use margay_datapath::{Datapath, PinnedBuild, Pods, probe};
-use margay_datastore::{EndpointState, Ipam, PoolUsage};
+use margay_datastore::{EndpointState, PoolUsage};
 use serde::Serialize;
 
 use super::doctor::BIN_DIR;
@@ -200,8 +200,7 @@ fn maps(picture: &Picture<'_>) -> Vec<Fill> {
 
 fn pools(picture: &Picture<'_>) -> Vec<Fill> {
     let Some(site) = &picture.site else { return Vec::new() };
-    let allocator = Ipam::new(&site.store, &site.nodename, &site.boot_id);
-    let usage = allocator.usage(&picture.pools).unwrap_or_default();
+    let usage = site.allocator().usage(&picture.pools).unwrap_or_default();
     let fill = |PoolUsage { pool, capacity, used }| Fill::of(&pool.to_string(), used, capacity);
     usage.into_iter().map(fill).collect()
 }

@@ -145,8 +145,7 @@ fn look_at_addresses(
         .node
         .whole_networks()
         .any(|conf| conf.name == endpoint.attachment.network() && conf.ipam.pools().is_none());
-    let allocator = margay_datastore::Ipam::new(&site.store, &site.nodename, &site.boot_id);
-    let held = allocator.assigned(&endpoint.attachment).map_err(ipam::IpamError::from);
+    let held = site.allocator().assigned(&endpoint.attachment).map_err(ipam::IpamError::from);
     let Some(held) = findings.or_note(named, held) else { return };
     let is_in_a_pool = |ip| picture.pools.iter().any(|pool| pool.cidr.contains(ip));
     for ip in endpoint.ips.iter().map(|ip| ip.ip()) {

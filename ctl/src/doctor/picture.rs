@@ -14,8 +14,8 @@ use margay::netlink::{LinkInfo, Netlink, RouteInfo};
 use margay_abi::PodInfo;
 use margay_datapath::{Datapath, PinnedBuild, Remote};
 use margay_datastore::{
-    Change, Endpoint, EndpointState, Fact, Holding, Ipam, Ledger, Node as NodeRecord, Placement,
-    Pool, StoreError, Topic,
+    Change, Endpoint, EndpointState, Fact, Holding, Ledger, Node as NodeRecord, Placement, Pool,
+    StoreError, Topic,
 };
 
 use super::catalogue::{
@@ -132,9 +132,8 @@ impl<'n> Picture<'n> {
 
     fn read_all(&mut self, findings: &mut Findings) -> Result<(), Failure> {
         let Some(site) = &self.site else { return Ok(()) };
-        let allocator = Ipam::new(&site.store, &site.nodename, &site.boot_id);
         self.endpoints = site.store.endpoints_on(&site.nodename)?;
-        self.holdings = allocator.holdings().map_err(ipam::IpamError::from)?;
+        self.holdings = site.allocator().holdings().map_err(ipam::IpamError::from)?;
         for topic in Topic::ALL {
             for Change { key, fact } in site.store.survey(topic)?.1 {
                 match fact {

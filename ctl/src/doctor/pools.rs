@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnetwork::IpNetwork;
 use margay::config::{ConfigError, Pool};
 use margay::naming;
-use margay_datastore::{Ipam, PoolUsage};
+use margay_datastore::PoolUsage;
 
 use super::catalogue::{
     BLOCK_MISPLACED, POOL_EXHAUSTED, POOL_NEARLY_EXHAUSTED, POOL_OVERLAPS_ROUTE, POOL_UNKNOWN,
@@ -40,9 +40,8 @@ pub(super) fn look(picture: &Picture<'_>, findings: &mut Findings) {
 
 fn look_at_usage(picture: &Picture<'_>, findings: &mut Findings) {
     let Some(site) = &picture.site else { return };
-    let allocator = Ipam::new(&site.store, &site.nodename, &site.boot_id);
     let open: Vec<_> = picture.pools.iter().filter(|pool| pool.is_open()).cloned().collect();
-    let usage = allocator.usage(&open).map_err(margay::ipam::IpamError::from);
+    let usage = site.allocator().usage(&open).map_err(margay::ipam::IpamError::from);
     let usage = findings.or_note("pools", usage).unwrap_or_default();
     let full: BTreeSet<IpNetwork> =
         usage.iter().filter(|usage| usage.free() == 0).map(|usage| usage.pool).collect();
