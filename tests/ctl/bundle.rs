@@ -91,26 +91,8 @@ fn a_bundle_has_what_there_is_and_no_secret() {
     let result = pod.add(&network);
     let ctl = Ctl::new(&node, &network);
     put_secrets(&node, &ctl, &network);
+    put_ways(&node);
     let file = node.path("bundle.tar.gz");
-
-    for (family, key) in [(true, "10.9.9.9"), (false, "10.9.9.8")] {
-        let flow = FlowKeyV4 {
-            src: key.parse::<Ipv4Addr>().unwrap().octets(),
-            dst: [10, 9, 9, 10],
-            src_port: [0, 1],
-            dst_port: [0, 2],
-            protocol: 17,
-            reserved: [0; 3],
-        };
-        let verdict = if family { flow_verdict::DIRECT } else { flow_verdict::VIA_STACK };
-        node.datapath().flows().set_v4(&flow, verdict).unwrap();
-    }
-    let prefix = "10.246.0.0/26".parse().unwrap();
-    let node_address = Ipv4Addr::new(192, 168, 77, 9).to_ipv6_mapped().octets();
-    let remote = Remote { node: node_address, mtu: 1400, mac: [2; 6], mode: 2, reserved: 0 };
-    node.datapath().remotes().set(prefix, &remote).unwrap();
-    node.run(&["iptables", "-A", "FORWARD", "-s", "10.244.0.0/16", "-j", "ACCEPT"]);
-    node.run(&["iptables", "-A", "INPUT", "-s", "10.77.0.0/16", "-j", "ACCEPT"]);
 
     let printed = ctl.text(&["bundle", file.to_str().unwrap()]);
 
@@ -187,6 +169,29 @@ fn a_node_without_anything_has_a_bundle_too() {
 
     let doctor = fs::read_to_string(unpacked(&node, &file).join("doctor.json")).unwrap();
     assert!(doctor.contains("config-missing"), "{doctor}");
+}
+
+/// Flows of both verdicts, the way to another node's pods, and rules of a firewall.
+fn put_ways(node: &Node) {
+    for (src, verdict) in
+        [([10, 9, 9, 9], flow_verdict::DIRECT), ([10, 9, 9, 8], flow_verdict::VIA_STACK)]
+    {
+        let flow = FlowKeyV4 {
+            src,
+            dst: [10, 9, 9, 10],
+            src_port: [0, 1],
+            dst_port: [0, 2],
+            protocol: 17,
+            reserved: [0; 3],
+        };
+        node.datapath().flows().set_v4(&flow, verdict).unwrap();
+    }
+    let prefix = "10.246.0.0/26".parse().unwrap();
+    let node_address = Ipv4Addr::new(192, 168, 77, 9).to_ipv6_mapped().octets();
+    let remote = Remote { node: node_address, mtu: 1400, mac: [2; 6], mode: 2, reserved: 0 };
+    node.datapath().remotes().set(prefix, &remote).unwrap();
+    node.run(&["iptables", "-A", "FORWARD", "-s", "10.244.0.0/16", "-j", "ACCEPT"]);
+    node.run(&["iptables", "-A", "INPUT", "-s", "10.77.0.0/16", "-j", "ACCEPT"]);
 }
 
 fn put_secrets(node: &Node, ctl: &Ctl<'_>, network: &Value) {

@@ -168,6 +168,8 @@ fn document(text: &str) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use serde_json::json;
 
     use super::*;
@@ -177,31 +179,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("password");
         fs::write(&file, "in-a-file\n").unwrap();
-        let conf = json!({
-            "etcd_username": "margay",
-            "etcd_password": "in-a-\"key\"",
-            "etcd_password_file": file,
-            "etcd_key_file": "/etc/margay/key.pem",
-            "etcd_endpoints": "https://10.0.0.1:2379,https://u:in-a-url@10.0.0.2:2379",
-            "plugins": [{"kubernetes": {"k8s_auth_token": "a-token"}, "cert": "-----BEGIN X"}],
-            "apiSecret": ["one-of-a-list"],
-            "api-key": "hyphenated", "privateKey": "in-camels", "tls.key_data": "dotted",
-            "Passphrase": "of-a-phrase", "wifi_psk": "shared-before", "db_passwd": 8472_9155,
-            "apiKeyPath": "/etc/margay/api.key", "pin_passwd": 1, "of_urls": [
-                "https://u:with,a-comma@10.0.0.3:2379,https://10.0.0.4:2379,https://u:two,com,mas@10.0.0.5:2379",
-                "10.0.0.6:2379,https://u:behind-a-bare-one@10.0.0.7:2379",
-            ],
-            "mtu": 1400, "token_ttl": 3600, "password_max_age": "90d", "password_min": "no-number",
-            "use_token": true, "secrets": {"rotate_seconds": 86_400, "one": "inside-of-one", "pin": 77_812},
-            "env": [{"name": "DB_PASSWORD", "value": "of-the-environment"}, {"name": "MODE", "value": "plain-mode"}],
-            "args": ["--token", "behind-a-flag", "--mtu", "plain-number"],
-            "tokens_by_name": {"a": "below-a-name", "name": "by-the-name"}, "secretsByType": [["below-a-type"]],
-            "tokens_by_file": {"a": {"b": "deep-below"}},
-            "inner": "{\"mode\": \"inner-mode\", \"db\": [{\"password\": \"of-an-inner\"}]}",
-            "kept": "{ \"mode\": \"untouched\"  }",
-            "command": "run --password=with,a-comma-more", "header": "X-Api-Key: of-a-header",
-            "other_header": "Authorization: Bearer behind-its-scheme",
-        });
+        let conf = configuration(&file);
         let mut secrets = Secrets::default();
 
         let clean = secrets.take_from(&conf).to_string();
@@ -259,6 +237,15 @@ mod tests {
         for host in 1..=7 {
             assert!(clean.contains(&format!("10.0.0.{host}:2379")), "{host}: {clean}");
         }
+    }
+
+    #[test]
+    fn what_was_found_is_taken_out_of_documents_and_lines() {
+        let mut secrets = Secrets::default();
+        let url = "https://u:in-a-url@10.0.0.2:2379";
+        let found = json!({"db_passwd": 84_729_155, "pin_passwd": 1, "etcd_endpoints": url});
+        let _clean = secrets.take_from(&found);
+
         let document = json!({"84729155": [84_729_155, 7], "text": "in-a-url"});
         let removed = json!({REMOVED: [REMOVED, 7], "text": REMOVED});
         assert_eq!(secrets.removed_from_document(document), removed);
@@ -267,5 +254,34 @@ mod tests {
             "{\"password\":\"(removed)\",\"verb\":\"ADD\"}\nsaid password: (removed)\nverb=ADD\n";
         assert_eq!(secrets.removed_from_lines(lines), clean);
         assert_eq!(secrets.removed_from("verb 1 of 11"), "verb 1 of 11", "too short to be told");
+    }
+
+    /// A secret in every place, and beside it what is none.
+    fn configuration(password_file: &Path) -> Value {
+        json!({
+            "etcd_username": "margay",
+            "etcd_password": "in-a-\"key\"",
+            "etcd_password_file": password_file,
+            "etcd_key_file": "/etc/margay/key.pem",
+            "etcd_endpoints": "https://10.0.0.1:2379,https://u:in-a-url@10.0.0.2:2379",
+            "plugins": [{"kubernetes": {"k8s_auth_token": "a-token"}, "cert": "-----BEGIN X"}],
+            "apiSecret": ["one-of-a-list"],
+            "api-key": "hyphenated", "privateKey": "in-camels", "tls.key_data": "dotted",
+            "Passphrase": "of-a-phrase", "wifi_psk": "shared-before", "db_passwd": 8472_9155,
+            "apiKeyPath": "/etc/margay/api.key", "pin_passwd": 1, "of_urls": [
+                "https://u:with,a-comma@10.0.0.3:2379,https://10.0.0.4:2379,https://u:two,com,mas@10.0.0.5:2379",
+                "10.0.0.6:2379,https://u:behind-a-bare-one@10.0.0.7:2379",
+            ],
+            "mtu": 1400, "token_ttl": 3600, "password_max_age": "90d", "password_min": "no-number",
+            "use_token": true, "secrets": {"rotate_seconds": 86_400, "one": "inside-of-one", "pin": 77_812},
+            "env": [{"name": "DB_PASSWORD", "value": "of-the-environment"}, {"name": "MODE", "value": "plain-mode"}],
+            "args": ["--token", "behind-a-flag", "--mtu", "plain-number"],
+            "tokens_by_name": {"a": "below-a-name", "name": "by-the-name"}, "secretsByType": [["below-a-type"]],
+            "tokens_by_file": {"a": {"b": "deep-below"}},
+            "inner": "{\"mode\": \"inner-mode\", \"db\": [{\"password\": \"of-an-inner\"}]}",
+            "kept": "{ \"mode\": \"untouched\"  }",
+            "command": "run --password=with,a-comma-more", "header": "X-Api-Key: of-a-header",
+            "other_header": "Authorization: Bearer behind-its-scheme",
+        })
     }
 }
