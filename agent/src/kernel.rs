@@ -138,6 +138,8 @@ impl Kernel {
         for (found, (ipv4, end)) in found.iter_mut().zip(wanted) {
             let Some(end) = end else { continue };
             let Some((ifindex, made)) = outcome.note(overlay.ensure(end, ipv4).await) else {
+                // It may have been made all the same.
+                is_new = true;
                 continue;
             };
             is_new |= made;
