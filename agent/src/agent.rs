@@ -222,6 +222,8 @@ impl<'a> Agent<'a> {
             self.kernel.look_again();
             self.fast_path.look_again();
         }
+        // Before any way is another one.
+        let earlier = self.fast_path.withdraw_earlier();
         let table = RemoteTable::of(&self.topology, &node.name, &underlay.addresses);
         for problem in &table.problems {
             tracing::debug!(problem, "not reachable");
@@ -245,6 +247,7 @@ impl<'a> Agent<'a> {
         };
         registration?;
         outcome.errors.into_iter().next().map_or(Ok(()), Err)?;
+        earlier?;
         fast_path?;
         self.metrics.note_pass(Ok(()), changed, routes);
         Ok(())

@@ -7,7 +7,7 @@
 //! then there is no pod either.
 //!
 //! Where it is switched off, or the host has IPsec policies, which only the stack minds, what an agent made before is taken back, and the programs are told of the overlay
-//! alone, whose port pods may not send to.
+//! alone, whose port pods may not send to. What earlier ABI versions know of ways is taken back always.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,8 +17,8 @@ use ipnetwork::IpNetwork;
 use margay::mtu::vxlan_overhead;
 use margay::netlink::{Netlink, NetlinkError, RemoteHop, RemoteRoute, has_ipsec_policies};
 use margay_datapath::{
-    AttachError, AttachMode, DatapathError, LoadOptions, MapError, NodeDatapath, NodeInterface,
-    Overlay, Pods, Remote, remote_mode,
+    AttachError, AttachMode, Datapath, DatapathError, LoadOptions, MapError, NodeDatapath,
+    NodeInterface, Overlay, Pods, Remote, remote_mode,
 };
 
 use crate::overlay::{Devices, OverlaySettings};
@@ -93,6 +93,18 @@ impl FastPath {
         self.datapath = None;
         self.remotes = None;
         self.looks = true;
+    }
+
+    /// Has programs of earlier ABI versions, which pods may go on with, leave all between nodes to the
+    /// routes: nobody else keeps their maps right.
+    ///
+    /// # Errors
+    /// When their maps cannot be read or written.
+    pub fn withdraw_earlier(&self) -> Result<(), FastPathError> {
+        if self.looks && Datapath::withdraw_earlier_ways(&self.root)? {
+            tracing::info!("programs of an earlier version leave other nodes to the routes");
+        }
+        Ok(())
     }
 
     /// Makes the programs know the ways of `table`.

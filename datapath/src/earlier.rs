@@ -1,9 +1,11 @@
 //! What other builds and other ABI versions have pinned below the same root: which programs are
-//! whose, taking a pod over from an earlier version, and removing what nothing uses any more.
+//! whose, taking a pod over from an earlier version, having those that stay leave other nodes to the
+//! stack, and removing what nothing uses any more.
 //!
 //! Invariants: of a later ABI version nothing is touched. Of an earlier one it is known where its pins
-//! are, that its pods are keyed by their address and that an entry begins with the interface's index
-//! (`margay_abi::PodInfo` must always); nothing else. What is attached stays attached when its pin goes.
+//! are, that its pods are keyed by their address, that an entry begins with the interface's index
+//! (`margay_abi::PodInfo` must always), that `remote_*` empty leaves other nodes to the stack, and that
+//! entries of `flows_*` may be lost; nothing else. What is attached stays attached when its pin goes.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, FileTimes};
@@ -105,6 +107,24 @@ impl Datapath {
         Ok(entries)
     }
 
+    /// Has the programs of earlier ABI versions leave all between nodes to the stack; `false` if they know
+    /// no way. To be called by whoever tells this version's programs the ways: nobody keeps those of
+    /// earlier ones right then, nor shows these what the stack does between nodes.
+    ///
+    /// Flows are forgotten with the ways: what is direct today may be under NAT by the time that an agent of
+    /// that version comes back.
+    pub fn withdraw_earlier_ways(root: &Path) -> Result<bool, MapError> {
+        let mut had_ways = false;
+        for version in earlier_versions(root) {
+            let maps = root.join(version.to_string()).join("maps");
+            if clear(&maps, [map_name::REMOTE_V4, map_name::REMOTE_V6])? {
+                clear(&maps, [map_name::FLOWS_V4, map_name::FLOWS_V6])?;
+                had_ways = true;
+            }
+        }
+        Ok(had_ways)
+    }
+
     /// Takes the TCX links of an interface over from earlier ABI versions: their pins become this
     /// version's, so that the next [`attach`](Datapath::attach) replaces their programs in place.
     pub fn adopt_links(root: &Path, interface: &str) -> Result<(), LoadError> {
@@ -190,6 +210,17 @@ impl LoadOptions {
         self.max_flows = size(map_name::FLOWS_V4).unwrap_or(self.max_flows);
         self
     }
+}
+
+/// Empties those of these maps that there are; `false` if nothing was in them.
+fn clear(maps: &Path, names: [&'static str; 2]) -> Result<bool, MapError> {
+    let mut had_any = false;
+    for name in names {
+        if let Some(map) = RawTable::open(name, &maps.join(name))? {
+            had_any |= map.clear()?;
+        }
+    }
+    Ok(had_any)
 }
 
 fn remove_dead_links(

@@ -1,8 +1,11 @@
 //! The programs that carry packets between nodes past the stacks: the agents tell them the ways.
 
+use std::fs;
+
+use margay::lock::Lock;
 use margay::naming::{OVERLAY_DEVICE, OVERLAY_DEVICE_V6};
-use margay_abi::{Counter, remote_mode};
-use margay_datapath::{AttachMode, NodeDatapath, NodeInterface};
+use margay_abi::{ABI_VERSION, Counter, Remote, remote_mode};
+use margay_datapath::{AttachMode, Datapath, NodeDatapath, NodeInterface};
 use margay_tests::cluster::{Cluster, Families, Layout, Member, MemberPod, pairs, wait_until};
 use margay_tests::traffic::{Place, answers_ping, assert_tcp};
 use serde_json::json;
@@ -178,6 +181,44 @@ fn what_an_overlay_device_is_told_besides_is_taken_back() {
 
     wait_until("what the agent knows, and no more", || entries() == before);
     cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_pod_that_stays_with_an_earlier_version_reaches_what_has_moved_since() {
+    let Some(cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
+    let pods = pods_with_a_fast_path(&cluster, "Always", remote_mode::VXLAN);
+    let (node, stays, far) = (&cluster.nodes()[0], &pods[0], &pods[1]);
+    node.kill_agent();
+    // The other pod's block was a third node's, as far as the earlier version knows.
+    let earlier = datapath(node).unwrap();
+    for (prefix, remote) in earlier.remotes().entries().unwrap() {
+        let mut third = remote.node;
+        third[15] ^= 0x40;
+        earlier.remotes().set(prefix, &Remote { node: third, ..remote }).unwrap();
+    }
+    let root = node.bpffs_root();
+    fs::rename(root.join(ABI_VERSION.to_string()), root.join("0")).unwrap();
+    assert!(!answers_ping(stays, far.address(true)), "its packets go to the third node");
+
+    let lock = Lock::take(&node.path("run"), host_veth(stays)).unwrap();
+    node.start_agent_with(&json!({"upkeep_interval_seconds": 1}));
+
+    cluster.wait_until_all_reach_each_other(&[stays, far]);
+    for ipv4 in [true, false] {
+        let of_earlier = Datapath::earlier_entries(&root, stays.address(ipv4)).unwrap();
+        assert_eq!(of_earlier.len(), 1, "it has its earlier programs");
+        assert_tcp(stays, far, far.address(ipv4));
+    }
+    drop(lock);
+    wait_until("the pod is taken over", || {
+        Datapath::earlier_entries(&root, stays.address(false)).unwrap().is_empty()
+    });
+    cluster.wait_until_all_reach_each_other(&[stays, far]);
+    assert_fast(&cluster, &pods);
+}
+
+fn host_veth(pod: &MemberPod) -> &str {
+    pod.result()["interfaces"][0]["name"].as_str().unwrap()
 }
 
 /// Has the agent look again at once.

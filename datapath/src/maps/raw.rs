@@ -1,6 +1,7 @@
-//! A pinned hash map of whatever value type: what is known of a map of another ABI version.
+//! A pinned map of whatever value type, whose entries come and go: what is known of a map of another ABI version.
 #![expect(unsafe_code, reason = "aya has no maps whose value type is not known beforehand")]
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
@@ -10,9 +11,10 @@ use margay_failpoints as failpoints;
 
 use super::{MapError, open_pin};
 
-/// `BPF_MAP_LOOKUP_ELEM` and `BPF_MAP_DELETE_ELEM` of `enum bpf_cmd`.
+/// `BPF_MAP_LOOKUP_ELEM`, `BPF_MAP_DELETE_ELEM` and `BPF_MAP_GET_NEXT_KEY` of `enum bpf_cmd`.
 const LOOKUP: libc::c_long = 1;
 const DELETE: libc::c_long = 3;
+const NEXT_KEY: libc::c_long = 4;
 
 /// The part of `union bpf_attr` that commands on an element read.
 #[repr(C)]
@@ -24,7 +26,7 @@ struct Element {
     flags: u64,
 }
 
-/// A hash map, open.
+/// A hash map or a trie, open.
 pub(crate) struct RawTable {
     name: &'static str,
     map: MapData,
@@ -62,22 +64,49 @@ impl RawTable {
             .map_err(|source| self.access_error("remove from", source))
     }
 
+    /// Removes all that is there at the time of the call; `false` if that is nothing.
+    pub(crate) fn clear(&self) -> Result<bool, MapError> {
+        let keys = self.keys().map_err(|source| self.access_error("walk", source))?;
+        for key in &keys {
+            self.remove(key)?;
+        }
+        Ok(!keys.is_empty())
+    }
+
+    /// One that comes or goes during the walk may be missed.
+    fn keys(&self) -> io::Result<BTreeSet<Vec<u8>>> {
+        let mut keys = BTreeSet::new();
+        let mut last = Vec::new();
+        loop {
+            let mut next = vec![0; self.key_bytes];
+            if !self.call(NEXT_KEY, &last, &mut next)? {
+                return Ok(keys);
+            }
+            last.clone_from(&next);
+            keys.insert(next);
+        }
+    }
+
     /// `false` if there is no such key.
     fn element(&self, command: libc::c_long, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-        if key.len() != self.key_bytes {
-            return Ok(false);
-        }
+        Ok(key.len() == self.key_bytes && self.call(command, key, value)?)
+    }
+
+    /// `false` if there is no such key, or for NEXT_KEY none behind it.
+    fn call(&self, command: libc::c_long, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
         let attr = Element {
             map_fd: self.map.fd().as_fd().as_raw_fd().cast_unsigned(),
             _padding: 0,
-            key: key.as_ptr() as u64,
+            // NEXT_KEY of none is the first.
+            key: if key.is_empty() { 0 } else { key.as_ptr() as u64 },
             // The kernel refuses fields that a command does not have, unless they are zero.
             value: if value.is_empty() { 0 } else { value.as_mut_ptr() as u64 },
             flags: 0,
         };
         // SAFETY: the kernel reads `attr`, whose size is given, and the key, which has the map's key
-        // size; LOOKUP writes a value of the map's value size, for which `get` has made room, and
-        // DELETE reads no value. All of it is borrowed until the call returns.
+        // size, unless it is null; LOOKUP writes a value of the map's value size, for which `get` has
+        // made room, NEXT_KEY a key, for which `keys` has, and DELETE reads no value. All of it is
+        // borrowed until the call returns.
         let answer =
             unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of_val(&attr)) };
         if answer >= 0 {

@@ -1,10 +1,12 @@
 //! The fast path between nodes: its programs, and the maps that tell of other nodes.
 
+use std::fs;
+
 use ipnetwork::IpNetwork;
-use margay_abi::{Overlay, Remote, remote_mode};
+use margay_abi::{ABI_VERSION, Overlay, Remote, remote_mode};
 
 use super::node::{create_veth, delete_veth, on_a_node, with_netlink};
-use crate::{AttachMode, NodeDatapath, NodeInterface, Program};
+use crate::{AttachMode, Datapath, NodeDatapath, NodeInterface, Program};
 
 fn remote(last: u8) -> Remote {
     let mut node = [0; 16];
@@ -77,6 +79,38 @@ fn the_longest_prefix_counts_and_goes_by_its_own_name() {
         let expected = ["10.0.0.0/16", "fd00::/48"].map(|pool| (prefix(pool), remote(3)));
         assert_eq!(entries, expected.into());
         assert_eq!(remotes.get([10, 1, 0, 0].into()).expect("get"), None);
+    });
+}
+
+#[test]
+fn earlier_versions_lose_their_ways_and_what_they_know_of_flows() {
+    on_a_node(|node| {
+        let datapath = node.open_or_load();
+        let (remotes, flows) = (datapath.remotes(), datapath.flows());
+        for to in ["10.0.0.0/16", "10.0.3.64/26", "10.0.3.70/32", "fd00::/48", "fd00::3:40/122"] {
+            remotes.set(prefix(to), &remote(1)).expect("set");
+        }
+        flows.fill_for_test(5);
+        let withdraw = || Datapath::withdraw_earlier_ways(&node.root()).expect("withdraw");
+        let what_there_is =
+            || (remotes.entries().expect("entries").len(), flows.count().expect("count flows"));
+        let become_version = |from: u32, to: u32| {
+            let [from, to] = [from, to].map(|version| node.root().join(version.to_string()));
+            fs::rename(from, to).expect("rename the pins");
+        };
+
+        assert!(!withdraw(), "they are this version's");
+        become_version(ABI_VERSION, ABI_VERSION + 1);
+        assert!(!withdraw(), "they are a later one's");
+        assert_eq!(what_there_is(), (5, 10));
+
+        become_version(ABI_VERSION + 1, ABI_VERSION - 1);
+        assert!(withdraw());
+        assert_eq!(what_there_is(), (0, 0));
+
+        flows.fill_for_test(2);
+        assert!(!withdraw());
+        assert_eq!(what_there_is(), (0, 4), "flows between its pods are its programs' again");
     });
 }
 
