@@ -310,7 +310,7 @@ impl Datapath {
         {
             used.extend(pinned.map_ids().map_err(|source| program_error(program, source))?);
         }
-        Ok(self.maps.are_used(&used, map_name::OVERLAY))
+        Ok(self.maps.are_used(&used, &[map_name::OVERLAY]))
     }
 }
 

@@ -9,7 +9,7 @@ use std::fmt;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use margay_abi::{Counter, Overlay, Traffic, map_name};
+use margay_abi::{Counter, Overlay, Traffic};
 use rtnetlink::Handle;
 
 use crate::attach::{self, AttachError, AttachMode};
@@ -222,7 +222,7 @@ impl NodeDatapath {
         for (program, pinned) in Program::OF_NODE.into_iter().zip(&self.programs) {
             used.extend(pinned.map_ids().map_err(|source| program_error(program, source))?);
         }
-        Ok(self.maps.are_used(&used, map_name::TAIL_CALLS))
+        Ok(self.maps.are_used(&used, &[]))
     }
 }
 

@@ -134,11 +134,11 @@ impl Maps {
 }
 
 impl Maps {
-    /// Whether these, the numbers of the maps that programs use, are all of those pinned but one that
+    /// Whether these, the numbers of the maps that programs use, are all of those pinned but some that
     /// they have nothing to do with.
-    pub(crate) fn are_used(&self, used: &[u32], but: &str) -> bool {
+    pub(crate) fn are_used(&self, used: &[u32], but: &[&str]) -> bool {
         let ids = LAYOUTS.iter().zip(&self.ids);
-        ids.filter(|(layout, _)| layout.name != but).all(|(_, id)| used.contains(id))
+        ids.filter(|(layout, _)| !but.contains(&layout.name)).all(|(_, id)| used.contains(id))
     }
 
     /// Has `from_pod` go on in a program, or by itself again.

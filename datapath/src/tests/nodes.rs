@@ -3,7 +3,7 @@
 use std::fs;
 
 use ipnetwork::IpNetwork;
-use margay_abi::{ABI_VERSION, Overlay, Remote, remote_mode};
+use margay_abi::{ABI_VERSION, Overlay, Remote, map_name, remote_mode};
 
 use super::node::{create_veth, delete_veth, on_a_node, with_netlink};
 use crate::{AttachMode, Datapath, NodeDatapath, NodeInterface, Program};
@@ -51,6 +51,24 @@ fn nodes_may_come_before_pods() {
         nodes.remotes().set(prefix("10.0.0.0/26"), &remote(1)).expect("set");
 
         assert_eq!(node.open_or_load().remotes().entries().expect("entries").len(), 1);
+    });
+}
+
+#[test]
+fn programs_of_nodes_whose_maps_were_unpinned_are_loaded_again() {
+    on_a_node(|node| {
+        let load = || NodeDatapath::open_or_load(&node.root(), &node.options).expect("load");
+        let ids = |nodes: &NodeDatapath| Program::OF_NODE.map(|of_node| nodes.program_id(of_node));
+        for map in map_name::ALL {
+            let before = load();
+            fs::remove_file(node.pins().join("maps").join(map)).expect("unpin a map");
+            drop(node.open_or_load());
+
+            let opened = NodeDatapath::open(&node.root()).expect("open");
+
+            assert!(opened.is_none(), "its programs use a {map} that nobody can reach");
+            assert!(ids(&load()).iter().all(|id| !ids(&before).contains(id)), "{map}");
+        }
     });
 }
 
