@@ -35,7 +35,7 @@ pub fn start(
         runtime.block_on(async {
             match Upkeep::new(store, &node, paths, grace) {
                 Ok(upkeep) => {
-                    go_on(upkeep.sized(max_pods, max_flows), interval, &metrics, made).await;
+                    look_after(upkeep.sized(max_pods, max_flows), interval, &metrics, made).await;
                 }
                 Err(error) => tracing::error!(error = chain(&error), "no upkeep of this node"),
             }
@@ -44,7 +44,8 @@ pub fn start(
     Ok(())
 }
 
-async fn go_on(
+/// What is started: upkeep now and then, for ever.
+pub async fn look_after(
     mut upkeep: Upkeep,
     interval: Duration,
     metrics: &Metrics,

@@ -331,7 +331,7 @@ impl Keeper {
 
     fn new(store: Store, network: &Value, grace: Duration) -> Self {
         let conf = NetConf::from_map(network.as_object().unwrap()).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let upkeep =
             runtime.block_on(async { Upkeep::new(store, &conf.nodename, conf.paths, grace) });
         Self { upkeep: upkeep.unwrap(), runtime }

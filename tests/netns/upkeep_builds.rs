@@ -4,20 +4,25 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::pin::{Pin, pin};
+use std::time::{Duration, Instant};
 
 use margay::lock::Lock;
 use margay_abi::{ABI_VERSION, PodInfo};
+use margay_agent::metrics::Metrics;
+use margay_agent::upkeep::look_after;
 use margay_datapath::{Datapath, ProgramId};
 use margay_tests::Node;
 use margay_tests::node::node_address;
 use margay_tests::numbers::Numbers;
 use margay_tests::pod::address;
-use margay_tests::traffic::{assert_ping, assert_tcp};
+use margay_tests::traffic::{PATIENCE, assert_ping, assert_tcp};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::{select, task, time};
 
 use crate::upkeep::{
-    assert_nothing_done, build_folder, lock, pins, rename_build, upkeep, upkeep_after, veth,
+    Keeper, assert_nothing_done, build_folder, lock, pins, rename_build, upkeep, upkeep_after, veth,
 };
 
 #[test]
@@ -102,6 +107,47 @@ fn pods_of_an_earlier_version_are_taken_over_under_traffic() {
         .join()
         .unwrap();
     }
+}
+
+#[test]
+fn an_agent_takes_no_pod_over_before_the_new_maps_know_the_ways() {
+    let Some(node) = Node::new() else { return };
+    let network = node.network();
+    let pod = node.sandbox("a");
+    let result = pod.add(&network);
+    age(&node);
+    let (root, address) = (node.bpffs_root(), address(&result, true));
+    let is_taken_over =
+        || Datapath::earlier_entries(&root, address).expect("earlier maps").is_empty();
+    let Keeper { upkeep, runtime } = upkeep(&node, &network);
+
+    runtime.block_on(async {
+        let metrics = Metrics::new(root.clone());
+        let (made, mut maps) = mpsc::channel(1);
+        let mut agent = pin!(look_after(upkeep, Duration::from_secs(60), &metrics, made));
+        let taught = select! {
+            biased;
+            () = agent.as_mut() => unreachable!("it goes on for ever"),
+            taught = maps.recv() => taught.expect("it is there to hear"),
+            () = time::sleep(PATIENCE) => panic!("it asks nobody to teach the maps"),
+        };
+        assert!(Datapath::open(&root).unwrap().is_some(), "the maps are made");
+
+        // The kernel answers at once, so whatever it could do is done by then.
+        for _ in 0..10_000 {
+            go_on(agent.as_mut()).await;
+        }
+        assert!(!is_taken_over());
+
+        drop(taught);
+        let deadline = Instant::now() + PATIENCE;
+        while !is_taken_over() {
+            assert!(Instant::now() < deadline, "the pod is not taken over");
+            go_on(agent.as_mut()).await;
+        }
+    });
+
+    assert_ping(&pod, node_address(true));
 }
 
 #[test]
@@ -197,6 +243,15 @@ fn a_build_that_became_current_later_is_left_to_its_pods() {
     upkeep.make_current();
     assert_eq!(upkeep.reattach().replaced.len(), 1);
     assert!(programs(&node, &result).is_disjoint(&later));
+}
+
+/// Lets it do what it can do now.
+async fn go_on(agent: Pin<&mut impl Future<Output = ()>>) {
+    select! {
+        biased;
+        () = agent => unreachable!("it goes on for ever"),
+        () = task::yield_now() => {}
+    }
 }
 
 fn swap_builds(node: &Node, other: &str) {
