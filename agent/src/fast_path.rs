@@ -129,10 +129,7 @@ impl FastPath {
         let attached = self.attach(netlink, &wanted).await;
         let usable: BTreeSet<u32> =
             self.attached.keys().filter(|ifindex| wanted.contains_key(ifindex)).copied().collect();
-        let is_usable = |ifindex: &u32| usable.contains(ifindex);
-        let Devices { v4, v6 } = routes.overlay;
-        let devices = Devices { v4: v4.filter(is_usable), v6: v6.filter(is_usable) };
-        self.set_overlay(devices, routes.overlay_mac)?;
+        self.set_overlay(routes.overlay, routes.overlay_mac)?;
         let remotes = remotes(table, &routes, &usable);
         self.set_remotes(&remotes)?;
         if let Some(datapath) = &self.datapath {

@@ -128,29 +128,27 @@ impl Kernel {
         outcome: &mut Outcome,
     ) -> Devices {
         let overlay = self.overlay(underlay);
-        let wanted = [true, false].map(|ipv4| (ipv4, end.filter(|_| overlay.takes(table, ipv4))));
-        // Before the others: it may have their port.
-        for (ipv4, _) in wanted.iter().filter(|(_, end)| end.is_none()) {
-            outcome.note(overlay.remove(*ipv4).await);
-        }
-        let (mut found, mut is_new) = ([None, None], false);
+        let (mut devices, mut is_new) = ([None, None], false);
         let mut addresses = end.map_or(&[][..], |end| &end.addresses);
-        for (found, (ipv4, end)) in found.iter_mut().zip(wanted) {
-            let Some(end) = end else { continue };
+        for (device, ipv4) in devices.iter_mut().zip([true, false]) {
+            let Some(end) = end.filter(|_| overlay.takes(table, ipv4)) else {
+                *device = outcome.note(overlay.left(ipv4).await).flatten();
+                continue;
+            };
             let Some((ifindex, made)) = outcome.note(overlay.ensure(end, ipv4).await) else {
                 // It may have been made all the same.
                 is_new = true;
                 continue;
             };
             is_new |= made;
-            *found = outcome
-                .note(overlay.ensure_addresses(ifindex, std::mem::take(&mut addresses)).await)
-                .map(|()| ifindex);
+            let addresses = std::mem::take(&mut addresses);
+            let ensured = outcome.note(overlay.ensure_addresses(ifindex, addresses).await);
+            *device = ensured.map(|()| ifindex);
         }
         if is_new {
             self.look_again();
         }
-        let [v4, v6] = found;
+        let [v4, v6] = devices;
         Devices { v4, v6 }
     }
 

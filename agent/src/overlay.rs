@@ -1,9 +1,9 @@
 //! This node's VXLAN devices, and what they know of other nodes.
 //!
-//! A device sends by one family: the node's own, IPv4 where it has both. Where another node can only be
-//! reached by the other, there is a second one. Each has a table with the MAC address and the node of every
-//! other's device. Routes lead to neighbours, whose MAC addresses are known: nothing is ever asked for
-//! or flooded.
+//! A device sends and receives by one family: the node's own, IPv4 where it has both. Where VXLAN of another
+//! node goes by the other, there is a second one. Each has a table with the MAC address and the node of
+//! every other's device. Routes lead to neighbours, whose MAC addresses are known: nothing is ever asked
+//! for or flooded. One that is of no use any more stays, for what others may still send.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use margay::mtu::{ELSEWHERE, vxlan_overhead};
 use margay::naming::{OVERLAY_DEVICE, OVERLAY_DEVICE_V6};
 use margay::netlink::{LinkInfo, Netlink, NetlinkError, NewOverlay, OverlayInfo};
-use margay::sysctl;
+use margay::sysctl::{self, SysctlError};
 use margay_datastore::OverlayEnd;
 
 use crate::kernel::KernelError;
@@ -59,10 +59,10 @@ pub(crate) struct Overlay<'a> {
 }
 
 impl Overlay<'_> {
-    /// Whether there is to be a device of a family.
+    /// Whether there has to be a device of a family. Without any address nothing is known of that.
     pub(crate) fn takes(&self, table: &RemoteTable, ipv4: bool) -> bool {
-        let has_ipv4 = self.underlay.addresses.iter().any(|address| address.is_ipv4());
-        has_ipv4 == ipv4 || table.peers(ipv4).next().is_some()
+        let has = |ipv4| self.underlay.addresses.iter().any(|own| own.is_ipv4() == ipv4);
+        has(ipv4) && (ipv4 || !has(true) || table.vxlan_comes_by_ipv6)
     }
 
     /// Makes the device of a family, or makes it right. `true` if it was made anew.
@@ -80,22 +80,25 @@ impl Overlay<'_> {
         if link.mtu != mtu {
             self.netlink.set_link_mtu(link.index, mtu).await?;
         }
+        set_sysctls(name(ipv4))?;
         if !link.up {
             self.netlink.set_link_up(link.index).await?;
         }
         Ok((link.index, is_new))
     }
 
-    /// Deletes the device of a family, if it is one.
-    pub(crate) async fn remove(&self, ipv4: bool) -> Result<(), KernelError> {
-        let name = name(ipv4);
-        if let Some(link) = self.netlink.link_by_name(name).await?
-            && self.netlink.overlay(link.index).await?.is_some()
-        {
-            tracing::info!(name, "overlay device is of no use any more");
-            self.netlink.delete_link(link.index).await?;
+    /// The device of a family that is there, though it need not be. One without a table has the port of
+    /// both families, and goes.
+    pub(crate) async fn left(&self, ipv4: bool) -> Result<Option<u32>, KernelError> {
+        let Some(link) = self.netlink.link_by_name(name(ipv4)).await? else { return Ok(None) };
+        match self.netlink.overlay(link.index).await? {
+            Some(OverlayInfo { by_metadata: true, .. }) => {
+                self.netlink.delete_link(link.index).await?;
+                Ok(None)
+            }
+            Some(_) => Ok(Some(link.index)),
+            None => Ok(None),
         }
-        Ok(())
     }
 
     async fn is_as_wanted(&self, link: &LinkInfo, end: &OverlayEnd) -> Result<bool, KernelError> {
@@ -124,13 +127,6 @@ impl Overlay<'_> {
         self.netlink.create_overlay(&overlay).await?;
         let link = self.netlink.link_by_name(name).await?;
         let link = link.ok_or(KernelError::Vanished { name })?;
-        // Where pools have different modes, what comes by VXLAN may be answered without.
-        sysctl::ensure(&format!("ipv4/conf/{name}/rp_filter"), "2")?;
-        if sysctl::has_ipv6(name) {
-            // No link-local address, no solicitations: the neighbours are known.
-            sysctl::ensure(&format!("ipv6/conf/{name}/addr_gen_mode"), "1")?;
-            sysctl::ensure(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
-        }
         tracing::info!(name, mtu, port, "overlay device made");
         Ok(link)
     }
@@ -161,7 +157,7 @@ impl Overlay<'_> {
         let Peers { nodes, neighbours } = Peers::of(table, ipv4);
         let mut entries = self.netlink.forwarding_entries(ifindex).await?;
         for (mac, node) in nodes {
-            if entries.remove(&mac) != Some(node) {
+            if entries.remove(&mac) != Some(Some(node)) {
                 self.netlink.set_forwarding_entry(ifindex, mac, node).await?;
             }
         }
@@ -213,6 +209,17 @@ impl Peers {
             neighbours: peers().map(|(to, peer)| (peer.gateway(to), peer.mac)).collect(),
         }
     }
+}
+
+fn set_sysctls(device: &str) -> Result<(), SysctlError> {
+    // Where pools have different modes, what comes by VXLAN may be answered without.
+    sysctl::ensure(&format!("ipv4/conf/{device}/rp_filter"), "2")?;
+    if sysctl::has_ipv6(device) {
+        // No link-local address, no solicitations: the neighbours are known.
+        sysctl::ensure(&format!("ipv6/conf/{device}/addr_gen_mode"), "1")?;
+        sysctl::ensure(&format!("ipv6/conf/{device}/accept_ra"), "0")?;
+    }
+    Ok(())
 }
 
 const fn name(ipv4: bool) -> &'static str {

@@ -16,6 +16,8 @@ use crate::topology::Topology;
 pub struct RemoteTable {
     /// The ways. A longer prefix is an exception from a shorter one.
     pub ways: BTreeMap<IpNetwork, Way>,
+    /// Whether VXLAN may come from another node over IPv6. It may where none goes back, by a way without.
+    pub vxlan_comes_by_ipv6: bool,
     /// Why something that is known of cannot be reached, for people.
     pub problems: BTreeSet<String>,
 }
@@ -64,7 +66,11 @@ impl RemoteTable {
             nodes: topology.nodes.values().map(|node| (node.name.as_str(), node)).collect(),
             pools: topology.pools.values().collect(),
         };
-        let mut table = Self::default();
+        let vxlan_comes_by_ipv6 = topology.nodes.values().any(|node| {
+            let is_another = node.name != own && node.overlay.is_some();
+            is_another && view.tunnel(node).is_some_and(|address| address.is_ipv6())
+        });
+        let mut table = Self { vxlan_comes_by_ipv6, ..Self::default() };
         for block in topology.blocks.values() {
             view.add_block(block, &mut table);
         }

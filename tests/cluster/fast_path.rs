@@ -4,6 +4,7 @@ use std::fs;
 
 use margay::lock::Lock;
 use margay::naming::{OVERLAY_DEVICE, OVERLAY_DEVICE_V6};
+use margay::netlink::RemoteHop;
 use margay_abi::{ABI_VERSION, Counter, Remote, remote_mode};
 use margay_datapath::{AttachMode, Datapath, NodeDatapath, NodeInterface};
 use margay_tests::cluster::{Cluster, Families, Layout, Member, MemberPod, pairs, wait_until};
@@ -134,9 +135,38 @@ fn a_node_with_ipv6_alone_is_reached_by_a_device_of_its_own_kind() {
     // With IPv4 as well, it is as all others are.
     alone.kill_agent();
     alone.start_agent();
-    wait_until("one device", || both.link(OVERLAY_DEVICE_V6).is_none());
+    wait_until("no way by the second device", || ways_by(both, OVERLAY_DEVICE_V6) == 0);
     cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
     assert_fast(&cluster, &pods);
+    assert!(both.link(OVERLAY_DEVICE_V6).is_some(), "for what others may still send");
+}
+
+/// Its pods of both families are reached plainly, by its IPv6 address; to IPv4 pods of others there is only VXLAN.
+#[test]
+fn vxlan_of_a_node_with_ipv6_alone_is_received_where_none_goes_back() {
+    let Some(cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
+    let [both, alone] = cluster.nodes() else { unreachable!("two nodes") };
+    both.start_agent();
+    let addresses = [format!("{}/64", alone.address(false))];
+    alone.start_agent_with(&json!({"node_addresses": addresses}));
+    let add = |node: &Member| node.add("one", &node.network("CrossSubnet"));
+    let pods: Vec<MemberPod> = cluster.nodes().iter().map(add).collect();
+
+    cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+
+    assert_eq!(ways_by(alone, OVERLAY_DEVICE_V6), 1);
+    assert_eq!(ways_by(both, OVERLAY_DEVICE_V6), 0);
+}
+
+/// Routes that lead over an overlay device.
+fn ways_by(node: &Member, device: &str) -> usize {
+    let device = node.link(device).expect("a device").index;
+    let routes = node.remote_routes().into_iter();
+    let hops = routes.filter(|route| match route.hop {
+        RemoteHop::Overlay { ifindex, .. } => ifindex == device,
+        _ => false,
+    });
+    hops.count()
 }
 
 /// As margay made it before it had a table: it takes the port of both families.
@@ -168,7 +198,7 @@ fn what_an_overlay_device_is_told_besides_is_taken_back() {
         node.netlink(async |netlink| netlink.forwarding_entries(ifindex).await.expect("entries"))
     };
     let before = entries();
-    assert_eq!(before.values().collect::<Vec<_>>(), [&cluster.nodes()[1].address(true)]);
+    assert_eq!(before.values().collect::<Vec<_>>(), [&Some(cluster.nodes()[1].address(true))]);
     let (&known, _) = before.first_key_value().expect("an entry");
 
     node.netlink(async |netlink| {

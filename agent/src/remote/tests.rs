@@ -143,6 +143,20 @@ fn ipv4_pods_are_reached_by_nodes_of_ipv6_alone() {
 }
 
 #[test]
+fn vxlan_comes_by_ipv6_from_nodes_that_have_nothing_else() {
+    let comes = |addresses: &[&str]| {
+        let nodes = vec![node("a", &ADDRESSES[1..], 1), node("b", addresses, 2)];
+        let topology = topology(nodes, vec![], vec![]);
+        let table = RemoteTable::of(&topology, "a", &networks(&ADDRESSES));
+        table.vxlan_comes_by_ipv6
+    };
+
+    assert!(comes(&["fd99:1::2/64"]), "and not of this node's own record");
+    assert!(!comes(&["192.168.1.2/24", "fd99:1::2/64"]));
+    assert!(!comes(&["192.168.1.2/24"]));
+}
+
+#[test]
 fn what_cannot_be_reached_is_named() {
     let silent = Node { name: "silent".into(), ..Node::default() };
     let pools =

@@ -51,8 +51,9 @@ impl Netlink {
     /// Makes an overlay device, down.
     ///
     /// # Errors
-    /// `EEXIST` when the name is taken, `EOPNOTSUPP` when the kernel has no VXLAN. Setting it up fails
-    /// with `EADDRINUSE` when another device or program has the port.
+    /// `EEXIST` when the name is taken, or another VXLAN device has the same network identifier and port;
+    /// `EOPNOTSUPP` when the kernel has no VXLAN. Setting it up fails with `EADDRINUSE` when a device
+    /// without a table, or a program, has the port.
     pub async fn create_overlay(&self, overlay: &NewOverlay<'_>) -> Result<(), NetlinkError> {
         let mut message = LinkMessageBuilder::<LinkUnspec>::new()
             .name(overlay.name)
@@ -128,14 +129,15 @@ impl Netlink {
         }
     }
 
-    /// Which node an overlay device sends to, by MAC address. Dumps the namespace's tables: for a daemon.
+    /// Which node an overlay device sends to, by MAC address; `None` for an entry that says more than that, or
+    /// something else. Dumps the namespace's tables: for a daemon.
     ///
     /// # Errors
     /// When the kernel refuses the dump.
     pub async fn forwarding_entries(
         &self,
         ifindex: u32,
-    ) -> Result<BTreeMap<[u8; 6], IpAddr>, NetlinkError> {
+    ) -> Result<BTreeMap<[u8; 6], Option<IpAddr>>, NetlinkError> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         let message = RouteNetlinkMessage::GetNeighbour(message);
@@ -163,20 +165,23 @@ fn forwarding_entry(ifindex: u32, mac: [u8; 6]) -> NeighbourMessage {
     message
 }
 
-fn forwarding(answer: RouteNetlinkMessage, of: u32) -> Option<([u8; 6], IpAddr)> {
+fn forwarding(answer: RouteNetlinkMessage, of: u32) -> Option<([u8; 6], Option<IpAddr>)> {
     let RouteNetlinkMessage::NewNeighbour(message) = answer else { return None };
     if message.header.ifindex != of {
         return None;
     }
-    let (mut mac, mut node) = (None, None);
+    let (mut mac, mut node, mut is_plain) = (None, None, true);
     for attribute in message.attributes {
         match attribute {
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok(),
             NeighbourAttribute::Destination(address) => node = address_of(&address),
+            NeighbourAttribute::Port(_)
+            | NeighbourAttribute::Vni(_)
+            | NeighbourAttribute::IfIndex(_) => is_plain = false,
             _ => {}
         }
     }
-    Some((mac?, node?))
+    Some((mac?, node.filter(|_| is_plain)))
 }
 
 /// An address whose family the message does not name: it is of bridges.

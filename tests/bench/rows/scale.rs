@@ -428,7 +428,7 @@ fn forget_routes() {
     for family in ["-4", "-6"] {
         node::run(&["ip", family, "route", "flush", "proto", "78"]);
     }
-    if node::run(&["ip", "-o", "link"]).contains(OVERLAY_DEVICE) {
+    if node::run(&["ip", "-o", "link"]).contains(&format!(" {OVERLAY_DEVICE}:")) {
         node::run(&["ip", "link", "del", OVERLAY_DEVICE]);
     }
 }
