@@ -5,6 +5,7 @@
 mod bandwidth;
 mod chain;
 mod conntrack;
+mod first_packet;
 mod framing;
 mod interference;
 mod kube_proxy;

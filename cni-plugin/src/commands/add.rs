@@ -23,7 +23,7 @@ use crate::ipam::{IpamResult, pod_ref};
 use crate::lock::IpamGate;
 use crate::mtu::Mtu;
 use crate::nat::Nat;
-use crate::netlink::{LinkInfo, VethPair};
+use crate::netlink::{LinkInfo, Peer, VethPair};
 use crate::netns::Netns;
 use crate::phases::Phases;
 use crate::pod::PodSide;
@@ -173,7 +173,7 @@ async fn attach(
     let (addresses, mut endpoint) = reserve(session, request, &dataplane, &mtu)?;
 
     phases.enter("veth")?;
-    let host = create_veth(session, request, &addresses, mtu.bytes).await?;
+    let (host, peer) = create_veth(session, request, &addresses, mtu.bytes).await?;
 
     phases.enter("pod_side")?;
     let pod = pod_side(request, &addresses);
@@ -193,6 +193,9 @@ async fn attach(
 
     phases.enter("link_up")?;
     session.site.netlink.set_link_up(host.ifindex).await?;
+    if let Some(peer) = peer {
+        session.site.netlink.activate_peer(peer).await?;
+    }
 
     phases.enter("routes")?;
     host.route_to_pod(&session.site.netlink).await?;
@@ -235,7 +238,7 @@ async fn create_veth(
     request: &Request<'_>,
     addresses: &IpamResult,
     mtu: u32,
-) -> Result<HostSide, Error> {
+) -> Result<(HostSide, Option<Peer>), Error> {
     let name = session.host_veth.clone();
     let pair = VethPair {
         host_name: &name,
@@ -254,10 +257,11 @@ async fn create_veth(
         outcome => outcome?,
     }
     let link = session.site.netlink.link_by_name(&name).await?;
-    let ifindex = link.ok_or_else(|| Error::LinkVanished { name: name.clone() })?.index;
+    let link = link.ok_or_else(|| Error::LinkVanished { name: name.clone() })?;
+    let ifindex = link.index;
     session.site.netlink.set_link_alias(ifindex, &naming::alias(&session.attachment)).await?;
     let addresses = addresses.addresses().collect();
-    Ok(HostSide { name, ifindex, addresses, pod_mac: request.pod_mac })
+    Ok((HostSide { name, ifindex, addresses, pod_mac: request.pod_mac }, link.peer))
 }
 
 fn pod_side(request: &Request<'_>, addresses: &IpamResult) -> PodSide {

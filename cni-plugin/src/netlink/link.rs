@@ -49,6 +49,17 @@ pub struct LinkInfo {
     pub up: bool,
     /// Kind, such as `veth`; empty for a physical device.
     pub kind: String,
+    /// The other end of a veth pair, if that is in another namespace.
+    pub peer: Option<Peer>,
+}
+
+/// An interface in another namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Interface index.
+    pub index: u32,
+    /// Number of its namespace in the socket's.
+    pub netns_id: i32,
 }
 
 impl Netlink {
@@ -126,6 +137,24 @@ impl Netlink {
         self.change_link("set up link", index, message).await
     }
 
+    /// Has the other end of a veth pair, whose ends are both up, send what it is given.
+    ///
+    /// The end that was up first has a carrier as soon as the second is up, but drops what it sends until a worker of
+    /// the kernel, which many changes of links keep waiting, has seen that (`linkwatch_event`). Who looks the link
+    /// up has it seen at once, from Linux 6.8 on (`linkwatch_sync_dev` in `rtnl_getlink`, commit facd15dfd691).
+    ///
+    /// # Errors
+    /// Any errno but `ENODEV`.
+    pub async fn activate_peer(&self, peer: Peer) -> Result<(), NetlinkError> {
+        let Peer { index, netns_id } = peer;
+        let message = LinkMessageBuilder::<LinkUnspec>::new()
+            .index(index)
+            .append_extra_attribute(LinkAttribute::IfNetnsId(netns_id))
+            .build();
+        self.one_link(&format!("with index {index} in namespace {netns_id}"), message).await?;
+        Ok(())
+    }
+
     /// Deletes a link, and the other end with it; returns whether it was there.
     ///
     /// # Errors
@@ -189,13 +218,18 @@ fn link_info(message: RouteNetlinkMessage) -> Option<LinkInfo> {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         kind: String::new(),
+        peer: None,
     };
+    let (mut peer_index, mut peer_netns_id) = (None, None);
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => info.name = name,
             LinkAttribute::IfAlias(alias) => info.alias = Some(alias),
             LinkAttribute::Address(bytes) => info.mac = bytes.try_into().unwrap_or([0; 6]),
             LinkAttribute::Mtu(mtu) => info.mtu = mtu,
+            LinkAttribute::Link(index) => peer_index = Some(index),
+            // Of a namespace that has no number it is -1 (`NETNSA_NSID_NOT_ASSIGNED`).
+            LinkAttribute::LinkNetNsId(id) => peer_netns_id = Some(id).filter(|id| *id >= 0),
             LinkAttribute::LinkInfo(infos) => {
                 for nested in infos {
                     if let Info::Kind(kind) = nested {
@@ -206,5 +240,6 @@ fn link_info(message: RouteNetlinkMessage) -> Option<LinkInfo> {
             _ => {}
         }
     }
+    info.peer = peer_index.zip(peer_netns_id).map(|(index, netns_id)| Peer { index, netns_id });
     Some(info)
 }

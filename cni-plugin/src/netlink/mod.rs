@@ -26,7 +26,7 @@ use rustix::io::Errno;
 
 pub use address::AddressInfo;
 pub use ipsec::has_ipsec_policies;
-pub use link::{LinkInfo, VethPair};
+pub use link::{LinkInfo, Peer, VethPair};
 pub use monitor::Monitor;
 pub use neighbour::NeighbourInfo;
 pub use netfilter::{Intervals, Netfilter, RuleInfo};

@@ -131,6 +131,7 @@ fn kernels_share(node: &Node, pod: &Pod<'_>) -> Result<Cycle> {
         let link = netlink.link_by_name(HOST_VETH).await?.context("the pair is gone")?;
         pod_side.configure(&netns)?;
         netlink.set_link_up(link.index).await?;
+        netlink.activate_peer(link.peer.context("the pair has one end")?).await?;
         let name = HOST_VETH.to_owned();
         let host = HostSide { name, ifindex: link.index, addresses, pod_mac: POD_MAC };
         host.route_to_pod(&netlink).await?;

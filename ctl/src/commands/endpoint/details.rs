@@ -286,7 +286,7 @@ impl Details {
 
 impl From<LinkInfo> for Interface {
     fn from(link: LinkInfo) -> Self {
-        let LinkInfo { index, name, alias, mac, mtu, up, kind } = link;
+        let LinkInfo { index, name, alias, mac, mtu, up, kind, peer: _ } = link;
         Self { name, index, kind, mac: mac_text(mac), mtu, up, alias }
     }
 }
