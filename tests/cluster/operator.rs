@@ -1,13 +1,14 @@
 //! What an operator does about nodes: the real margayctl on the records of real agents.
 
 use std::fs;
-use std::net::IpAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, TcpStream};
 use std::process::{Command, Output, Stdio};
 
 use margay_datapath::NodeDatapath;
 use margay_datastore::Heartbeat;
-use margay_tests::cluster::{Cluster, Layout, Member, MemberPod, wait_until};
-use margay_tests::node::plugin_directory;
+use margay_tests::cluster::{Cluster, Layout, Member, MemberPod, UPLINK, wait_until};
+use margay_tests::node::{plugin_directory, run};
 use margay_tests::traffic::Place;
 use serde_json::{Value, json};
 
@@ -65,6 +66,39 @@ fn a_node_is_heard_or_silent_and_deleted_once_it_is_dead() {
     let block: Value = serde_json::from_slice(&block.stdout).unwrap();
     assert_eq!(block["block_node"], other.name(), "{block}");
     cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn doctor_reads_the_records_of_all_nodes_once_however_often_it_looks() {
+    const LARGE: usize = 1_000_000;
+    let Some(mut cluster) = Cluster::new(Layout::OneSubnet, 1) else { return };
+    let etcd = cluster.etcd().endpoints()[0].trim_start_matches("http://").to_owned();
+    let node = &cluster.nodes()[0];
+    let _pod = node.add("one", &node.network("Never"));
+    // Of another node, and damaged, so that it is seen to be read.
+    let large = vec![b'x'; LARGE];
+    cluster.store().backend().create("handles/podnet/large/eth0", &large).unwrap();
+    node.enter(|| run(&["ip", "route", "add", "10.244.9.9", "dev", UPLINK, "proto", "77"]));
+    let before = sent(&etcd);
+
+    let looked = margayctl(node, &["doctor", "-o", "json"]);
+
+    let sent = sent(&etcd) - before;
+    let found = String::from_utf8(looked.stdout).unwrap();
+    assert!(found.contains("leftover-route"), "it looks twice: {found}");
+    assert!(found.contains("handles/podnet/large/eth0"), "{found}");
+    assert!((LARGE..2 * LARGE).contains(&sent), "{sent} bytes");
+}
+
+/// How many bytes etcd has sent to its clients.
+fn sent(etcd: &str) -> usize {
+    let mut stream = TcpStream::connect(etcd).unwrap();
+    write!(stream, "GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut metrics = String::new();
+    stream.read_to_string(&mut metrics).unwrap();
+    let name = "etcd_network_client_grpc_sent_bytes_total ";
+    let bytes = metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    bytes.parse::<f64>().unwrap() as usize
 }
 
 /// `margayctl` on a node, with the configurations of its network and of its agent.

@@ -199,10 +199,11 @@ fn maps(picture: &Picture<'_>) -> Vec<Fill> {
 }
 
 fn pools(picture: &Picture<'_>) -> Vec<Fill> {
-    let Some(site) = &picture.site else { return Vec::new() };
-    let usage = site.allocator().usage(&picture.pools).unwrap_or_default();
+    if picture.site.is_none() {
+        return Vec::new();
+    }
     let fill = |PoolUsage { pool, capacity, used }| Fill::of(&pool.to_string(), used, capacity);
-    usage.into_iter().map(fill).collect()
+    picture.pools.iter().map(|pool| fill(picture.usage(pool))).collect()
 }
 
 fn agent(picture: &Picture<'_>) -> String {

@@ -60,8 +60,9 @@ pub(crate) async fn examine<'n>(
     let mut findings = Findings::default();
     configuration::look(node, agent_config, bin_dir, &mut findings);
     // Without any configuration nothing says where the rest would be, and that has been said.
-    let picture = Picture::take(node, &mut findings).await.ok();
-    if let Some(picture) = &picture {
+    let mut picture = Picture::take(node, &mut findings).await.ok();
+    if let Some(picture) = &mut picture {
+        picture.read_ledger(&mut findings);
         examine_node(picture, depth, &mut findings).await;
     }
     (picture, findings.into_diagnosis())

@@ -15,7 +15,7 @@ use margay_abi::PodInfo;
 use margay_datapath::{Datapath, PinnedBuild, Remote};
 use margay_datastore::{
     Change, Endpoint, EndpointState, Fact, Holding, Ledger, Node as NodeRecord, Placement, Pool,
-    StoreError, Topic,
+    PoolUsage, StoreError, Topic,
 };
 
 use super::catalogue::{
@@ -47,7 +47,7 @@ pub(crate) struct Picture<'n> {
     pub(crate) pools: Vec<Pool>,
     /// Every block, as agents know it.
     pub(crate) placements: Vec<Placement>,
-    /// All that address management has written down.
+    /// All that address management has written down, of every node, once it [is read](Picture::read_ledger).
     pub(crate) ledger: Ledger,
     /// Every node's record.
     pub(crate) nodes: Vec<NodeRecord>,
@@ -114,7 +114,8 @@ impl<'n> Picture<'n> {
         }
         let took = started.elapsed();
         if took > SLOW {
-            let text = format!("the datastore took {} ms for all records", took.as_millis());
+            let text =
+                format!("the datastore took {} ms for this node's records", took.as_millis());
             findings.add(&DATASTORE_SLOW, text);
         }
     }
@@ -145,12 +146,32 @@ impl<'n> Picture<'n> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Reads the ledger, which in a large cluster is by far the most of all, and for the first picture alone: what is
+    /// found in it needs no second look.
+    pub(crate) fn read_ledger(&mut self, findings: &mut Findings) {
+        let Some(site) = &self.site else { return };
+        match site.store.ledger() {
+            Ok(ledger) => self.ledger = ledger,
+            Err(error) => {
+                self.site = None;
+                return note_unusable(&error.into(), findings);
+            }
+        }
         // The lists of a node leave out what does not decode.
-        self.ledger = site.store.ledger()?;
         for (key, reason) in &self.ledger.illegible {
             findings.add(&RECORD_DAMAGED, format!("record {key} does not decode: {reason}"));
         }
-        Ok(())
+    }
+
+    /// How full a pool is, by the ledger.
+    pub(crate) fn usage(&self, pool: &Pool) -> PoolUsage {
+        let (pool, capacity) = (pool.cidr, pool.capacity());
+        let taken = self.ledger.blocks.iter().flat_map(|block| block.taken.keys());
+        let used = taken.filter(|ip| pool.contains(**ip)).count() as u128;
+        PoolUsage { pool, capacity, used }
     }
 
     fn read_pins(&mut self, findings: &mut Findings) {

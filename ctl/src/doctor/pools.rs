@@ -39,10 +39,8 @@ pub(super) fn look(picture: &Picture<'_>, findings: &mut Findings) {
 }
 
 fn look_at_usage(picture: &Picture<'_>, findings: &mut Findings) {
-    let Some(site) = &picture.site else { return };
-    let open: Vec<_> = picture.pools.iter().filter(|pool| pool.is_open()).cloned().collect();
-    let usage = site.allocator().usage(&open).map_err(margay::ipam::IpamError::from);
-    let usage = findings.or_note("pools", usage).unwrap_or_default();
+    let open = picture.pools.iter().filter(|pool| pool.is_open());
+    let usage: Vec<PoolUsage> = open.map(|pool| picture.usage(pool)).collect();
     let full: BTreeSet<IpNetwork> =
         usage.iter().filter(|usage| usage.free() == 0).map(|usage| usage.pool).collect();
     for PoolUsage { pool, capacity, used } in usage {
