@@ -26,7 +26,7 @@ use ipnetwork::IpNetwork;
 
 use crate::Attachment;
 use crate::backend::Revision;
-use crate::ipam::{Ipam, IpamError, won};
+use crate::ipam::{Family, Ipam, IpamError, won};
 use crate::keys;
 use crate::records::Heartbeat;
 use crate::store::{Store, StoreError, decode};
@@ -159,6 +159,33 @@ pub fn remove_node(
     removed.heartbeat = remove_unchanged(store, node, keys::alive(node), heartbeat.revision)?;
     removed.record = remove_unchanged(store, node, keys::node(node), record)?;
     Ok(removed)
+}
+
+impl Store {
+    /// Whether anything at all of a node is written down, such as [`remove_node`] would remove. Where nothing is, every block has
+    /// been read.
+    pub fn has_anything_of(&self, node: &str) -> Result<bool, StoreError> {
+        for key in [keys::node(node), keys::alive(node)] {
+            if self.backend().get(&key)?.is_some() {
+                return Ok(true);
+            }
+        }
+        let hints = [Family::V4, Family::V6].map(|family| keys::open_of(node, family));
+        for prefix in hints.into_iter().chain([keys::on_node(node)]) {
+            if !self.backend().keys(&prefix)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        let ledger = self.ledger()?;
+        // What does not decode may be its.
+        Ok(!ledger.illegible.is_empty()
+            || ledger.endpoints.iter().any(|endpoint| endpoint.node == node)
+            || ledger.holders.iter().any(|holder| holder.node == node)
+            || ledger.blocks.iter().any(|block| {
+                let names = [&block.node, &block.claimed_by].into_iter().flatten();
+                names.chain(block.taken.values().map(|slot| &slot.node)).any(|name| name == node)
+            }))
+    }
 }
 
 /// A node's heartbeat as it was read.

@@ -49,9 +49,11 @@ fn a_node_that_is_gone_is_deleted_on_purpose_alone() {
 
     let asked = ctl.run(&["node", "delete", "another"]);
     let this = ctl.run(&["node", "delete", "node-under-test", "--yes", "--force"]);
-    let unknown = ctl.run(&["node", "delete", "no-such", "--yes", "--force"]);
+    let unknown = ctl.run(&["node", "delete", "no-such"]);
 
     assert_eq!((asked.code, this.code, unknown.code), (1, 1, 1));
+    // Before anything is asked, or looked at for a minute.
+    assert!(unknown.stderr.contains("no node \"no-such\""), "{unknown:?}");
     assert!(asked.stderr.contains("1 addresses") && asked.stderr.contains("--yes"), "{asked:?}");
     assert_eq!(ctl.json(&["node", "list"])["nodes"].as_array().unwrap().len(), 2);
     let deleted = ctl.json(&["node", "delete", "another", "--yes", "--force"]);

@@ -202,6 +202,12 @@ fn delete(delete: &Delete, node: &Node, format: Format) -> Result<(), Failure> {
         let reason = format!("{name} is this node: a node is deleted from another one");
         return Err(Failure::Refused(reason));
     }
+    let unknown =
+        || Failure::Unknown { kind: "node", name: name.clone(), list: "margayctl node list" };
+    // It takes a minute to see that a node is dead, which need not be awaited of one that there is not.
+    if !store.has_anything_of(name)? {
+        return Err(unknown());
+    }
     if !delete.yes {
         let ledger = store.ledger()?;
         let endpoints = ledger.endpoints.iter().filter(|e| e.node == *name).count();
@@ -215,11 +221,7 @@ fn delete(delete: &Delete, node: &Node, format: Format) -> Result<(), Failure> {
     let caution = if delete.force { Caution::Forced } else { Caution::default() };
     let removed = remove_node(&store, name, caution)?;
     if removed.is_empty() {
-        return Err(Failure::Unknown {
-            kind: "node",
-            name: name.clone(),
-            list: "margayctl node list",
-        });
+        return Err(unknown());
     }
     let addresses = removed.released.iter().flat_map(|(_, addresses)| addresses).copied();
     let deleted = Deleted {

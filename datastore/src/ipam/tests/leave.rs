@@ -200,6 +200,37 @@ fn a_node_that_nobody_knows_is_an_empty_report() {
     assert_eq!(removed, RemovedNode::default());
 }
 
+#[test]
+fn a_node_is_known_as_long_as_there_is_anything_of_it() {
+    let (_, store) = cluster();
+    assert!(!store.has_anything_of("else").unwrap());
+    let remove_all = |prefix: &str| {
+        for key in store.backend().keys(prefix).unwrap() {
+            assert!(store.has_anything_of("a").unwrap(), "{key} is there");
+            store.backend().delete(&key, None).unwrap();
+        }
+    };
+    // Slots, of others in its blocks and its own in others', go last.
+    for prefix in ["nodes/", "alive/", "on/a/", "open/a/", "endpoints/", "handles/"] {
+        remove_all(prefix);
+    }
+    for prefix in [Family::V4, Family::V6].map(keys::affinities) {
+        remove_all(&prefix);
+    }
+    let blocks = [Family::V4, Family::V6].map(keys::blocks);
+    blocks.iter().for_each(|prefix| remove_all(prefix));
+    assert!(!store.has_anything_of("a").unwrap());
+}
+
+#[test]
+fn a_record_that_does_not_decode_may_be_of_any_node() {
+    let (_, store) = cluster();
+
+    store.backend().create("endpoints/net/damaged/eth0", b"{").unwrap();
+
+    assert!(store.has_anything_of("else").unwrap());
+}
+
 /// How many addresses a node has in blocks of others.
 fn borrowed(store: &Store, name: &str) -> usize {
     let families = [Family::V4, Family::V6].into_iter();
