@@ -21,7 +21,7 @@ use crate::backend::BackendError;
 /// log, the recovery of a log that another process is recovering, and the making of its index. They
 /// pass, so opening again is the remedy.
 pub(super) fn open(path: &Path, busy_deadline: Duration) -> Result<Connection, BackendError> {
-    ensure_file(path)
+    ensure_file(path, |_| {})
         .map_err(|source| file_failure(format!("create {}", path.display()), source))?;
     let started = Instant::now();
     let mut wait = Waits::new();
@@ -64,24 +64,26 @@ fn wait_for_others(connection: &mut Connection, deadline: Duration) -> rusqlite:
 /// mode 0700, unless the file is there.
 ///
 /// The file is made under another name and linked: closing a descriptor of the database itself
-/// would drop every lock that this process's connections hold on it (POSIX `fcntl` locks).
-fn ensure_file(path: &Path) -> io::Result<()> {
+/// would drop every lock that this process's connections hold on it (POSIX `fcntl` locks). `drafted` is
+/// what happens, in tests, to the other name before it is linked.
+pub(super) fn ensure_file(path: &Path, mut drafted: impl FnMut(&Path)) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }
     remove_drafts(path);
-    while !make_file(path)? {}
+    while !make_file(path, &mut drafted)? {}
     Ok(())
 }
 
 /// False if somebody took the draft for one of a dead process and removed it.
-fn make_file(path: &Path) -> io::Result<bool> {
+fn make_file(path: &Path, drafted: &mut impl FnMut(&Path)) -> io::Result<bool> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
     }
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".{}.{:?}", process::id(), thread::current().id()));
     fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&draft)?;
+    drafted(Path::new(&draft));
     let linked = fs::hard_link(&draft, path);
     match fs::remove_file(&draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
