@@ -255,12 +255,7 @@ impl Metrics {
             return Ok(());
         };
         for (counter, traffic) in datapath.stats()? {
-            let labels = vec![("verdict", counter.name().to_owned())];
-            let set = |counters: &Counters, value| {
-                counters.get_or_create(&labels).inner().store(value, Ordering::Relaxed);
-            };
-            set(&self.inner.packets, traffic.packets);
-            set(&self.inner.bytes, traffic.bytes);
+            self.set_traffic(counter.name(), traffic.packets, traffic.bytes);
         }
         let pods = datapath.pods().entries()?;
         let of_ipv4 = pods.keys().filter(|address| address.is_ipv4()).count();
@@ -268,10 +263,21 @@ impl Metrics {
         for (map, entries) in
             [("pods_v4", of_ipv4), ("pods_v6", pods.len() - of_ipv4), ("flows", flows)]
         {
-            let labels = vec![("map", map.to_owned())];
-            self.inner.map_entries.get_or_create(&labels).set(number(entries));
+            self.set_entries(map, entries);
         }
         Ok(())
+    }
+
+    fn set_traffic(&self, verdict: &str, packets: u64, bytes: u64) {
+        let labels = vec![("verdict", verdict.to_owned())];
+        for (counters, value) in [(&self.inner.packets, packets), (&self.inner.bytes, bytes)] {
+            counters.get_or_create(&labels).inner().store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn set_entries(&self, map: &str, entries: usize) {
+        let labels = vec![("map", map.to_owned())];
+        self.inner.map_entries.get_or_create(&labels).set(number(entries));
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -341,6 +347,8 @@ fn number(count: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use margay_datastore::Placement;
 
     use super::*;
@@ -398,6 +406,68 @@ mod tests {
         metrics.note_topology("a", &topology, &RemoteTable::default());
         has("margay_pool_addresses{pool=\"10.0.0.0/16\"} 4");
         assert!(!metrics.text().unwrap().contains("10.1.0.0"));
+    }
+
+    /// Name, type and labels.
+    type Described = (String, String, BTreeSet<String>);
+
+    #[test]
+    fn what_is_served_is_what_the_table_says() {
+        let metrics = metrics();
+        let busy = BackendError::Busy { operation: "update".into(), source: "silence".into() };
+        metrics.note_request("update", Duration::ZERO, Some(&busy));
+        metrics.note_pass(Ok(()), 1, 1);
+        metrics.note_upkeep("reclaimed", 1);
+        metrics.note_upkeep_failure("reclaim", 1);
+        let mut topology = Topology::default();
+        topology.pools.insert("p".into(), Pool::new("10.0.0.0/16".parse().unwrap()));
+        metrics.note_topology("a", &topology, &RemoteTable::default());
+        metrics.note_nodes(&topology, &Liveness::default());
+        metrics.set_traffic("direct_v4", 1, 1);
+        metrics.set_entries("flows", 1);
+
+        let text = metrics.text().unwrap();
+
+        let documented = documented(include_str!("../../docs/agent.md"));
+        assert_eq!(served(&text), documented, "{text}");
+    }
+
+    fn documented(page: &str) -> BTreeSet<Described> {
+        let (_, table) = page.split_once("| metric | type | labels | |\n").expect("a table");
+        let mut described = BTreeSet::new();
+        for row in table.lines().skip(1).take_while(|line| line.starts_with('|')) {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let [_, metrics, kind, labels, ..] = cells[..] else { panic!("{row}") };
+            for metric in quoted(metrics) {
+                described.insert((metric, kind.to_owned(), quoted(labels)));
+            }
+        }
+        described
+    }
+
+    /// What stands between backticks.
+    fn quoted(cell: &str) -> BTreeSet<String> {
+        cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    fn served(text: &str) -> BTreeSet<Described> {
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let described = |(family, kind): (&str, &str)| {
+            let (name, suffix) = match kind {
+                "counter" => (format!("{family}_total"), ""),
+                "histogram" => (family.to_owned(), "_count"),
+                _ => (family.to_owned(), ""),
+            };
+            let sample = text.lines().find_map(|line| {
+                let labels = line.strip_prefix(&format!("{name}{suffix}"))?.split(' ').next()?;
+                (labels.is_empty() || labels.starts_with('{')).then_some(labels)
+            });
+            let sample = sample.unwrap_or_else(|| panic!("no sample of {name}"));
+            let labels = sample.trim_matches(['{', '}']).split(',').filter(|pair| !pair.is_empty());
+            let labels = labels.map(|pair| pair.split('=').next().unwrap().to_owned()).collect();
+            (name, kind.to_owned(), labels)
+        };
+        types.map(described).collect()
     }
 
     #[test]
