@@ -22,6 +22,7 @@ use crate::liveness::{self, Liveness};
 use crate::measured::Measured;
 use crate::metrics::Metrics;
 use crate::node::{NodeError, Registrar};
+use crate::notify::{self, State};
 use crate::overlay::OverlaySettings;
 use crate::remote::RemoteTable;
 use crate::server;
@@ -100,6 +101,9 @@ async fn serve(conf: &AgentConf) -> Result<(), AgentError> {
     let mut agent = Agent::new(conf, store, metrics)?;
     let mut heartbeat = time::interval(liveness::INTERVAL);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Without waiting for the datastore, so that a boot does not either: whether the routes are there,
+    // `/readyz` says.
+    notify::tell(State::Ready);
     loop {
         agent.metrics.note_turn();
         tokio::select! {
@@ -115,6 +119,7 @@ async fn serve(conf: &AgentConf) -> Result<(), AgentError> {
             () = time::sleep_until(agent.next_pass) => agent.pass(true).await,
         }
     }
+    notify::tell(State::Stopping);
     tracing::info!("agent ends; routes and devices stay");
     Ok(())
 }

@@ -17,6 +17,7 @@ pub mod liveness;
 pub mod measured;
 pub mod metrics;
 pub mod node;
+pub mod notify;
 pub mod overlay;
 pub mod remote;
 pub mod server;

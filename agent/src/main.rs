@@ -42,6 +42,9 @@ mod tests {
         let arguments = Arguments::try_parse_from(command.split_whitespace()).unwrap();
 
         assert_eq!(arguments.config.as_deref(), Some(Path::new("/etc/margay/agent.json")));
-        assert!(UNIT.lines().any(|line| line == "KillMode=process"));
+        // It tells when it has started (`notify.rs`), so that a configuration that is refused is an error of `start`.
+        for line in ["Type=notify", "KillMode=process"] {
+            assert!(UNIT.lines().any(|of_unit| of_unit == line), "{line}");
+        }
     }
 }

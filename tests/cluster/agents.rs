@@ -1,11 +1,15 @@
 //! Agents that come, go and are killed, and nodes that join.
 
-use std::thread;
+use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::Command;
+use std::{fs, io, thread};
 
 use margay_datapath::NodeDatapath;
 use margay_datastore::Topic;
-use margay_tests::cluster::{Cluster, Layout, Member, MemberPod, wait_until};
-use margay_tests::node::run;
+use margay_tests::cluster::{AGENTS_PATIENCE, Cluster, Layout, Member, MemberPod, wait_until};
+use margay_tests::node::{plugin_directory, run};
 use margay_tests::traffic::Place;
 use serde_json::json;
 
@@ -140,6 +144,37 @@ fn an_agent_does_all_with_the_capabilities_that_its_unit_leaves_it() {
 }
 
 #[test]
+fn systemd_hears_that_the_agent_has_started_though_etcd_is_away_and_that_it_ends() {
+    let Some(mut cluster) = Cluster::new(Layout::OneSubnet, 1) else { return };
+    cluster.etcd().kill(0);
+    let node = &cluster.nodes()[0];
+    let systemd = Systemd::listen(node.path("notify"));
+
+    node.start_agent_under(&systemd.wrapper(), &json!({}));
+
+    assert_eq!(systemd.hear(), "READY=1");
+    node.enter(|| TcpStream::connect("127.0.0.1:9091")).expect("it serves its health");
+    node.stop_agent();
+    assert_eq!(systemd.hear(), "STOPPING=1");
+}
+
+#[test]
+fn systemd_hears_nothing_of_an_agent_whose_configuration_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let systemd = Systemd::listen(directory.path().join("notify"));
+    let config = directory.path().join("agent.json");
+    fs::write(&config, r#"{"etcd_endpoint": "http://127.0.0.1:2379"}"#).unwrap();
+
+    let mut agent = Command::new(plugin_directory().join("margay-agent"));
+    let agent = agent.arg("--config").arg(config).env(NOTIFY_SOCKET, &systemd.path).output();
+
+    assert_eq!(agent.unwrap().status.code(), Some(1));
+    systemd.socket.set_nonblocking(true).unwrap();
+    let heard = systemd.socket.recv(&mut [0; 64]).map_err(|error| error.kind());
+    assert_eq!(heard, Err(io::ErrorKind::WouldBlock));
+}
+
+#[test]
 fn what_somebody_takes_away_comes_back() {
     let Some(cluster) = Cluster::new(Layout::OneSubnet, 2) else { return };
     cluster.start_agents();
@@ -160,6 +195,33 @@ fn what_somebody_takes_away_comes_back() {
         netlink.delete_link(link.index).await.unwrap();
     });
     cluster.wait_until_all_reach_each_other(&pods.iter().collect::<Vec<_>>());
+}
+
+const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+
+/// Who listens to what the agent tells of itself.
+struct Systemd {
+    path: PathBuf,
+    socket: UnixDatagram,
+}
+
+impl Systemd {
+    fn listen(path: PathBuf) -> Self {
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(AGENTS_PATIENCE)).unwrap();
+        Self { path, socket }
+    }
+
+    /// What executes an agent that is to tell.
+    fn wrapper(&self) -> [String; 2] {
+        ["env".to_owned(), format!("{NOTIFY_SOCKET}={}", self.path.display())]
+    }
+
+    fn hear(&self) -> String {
+        let mut message = [0; 64];
+        let bytes = self.socket.recv(&mut message).unwrap();
+        String::from_utf8(message[..bytes].to_vec()).unwrap()
+    }
 }
 
 fn since_its_start(node: &Member) -> String {
