@@ -16,7 +16,7 @@ use super::teardown::Teardown;
 use crate::config::{self, IpamConf, NetConf, Requested};
 use crate::dataplane::{self, Dataplane, DataplaneError};
 use crate::deletions::{Deletions, Share};
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::hold::HostVeth;
 use crate::host::HostSide;
 use crate::ipam::{IpamResult, pod_ref};
@@ -85,11 +85,11 @@ async fn clean_up(session: &Session<'_>) {
     match session.teardown(None).await {
         Ok(Teardown::Complete) => {}
         Ok(Teardown::PutOff(error)) => {
-            let error = crate::error::chain(&error);
+            let error = chain(&error);
             tracing::warn!(error, "the datastore's part of the clean-up after it is put off");
         }
         Err(error) => {
-            let error = crate::error::chain(&error);
+            let error = chain(&error);
             tracing::warn!(error, "the clean-up after it failed too; DEL will try again");
         }
     }
@@ -193,8 +193,11 @@ async fn attach(
 
     phases.enter("link_up")?;
     session.site.netlink.set_link_up(host.ifindex).await?;
-    if let Some(peer) = peer {
-        session.site.netlink.activate_peer(peer).await?;
+    if let Some(peer) = peer
+        && let Err(error) = session.site.netlink.activate_peer(peer).await
+    {
+        // The worker will come.
+        tracing::warn!(error = chain(&error), "the pod's first packets may be lost");
     }
 
     phases.enter("routes")?;
