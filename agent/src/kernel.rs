@@ -131,19 +131,20 @@ impl Kernel {
         let (mut devices, mut is_new) = ([None, None], false);
         let mut addresses = end.map_or(&[][..], |end| &end.addresses);
         for (device, ipv4) in devices.iter_mut().zip([true, false]) {
-            let Some(end) = end.filter(|_| overlay.takes(table, ipv4)) else {
-                *device = outcome.note(overlay.left(ipv4).await).flatten();
-                continue;
-            };
-            let Some((ifindex, made)) = outcome.note(overlay.ensure(end, ipv4).await) else {
+            let mut wanted_addresses = &[][..];
+            if let Some(end) = end.filter(|_| overlay.takes(table, ipv4)) {
+                wanted_addresses = std::mem::take(&mut addresses);
+                let made = outcome.note(overlay.ensure(end, ipv4).await);
+                *device = made.map(|(ifindex, _)| ifindex);
                 // It may have been made all the same.
-                is_new = true;
-                continue;
-            };
-            is_new |= made;
-            let addresses = std::mem::take(&mut addresses);
-            let ensured = outcome.note(overlay.ensure_addresses(ifindex, addresses).await);
-            *device = ensured.map(|()| ifindex);
+                is_new |= made.is_none_or(|(_, is_new)| is_new);
+            }
+            if device.is_none() {
+                *device = outcome.note(overlay.left(ipv4).await).flatten();
+            }
+            if let Some(ifindex) = *device {
+                outcome.note(overlay.ensure_addresses(ifindex, wanted_addresses).await);
+            }
         }
         if is_new {
             self.look_again();

@@ -87,16 +87,16 @@ impl Overlay<'_> {
         Ok((link.index, is_new))
     }
 
-    /// The device of a family that is there, though it need not be. One without a table has the port of
-    /// both families, and goes.
+    /// The device of a family that is there and up, though it need not be. One with other settings goes: it
+    /// has a port that nobody guards, or, without a table, that of both families.
     pub(crate) async fn left(&self, ipv4: bool) -> Result<Option<u32>, KernelError> {
         let Some(link) = self.netlink.link_by_name(name(ipv4)).await? else { return Ok(None) };
         match self.netlink.overlay(link.index).await? {
-            Some(OverlayInfo { by_metadata: true, .. }) => {
+            Some(info) if info == self.wanted() => Ok(Some(link.index).filter(|_| link.up)),
+            Some(_) => {
                 self.netlink.delete_link(link.index).await?;
                 Ok(None)
             }
-            Some(_) => Ok(Some(link.index)),
             None => Ok(None),
         }
     }
@@ -104,9 +104,12 @@ impl Overlay<'_> {
     async fn is_as_wanted(&self, link: &LinkInfo, end: &OverlayEnd) -> Result<bool, KernelError> {
         let info = self.netlink.overlay(link.index).await?;
         let info = info.ok_or_else(|| KernelError::Foreign { name: link.name.clone() })?;
+        Ok(info == self.wanted() && link.mac == end.mac)
+    }
+
+    fn wanted(&self) -> OverlayInfo {
         let OverlaySettings { port, vni } = self.settings;
-        let wanted = OverlayInfo { by_metadata: false, learns: false, vni, port };
-        Ok(info == wanted && link.mac == end.mac)
+        OverlayInfo { by_metadata: false, learns: false, vni, port }
     }
 
     /// In place of one whose settings cannot be changed, and with which its routes go.
