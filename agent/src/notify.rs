@@ -9,9 +9,13 @@ use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 /// Where systemd listens.
 const SOCKET: &str = "NOTIFY_SOCKET";
+
+/// How long it may take systemd to make room.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What there is to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +28,7 @@ pub enum State {
 
 /// Tells it, where somebody listens.
 pub fn tell(state: State) {
-    let Some(socket) = env::var_os(SOCKET) else { return };
+    let Some(socket) = env::var_os(SOCKET).filter(|socket| !socket.is_empty()) else { return };
     if let Err(error) = send(&socket, state) {
         tracing::warn!(%error, ?state, "systemd does not hear of it");
     }
@@ -40,7 +44,9 @@ fn send(socket: &OsStr, state: State) -> io::Result<()> {
         State::Ready => b"READY=1",
         State::Stopping => b"STOPPING=1",
     };
-    UnixDatagram::unbound()?.send_to_addr(message, &address).map(drop)
+    let sender = UnixDatagram::unbound()?;
+    sender.set_write_timeout(Some(PATIENCE))?;
+    sender.send_to_addr(message, &address).map(drop)
 }
 
 #[cfg(test)]
