@@ -117,10 +117,18 @@ impl Datapath {
         let mut had_ways = false;
         for version in earlier_versions(root) {
             let maps = root.join(version.to_string()).join("maps");
-            if clear(&maps, [map_name::REMOTE_V4, map_name::REMOTE_V6])? {
-                clear(&maps, [map_name::FLOWS_V4, map_name::FLOWS_V6])?;
-                had_ways = true;
+            let ways = tables(&maps, [map_name::REMOTE_V4, map_name::REMOTE_V6])?;
+            let is_empty: Vec<bool> =
+                ways.iter().map(RawTable::is_empty).collect::<Result<_, _>>()?;
+            if is_empty.into_iter().all(|is_empty| is_empty) {
+                continue;
             }
+            let flows = tables(&maps, [map_name::FLOWS_V4, map_name::FLOWS_V6])?;
+            // Before as well: if this ends in between, the next call finds nothing to do.
+            for table in flows.iter().chain(&ways).chain(&flows) {
+                table.clear()?;
+            }
+            had_ways = true;
         }
         Ok(had_ways)
     }
@@ -212,15 +220,10 @@ impl LoadOptions {
     }
 }
 
-/// Empties those of these maps that there are; `false` if nothing was in them.
-fn clear(maps: &Path, names: [&'static str; 2]) -> Result<bool, MapError> {
-    let mut had_any = false;
-    for name in names {
-        if let Some(map) = RawTable::open(name, &maps.join(name))? {
-            had_any |= map.clear()?;
-        }
-    }
-    Ok(had_any)
+/// Those of these maps that there are.
+fn tables(maps: &Path, names: [&'static str; 2]) -> Result<Vec<RawTable>, MapError> {
+    let tables = names.into_iter().map(|name| RawTable::open(name, &maps.join(name)).transpose());
+    tables.flatten().collect()
 }
 
 fn remove_dead_links(

@@ -64,22 +64,27 @@ impl RawTable {
             .map_err(|source| self.access_error("remove from", source))
     }
 
-    /// Removes all that is there at the time of the call; `false` if that is nothing.
-    pub(crate) fn clear(&self) -> Result<bool, MapError> {
-        let keys = self.keys().map_err(|source| self.access_error("walk", source))?;
-        for key in &keys {
+    /// Removes all that is there at the time of the call.
+    pub(crate) fn clear(&self) -> Result<(), MapError> {
+        for key in &self.keys()? {
             self.remove(key)?;
         }
-        Ok(!keys.is_empty())
+        Ok(())
+    }
+
+    /// Whether nothing is there.
+    pub(crate) fn is_empty(&self) -> Result<bool, MapError> {
+        Ok(self.keys()?.is_empty())
     }
 
     /// One that comes or goes during the walk may be missed.
-    fn keys(&self) -> io::Result<BTreeSet<Vec<u8>>> {
+    fn keys(&self) -> Result<BTreeSet<Vec<u8>>, MapError> {
         let mut keys = BTreeSet::new();
         let mut last = Vec::new();
         loop {
             let mut next = vec![0; self.key_bytes];
-            if !self.call(NEXT_KEY, &last, &mut next)? {
+            let found = self.call(NEXT_KEY, &last, &mut next);
+            if !found.map_err(|source| self.access_error("walk", source))? {
                 return Ok(keys);
             }
             last.clone_from(&next);
