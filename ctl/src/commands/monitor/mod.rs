@@ -184,6 +184,9 @@ impl Listener {
             }
         }
         self.show_events().await?;
+        if self.left == 0 {
+            return Ok(());
+        }
         let missed = self.events.get_mut().stop()?;
         self.show_events().await?;
         self.show_missed(&missed)
