@@ -39,17 +39,20 @@ fn after_add_the_pods_interface_is_ready_to_send_however_much_else_is_going_on()
 
 fn state_after_add(pod: &Pod<'_>, network: &Value) -> State {
     let (added, is_added) = mpsc::channel();
+    let (listening, is_listening) = mpsc::channel();
     thread::scope(|scope| {
         // There before, so that it sees the state at once.
         let observer = scope.spawn(move || {
             pod.enter(move || {
                 block_on(async {
                     let netlink = Netlink::open().unwrap();
+                    listening.send(()).unwrap();
                     is_added.recv().unwrap();
                     state(&netlink).await
                 })
             })
         });
+        is_listening.recv().unwrap();
         pod.add(network);
         added.send(()).unwrap();
         observer.join().unwrap()
