@@ -49,7 +49,7 @@ pub struct LinkInfo {
     pub up: bool,
     /// Kind, such as `veth`; empty for a physical device.
     pub kind: String,
-    /// The other end of a veth pair, if that is in another namespace.
+    /// What it is one end of, or on top of, if that is in another namespace: of a veth, the other end.
     pub peer: Option<Peer>,
 }
 

@@ -114,8 +114,7 @@ impl<'n> Picture<'n> {
         }
         let took = started.elapsed();
         if took > SLOW {
-            let text =
-                format!("the datastore took {} ms for this node's records", took.as_millis());
+            let text = format!("the datastore took {} ms for all but its ledger", took.as_millis());
             findings.add(&DATASTORE_SLOW, text);
         }
     }
