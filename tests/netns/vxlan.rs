@@ -39,7 +39,11 @@ fn outer_headers_are_those_that_the_kernels_device_writes() {
             nodes.tell(0);
             assert_eq!(sent_by_the_device(&nodes), before[1] + 1);
 
-            let [by_program, by_device] = [by_program, by_device].map(without_identification);
+            // On Linux 7.2, unlike 6.18, the device takes the last port of its range too, and so for about
+            // half of all hashes the next one.
+            let [ours, theirs] = [&by_program, &by_device].map(|frame| outer_port(frame));
+            assert!([ours, ours + 1].contains(&theirs), "{ends:?}, {tos:#x}: {ours}, {theirs}");
+            let [by_program, by_device] = [by_program, by_device].map(without_variables);
             assert_eq!(by_program, by_device, "{ends:?}, {tos:#x}");
         }
     }
@@ -169,11 +173,18 @@ fn inner_port(frame: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes([*inside.get(tcp)?, *inside.get(tcp + 1)?]))
 }
 
-/// The outer header's identification is another one for each packet, and its checksum with it.
-fn without_identification(mut frame: Vec<u8>) -> Vec<u8> {
+/// The outer source port.
+fn outer_port(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[34], frame[35]])
+}
+
+/// The outer header's identification is another one for each packet, and its checksum with it; source
+/// ports are held against each other by themselves.
+fn without_variables(mut frame: Vec<u8>) -> Vec<u8> {
     assert_eq!(packet::checksum(&frame[14..34]), 0);
     frame[18..20].fill(0);
     frame[24..26].fill(0);
+    frame[34..36].fill(0);
     frame
 }
 
