@@ -1,7 +1,7 @@
 //! What a test needs of the machine, and what becomes of it where that is missing: a skip that can
 //! be seen and counted, or, where everything must run, a failure.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 
 /// Environment variable that turns every skip into a failure.
@@ -23,6 +23,26 @@ pub fn root() -> bool {
     is_root
 }
 
+/// Whether the kernel is of this release or a later one; where it is not, the skip is recorded.
+///
+/// # Panics
+/// As [`root`], and when the kernel's release is no release.
+#[must_use]
+pub fn linux(major: u32, minor: u32) -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("release of the kernel");
+    let is_there = at_least(&release, (major, minor)).expect("release of the kernel");
+    if !is_there {
+        skip(&format!("needs Linux {major}.{minor}"));
+    }
+    is_there
+}
+
+fn at_least(release: &str, wanted: (u32, u32)) -> Option<bool> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    let (major, minor) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    Some((major, minor) >= wanted)
+}
+
 /// Records that the test cannot go on.
 ///
 /// # Panics
@@ -35,5 +55,20 @@ pub fn skip(reason: &str) {
     if let Some(path) = std::env::var_os(SKIP_LOG) {
         let log = OpenOptions::new().create(true).append(true).open(path);
         writeln!(log.expect("open the skip log"), "{test}: {reason}").expect("record the skip");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::at_least;
+
+    #[test]
+    fn releases_are_held_against_each_other_number_by_number() {
+        for release in ["6.7.0-rc1", "6.18.44-fc-v669", "7.2.13+deb14-amd64"] {
+            assert_eq!(at_least(release, (6, 7)), Some(true), "{release}");
+        }
+        for release in ["5.10.0-46-amd64", "6.1.0-56-amd64"] {
+            assert_eq!(at_least(release, (6, 7)), Some(false), "{release}");
+        }
     }
 }
