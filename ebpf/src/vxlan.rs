@@ -3,8 +3,8 @@
 //!
 //! Invariant: on the wire it is what the device would have sent (`vxlan_xmit_one`, `iptunnel_xmit`): no
 //! checksum over UDP, not "don't fragment", the congestion bits of the packet inside. So the other node need not know who wrote
-//! them. Sysctls may tell the device another range of source ports and another TTL, a route another TTL, and it
-//! counts identifications up.
+//! them. Sysctls may tell the device another range of source ports and another TTL, a route another TTL, it
+//! counts identifications up, and on Linux 7.2, unlike 6.18, it takes the last port of the range too.
 //!
 //! What comes in is left to the device, which takes marks off the packet that no program can
 //! (`iptunnel_pull_offloads`): with them, what a pod forwards could not be cut into segments.
