@@ -142,7 +142,10 @@ impl Kernel {
             if device.is_none() {
                 *device = outcome.note(overlay.left(ipv4).await).flatten();
             }
-            if let Some(ifindex) = *device {
+            // Which device is the first is not known where this node has no address at this moment.
+            if let Some(ifindex) = *device
+                && !underlay.addresses.is_empty()
+            {
                 outcome.note(overlay.ensure_addresses(ifindex, wanted_addresses).await);
             }
         }
